@@ -1,0 +1,187 @@
+"""Small shipped networks over flat inputs, written as plain functions.
+
+Kernels are ``[in, out]`` and called ``kernel``, biases ``bias``. Inputs are floats ``[batch, ...]``
+and flattened to ``[batch, features]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from distill_jax import _checks
+from distill_jax.models.functions import floating_images, from_function
+from distill_jax.types import Model, Outputs
+
+
+def logistic_regression(num_classes: int = 2, *, classes: tuple[str, ...] | None = None) -> Model:
+    """Linear logits, ``inputs @ kernel + bias``, all zero at the start.
+
+    Two classes take one output ``z``, read as the logits ``[0, z]``; more take one each. The loss
+    is convex, so a random start would buy nothing: ``init`` does not use its key.
+
+    Args:
+      num_classes: 2 or more.
+      classes: The names of the classes in the order of the logits.
+
+    Returns:
+      A model with params ``{"kernel": [features, outputs], "bias": [outputs]}`` and no state.
+
+    Example:
+      >>> model = logistic_regression()
+      >>> params, _ = model.init(jax.random.key(0), jnp.ones((1, 3)))
+      >>> params["kernel"].shape
+      (3, 1)
+    """
+    check_classes(num_classes, classes)
+    outputs = 1 if num_classes == 2 else num_classes
+
+    def init(key: Array, inputs: Any) -> dict[str, Array]:
+        del key
+        return {"kernel": jnp.zeros((_width(inputs), outputs)), "bias": jnp.zeros(outputs)}
+
+    def apply(params: dict[str, Array], inputs: Any) -> Array:
+        return dense(params, flatten(inputs))
+
+    return from_function(init, apply, classes=classes)
+
+
+def mlp(
+    sizes: Sequence[int],
+    num_classes: int,
+    *,
+    activation: Callable[[Array], Array] = jax.nn.relu,
+    dropout: float | Sequence[float] = 0.0,
+    input_dropout: float = 0.0,
+    classes: tuple[str, ...] | None = None,
+) -> Model:
+    """A multi-layer perceptron with dropout.
+
+    Hidden kernels start from He's normal distribution (variance 2 / in), the head from LeCun's
+    (1 / in), biases at 0. Dropout is inverted: what is kept is divided by the probability of
+    keeping it, so that evaluation needs no scaling.
+
+    Args:
+      sizes: Widths of the hidden layers; none makes a linear model.
+      num_classes: Outputs of the head, 2 or more.
+      activation: After every hidden layer.
+      dropout: Rate in [0, 1) after every hidden layer, or one rate a layer.
+      input_dropout: Rate for the inputs.
+      classes: The names of the classes in the order of the logits.
+
+    Returns:
+      A model with params ``{"hidden": {"0": {"kernel", "bias"}, ...}, "head": {...}}`` and no
+      state. Its features ``"hidden/0"``, ... are taken after the activation, before dropout.
+
+    Raises:
+      ValueError: if a size or a rate is out of range; from ``apply``, if dropout gets no key.
+
+    Example:
+      >>> model = mlp([8], 3, dropout=0.5)
+      >>> inputs = jnp.ones((2, 4))
+      >>> params, state = model.init(jax.random.key(0), inputs)
+      >>> outputs, _ = model.apply(params, state, inputs, key=jax.random.key(1), train=True)
+      >>> outputs.logits.shape, outputs.features["hidden/0"].shape
+      ((2, 3), (2, 8))
+
+    References:
+      He et al., `Delving Deep into Rectifiers <https://arxiv.org/abs/1502.01852>`_, 2015;
+      Srivastava et al., `Dropout <https://jmlr.org/papers/v15/srivastava14a.html>`_, 2014.
+    """
+    check_classes(num_classes, classes)
+    sizes = tuple(sizes)
+    for size in sizes:
+        _checks.at_least(1.0, sizes=size)
+    rates = (dropout,) * len(sizes) if isinstance(dropout, int | float) else tuple(dropout)
+    if len(rates) != len(sizes):
+        raise ValueError(
+            f"dropout must be one rate or one a hidden layer ({len(sizes)}), got {len(rates)}"
+        )
+    for name, rate in (("input_dropout", input_dropout), *(("dropout", rate) for rate in rates)):
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"{name} must lie in [0, 1), got {rate}")
+    drops = any(rates) or bool(input_dropout)
+
+    def init(key: Array, inputs: Any) -> dict[str, Any]:
+        widths = (_width(inputs), *sizes)
+        *keys, head_key = jax.random.split(key, len(sizes) + 1)
+        return {
+            "hidden": {
+                str(i): _dense_init(keys[i], widths[i], widths[i + 1], gain=2.0)
+                for i in range(len(sizes))
+            },
+            "head": _dense_init(head_key, widths[-1], num_classes, gain=1.0),
+        }
+
+    def apply(
+        params: dict[str, Any], inputs: Any, *, key: Array | None = None, train: bool = False
+    ) -> Outputs:
+        if train and drops and key is None:
+            raise ValueError("key is None, and dropout in training needs one: pass key=")
+
+        def drop(x: Array, rate: float, layer: int) -> Array:
+            return _dropout(x, rate, jax.random.fold_in(key, layer)) if train and rate else x
+
+        features = {}
+        x = drop(flatten(inputs), input_dropout, 0)
+        for i, rate in enumerate(rates):
+            x = activation(dense(params["hidden"][str(i)], x))
+            features[f"hidden/{i}"] = x
+            x = drop(x, rate, i + 1)
+        return Outputs(dense(params["head"], x), features)
+
+    return from_function(init, apply, classes=classes)
+
+
+def flatten(inputs: Any) -> Float[Array, "batch features"]:
+    """Inputs ``[batch, ...]`` as ``[batch, features]``.
+
+    Raises:
+      TypeError: if they are not floating point.
+      ValueError: if they have no axis beside the batch.
+    """
+    floating_images(inputs)
+    if inputs.ndim < 2:
+        raise ValueError(f"inputs must have shape [batch, ...features], got {inputs.shape}")
+    return jnp.reshape(inputs, (inputs.shape[0], -1))
+
+
+def dense(params: dict[str, Array], x: Float[Array, "batch in"]) -> Float[Array, "batch out"]:
+    """``x @ kernel + bias``, with an error that names both sizes."""
+    kernel = params["kernel"]
+    if kernel.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"inputs must have the {kernel.shape[0]} features of the kernel {kernel.shape}, "
+            f"got {x.shape}: were the params made for other inputs?"
+        )
+    return x @ kernel + params["bias"][None, :]
+
+
+def check_classes(num_classes: int, classes: tuple[str, ...] | None) -> None:
+    """Raises ValueError where there are fewer than two classes, or their names are not as many."""
+    if num_classes < 2:
+        raise ValueError(
+            f"num_classes must be 2 or more, got {num_classes}: a yes-or-no task has two classes"
+        )
+    if classes is not None and len(classes) != num_classes:
+        raise ValueError(
+            f"classes must name each of the {num_classes} classes, got {len(classes)} names"
+        )
+
+
+def _width(inputs: Any) -> int:
+    return jax.eval_shape(flatten, inputs).shape[1]
+
+
+def _dense_init(key: Array, inputs: int, outputs: int, *, gain: float) -> dict[str, Array]:
+    kernel = jax.random.normal(key, (inputs, outputs)) * (gain / inputs) ** 0.5
+    return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+
+
+def _dropout(x: Array, rate: float, key: Array) -> Array:
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0)

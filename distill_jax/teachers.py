@@ -1,0 +1,318 @@
+"""Teachers: a stable prediction function with its variables, as one pytree.
+
+A teacher passes through ``jit``, ``vmap`` and ``scan`` as an argument, so that its variables are
+never constants in a compiled program. It always runs in evaluation mode, and gets no gradient.
+
+``predict`` is part of the pytree's structure: two teachers whose ``predict`` is equal share one
+compiled program. Hence everything here makes it from frozen dataclasses and bound methods, which
+compare by content, and never from a fresh lambda.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from distill_jax import _checks
+from distill_jax.logits import two_class
+from distill_jax.types import Model, Outputs, Params, State
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "state"],
+    meta_fields=["predict", "classes"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Teacher:
+    """Calls ``predict(params, state, inputs)``; no gradient passes through.
+
+    For a gradient through a teacher to its inputs, call ``predict`` itself.
+
+    Attributes:
+      predict: ``(params, state, inputs) -> Outputs``, a function that compares equal between
+        teachers of one kind.
+      params: Arrays.
+      state: Arrays, batch statistics for example.
+      classes: The names of the classes in the order of the logits, where they are known.
+    """
+
+    predict: Callable[[Params, State, Any], Outputs]
+    params: Params
+    state: State = dataclasses.field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+
+    def __call__(self, inputs: Any) -> Outputs:
+        return jax.lax.stop_gradient(self.predict(self.params, self.state, inputs))
+
+
+def teacher(model: Model, params: Params, state: State) -> Teacher:
+    """A model with its variables, as a teacher.
+
+    Example:
+      >>> from distill_jax.models import logistic_regression
+      >>> model, inputs = logistic_regression(3), jnp.ones((2, 4))
+      >>> wise = teacher(model, *model.init(jax.random.key(0), inputs))
+      >>> jax.jit(lambda teacher, inputs: teacher(inputs).logits)(wise, inputs).shape
+      (2, 3)
+    """
+    return Teacher(model.predict, params, state, model.classes)
+
+
+def from_function(
+    predict: Callable[[Params, Any], Array | Outputs],
+    params: Params,
+    *,
+    classes: tuple[str, ...] | None = None,
+) -> Teacher:
+    """Any function ``(params, inputs) -> logits or Outputs`` as a teacher.
+
+    Args:
+      predict: Define it once, at module level for example: a fresh lambda is a new function each
+        time, and compiles anew. A single output ``z`` becomes the classes ``[0, z]``.
+      params: Its arrays.
+      classes: The names of the classes in the order of the logits.
+    """
+    return Teacher(_Function(predict), params, {}, classes)
+
+
+def ensemble(
+    teachers: Sequence[Teacher],
+    weights: Sequence[float] | Float[Array, " teachers"] | None = None,
+    *,
+    mix: Literal["probability", "log"] = "probability",
+) -> Teacher:
+    r"""Several teachers as one.
+
+    ``"probability"`` has the logits :math:`\log \sum_m w_m p_m(k)`: a class is possible if one
+    member thinks so. ``"log"`` has :math:`\sum_m w_m \log p_m(k)`, the geometric mean before
+    normalising: a class is impossible if one member thinks so. Members whose weight is 0 have no
+    say in either. If every class is impossible to some member, ``"log"`` has no distribution left.
+
+    Args:
+      teachers: One or more, with the same classes in the same order.
+      weights: One a teacher, >= 0, divided by their sum; equal by default. They are leaves of the
+        result, and may be traced.
+      mix: Where the mean is taken.
+
+    Returns:
+      A teacher without features. Its params are ``{"members": [...], "weights": ...}``.
+
+    Raises:
+      ValueError: if there are no teachers, their classes differ, or the weights are wrong.
+
+    Example:
+      >>> sure = from_function(lambda params, inputs: inputs + params, jnp.array([0.0, 50.0]))
+      >>> unsure = from_function(lambda params, inputs: inputs + params, jnp.zeros(2))
+      >>> both = ensemble([sure, unsure], [1.0, 3.0])
+      >>> print(jax.nn.softmax(both(jnp.zeros((1, 2))).logits))
+      [[0.375 0.625]]
+    """
+    teachers = tuple(teachers)
+    if not teachers:
+        raise ValueError("teachers must be one or more, got none")
+    if mix not in ("probability", "log"):
+        raise ValueError(f'mix must be "probability" or "log", got {mix!r}')
+    declared = [(i, t.classes) for i, t in enumerate(teachers) if t.classes is not None]
+    classes = declared[0][1] if declared else None
+    for i, others in declared:
+        if others != classes:
+            raise ValueError(
+                f"teachers must have the same classes in the same order: teachers[{i}] has "
+                f"{others}, teachers[{declared[0][0]}] {classes}; see reorder"
+            )
+    return Teacher(
+        _Ensemble(tuple(t.predict for t in teachers), mix),
+        {
+            "members": [t.params for t in teachers],
+            "weights": _normalised(weights, len(teachers)),
+        },
+        [t.state for t in teachers],
+        classes,
+    )
+
+
+def reorder(teacher: Teacher, classes: Sequence[str]) -> Teacher:
+    """The same teacher with its classes in another order.
+
+    Args:
+      teacher: One that declares its classes.
+      classes: The same names in the order wanted.
+
+    Raises:
+      ValueError: if the teacher declares no classes, or others.
+
+    Example:
+      >>> pets = from_function(lambda params, inputs: inputs + params, 0.0, classes=("cat", "dog"))
+      >>> print(reorder(pets, ["dog", "cat"])(jnp.array([[1.0, 2.0]])).logits)
+      [[2. 1.]]
+    """
+    classes = tuple(classes)
+    if teacher.classes is None:
+        raise ValueError(
+            "teacher must declare its classes to be reordered: make it with classes=(...)"
+        )
+    if sorted(classes) != sorted(teacher.classes):
+        raise ValueError(
+            f"classes must be those of the teacher, {list(teacher.classes)}, in another order, "
+            f"got {list(classes)}"
+        )
+    order = jnp.asarray([teacher.classes.index(name) for name in classes])
+    # The order lies in the state: as a parameter, an integer would be in the way of jax.grad.
+    state = {"teacher": teacher.state, "order": order}
+    return Teacher(_Reorder(teacher.predict), teacher.params, state, classes)
+
+
+def start_average(params: PyTree) -> PyTree:
+    """The start of a moving average: a copy of ``params`` with floats as float32 or better.
+
+    It starts at the params themselves and not at 0, so there is no bias to correct.
+    """
+    return jax.tree.map(_wide, params)
+
+
+def update_average(average: PyTree, params: PyTree, decay: float | Float[Array, ""]) -> PyTree:
+    """One step of an exponential moving average, ``decay * average + (1 - decay) * params``.
+
+    Early on, a shorter memory forgets the random start: pass
+    ``decay=jnp.minimum(decay, (1 + step) / (10 + step))``. For an average of batch statistics as
+    well, average ``(params, state)``.
+
+    Args:
+      average: From :func:`start_average`, or the last call.
+      params: The current values, same structure. Integers, booleans and keys are copied.
+      decay: In [0, 1]; may be traced.
+
+    Returns:
+      The new average, floats in the dtype of ``average``.
+
+    Raises:
+      ValueError: if the structures differ, or a decay known beforehand is out of range.
+
+    Example:
+      >>> average = start_average({"kernel": jnp.zeros(2, jnp.bfloat16)})
+      >>> update_average(average, {"kernel": jnp.ones(2, jnp.bfloat16)}, 0.75)
+      {'kernel': Array([0.25, 0.25], dtype=float32)}
+    """
+    _checks.scalar(decay=decay)
+    _checks.between(0.0, 1.0, decay=decay)
+    if jax.tree.structure(average) != jax.tree.structure(params):
+        raise ValueError(
+            f"params must have the structure of average, {jax.tree.structure(average)}, "
+            f"got {jax.tree.structure(params)}"
+        )
+
+    def step(old: Array, new: Array) -> Array:
+        _checks.same_shape(average=old, params=new)
+        if not jnp.issubdtype(jnp.result_type(old), jnp.inexact):
+            return new
+        # Written as a difference: nothing moves, to the bit, where the two are equal.
+        return (old + (1.0 - decay) * (new - old)).astype(old.dtype)
+
+    return jax.tree.map(step, average, params)
+
+
+def precompute(
+    teacher: Teacher, inputs: Any, *, batch_size: int = 1024
+) -> Float[np.ndarray, "n ... classes"]:
+    """All of a teacher's logits, in host memory.
+
+    Runs compiled, a batch at a time; the last one is filled up with its own last row, so that one
+    program serves all.
+
+    Args:
+      teacher: Any teacher.
+      inputs: An array or a pytree of arrays, ``[n, ...]``.
+      batch_size: Rows at a time.
+
+    Returns:
+      Logits ``[n, ..., classes]`` in the teacher's dtype.
+
+    Raises:
+      ValueError: if there are no rows, arrays of different length, or ``batch_size < 1``.
+    """
+    _checks.at_least(1.0, batch_size=batch_size)
+    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(inputs)}
+    if len(lengths) != 1 or not all(min(lengths, default=())):
+        raise ValueError(
+            f"inputs must be arrays [n, ...] with one n > 0, got leading axes {sorted(lengths)}"
+        )
+    ((n,),) = lengths
+    batch_size = min(int(batch_size), n)
+    batches = []
+    for start in range(0, n, batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), n - 1)
+        batch = jax.tree.map(lambda x, rows=rows: x[rows], inputs)
+        batches.append(np.asarray(_logits(teacher, batch)))
+    return np.concatenate(batches)[:n]
+
+
+@jax.jit
+def _logits(teacher: Teacher, inputs: Any) -> Array:
+    return teacher(inputs).logits
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function:
+    predict: Callable[[Params, Any], Array | Outputs]
+
+    def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
+        made = self.predict(params, inputs)
+        outputs = made if isinstance(made, Outputs) else Outputs(made)
+        return outputs._replace(logits=two_class(outputs.logits))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reorder:
+    predict: Callable[..., Outputs]
+
+    def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
+        outputs = self.predict(params, state["teacher"], inputs)
+        _checks.shape((*outputs.logits.shape[:-1], len(state["order"])), logits=outputs.logits)
+        return outputs._replace(logits=jnp.take(outputs.logits, state["order"], axis=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ensemble:
+    members: tuple[Callable[..., Outputs], ...]
+    mix: str
+
+    def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
+        outputs = [
+            predict(p, s, inputs)
+            for predict, p, s in zip(self.members, params["members"], state, strict=True)
+        ]
+        logits = {f"logits of teachers[{i}]": o.logits for i, o in enumerate(outputs)}
+        _checks.same_shape(**logits)
+        log_p = jnp.stack([jax.nn.log_softmax(_wide(o.logits), axis=-1) for o in outputs])
+        weights = params["weights"].reshape((-1,) + (1,) * (log_p.ndim - 1))
+        heard = weights > 0  # keeps 0 * -inf, and whatever a silent member says, out
+        if self.mix == "log":
+            return Outputs(jnp.where(heard, weights * jnp.where(heard, log_p, 0.0), 0.0).sum(0))
+        log_w = jnp.log(jnp.where(heard, weights, 1.0))
+        return Outputs(jax.nn.logsumexp(jnp.where(heard, log_w + log_p, -jnp.inf), axis=0))
+
+
+def _normalised(weights: Any, number: int) -> Float[Array, " teachers"]:
+    weights = jnp.ones(number) if weights is None else jnp.asarray(weights)
+    _checks.shape((number,), weights=weights)
+    _checks.at_least(0.0, weights=weights)
+    value = _checks.known(weights)
+    if value is not None and not value.sum() > 0:
+        raise ValueError(f"weights must not all be 0, got {value}")
+    weights = _wide(weights.astype(jnp.result_type(weights, jnp.float32)))
+    return weights / weights.sum()
+
+
+def _wide(x: Any) -> Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
