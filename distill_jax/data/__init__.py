@@ -1,0 +1,23 @@
+"""Data: where it lies, whether it is sound, and how it is cut into batches.
+
+A data set is a mapping of named arrays that share their leading axis (a ``Batch``, just longer):
+``inputs``, often ``labels`` or ``targets``, and optionally ``where``.
+"""
+
+from __future__ import annotations
+
+from distill_jax.data.batching import batch_indices, batches, padded_batches, split, take
+from distill_jax.data.checking import check
+from distill_jax.data.files import download, folder, mnist
+
+__all__ = [
+    "batch_indices",
+    "batches",
+    "check",
+    "download",
+    "folder",
+    "mnist",
+    "padded_batches",
+    "split",
+    "take",
+]

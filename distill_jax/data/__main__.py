@@ -1,0 +1,28 @@
+"""Downloads a data set: ``python -m distill_jax.data mnist``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from distill_jax.data.files import MIRROR, cache, download
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m distill_jax.data", description=__doc__)
+    parser.add_argument("name", choices=["mnist"], help="the data set")
+    parser.add_argument("--to", metavar="FOLDER", help=f"where to put it (default {cache()}/NAME)")
+    parser.add_argument("--url", default=MIRROR, help="where the files are (default %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        place = download(args.name, to=args.to, url=args.url)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.name} is in {place}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Is a data set sound? Asked on the host, once, before the first step."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from distill_jax import _checks
+
+
+def check(
+    data: Mapping[str, Array | np.ndarray],
+    *,
+    batch_size: int | None = None,
+    num_classes: int | None = None,
+) -> None:
+    """Raises an error that names the column, if the data cannot be trained on.
+
+    Rows whose ``where`` is False may hold anything. A column that is traced passes the checks of
+    its values, and not those of its shape and dtype.
+
+    Args:
+      data: Named arrays with one leading axis.
+      batch_size: Rows in a batch; must lie between 1 and the number of rows.
+      num_classes: Labels must be below it.
+
+    Raises:
+      TypeError: if ``labels`` are not integers, or ``where`` is not boolean.
+      ValueError: if there is no column or no row, if columns differ in length, if a floating
+        column has NaN or infinite rows (``-inf`` is allowed in columns whose name ends with
+        ``logits``: it forbids a class), or if labels or ``batch_size`` are out of range.
+
+    Example:
+      >>> check({"inputs": np.ones((3, 2)), "labels": np.array([0, 1, 2])}, num_classes=2)
+      Traceback (most recent call last):
+        ...
+      ValueError: labels must lie in 0 ... 1 for 2 classes, got values from 0 to 2
+    """
+    n = _rows(data)
+    if batch_size is not None and not 1 <= operator.index(batch_size) <= n:
+        raise ValueError(f"batch_size must lie between 1 and the {n} rows, got {batch_size}")
+    if "where" in data:
+        _checks.boolean(where=data["where"])
+    where = _checks.known(data.get("where", np.ones(n, bool)))
+    if "labels" in data:
+        _checks.integer(labels=data["labels"])
+    if where is None:  # which rows count is not known yet
+        return
+    counted = where.reshape(n, -1).any(axis=1)
+    for name, column in data.items():
+        values = _checks.known(column)
+        if values is not None and jnp.issubdtype(values.dtype, jnp.floating):
+            _finite(name, values if counted.all() else values[counted])
+    if "labels" in data:
+        _labels(_checks.known(data["labels"]), where, num_classes)
+
+
+def _rows(data: Mapping[str, Any]) -> int:
+    if not data:
+        raise ValueError("data must have a column or more, such as inputs, got none")
+    for name, column in data.items():
+        if jnp.ndim(column) < 1:
+            raise ValueError(f"{name} must have a leading axis of rows, got a scalar")
+    lengths = {name: jnp.shape(column)[0] for name, column in data.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns of data must have one length, got {lengths}")
+    n = next(iter(lengths.values()))
+    if n == 0:
+        raise ValueError(f"data must have a row or more, got none in {list(data)}")
+    return n
+
+
+def _finite(name: str, values: np.ndarray) -> None:
+    bad = ~np.isfinite(values)
+    if name.endswith("logits"):
+        bad &= ~np.isneginf(values)
+    rows = int(bad.reshape(len(values), -1).any(axis=1).sum()) if values.size else 0
+    if rows:
+        raise ValueError(
+            f"{name} must be finite, got NaN or inf in {rows} of {len(values)} rows: mend or drop "
+            "them, or mark them with where=False"
+        )
+
+
+def _labels(labels: np.ndarray | None, where: np.ndarray, num_classes: int | None) -> None:
+    if labels is None:
+        return
+    if where.shape != labels.shape[: where.ndim]:
+        raise ValueError(
+            f"where must have the shape of labels or its leading axes, {labels.shape}, got "
+            f"{where.shape}"
+        )
+    counted = labels[where]
+    if num_classes is not None:
+        _checks.labels_below(num_classes, labels=counted)
+    elif counted.size and counted.min() < 0:
+        raise ValueError(f"labels must be 0 or more, got {counted.min()}")
