@@ -1,0 +1,121 @@
+"""Checks at trace time. Shapes and dtypes are static, so they cost nothing under ``jit``.
+
+A value that is traced is not known yet, and passes; one that is known must be right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def known(value: Any) -> np.ndarray | None:
+    """The value as a NumPy array, or None while it is traced."""
+    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+
+
+def floating(**arrays: Any) -> None:
+    for name, x in arrays.items():
+        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            raise TypeError(
+                f"{name} must be floating point, got {jnp.result_type(x)}: "
+                f"convert it with {name}.astype(jnp.float32)"
+            )
+
+
+def integer(**arrays: Any) -> None:
+    for name, x in arrays.items():
+        if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
+            raise TypeError(f"{name} must be integers, got {jnp.result_type(x)}")
+
+
+def boolean(**arrays: Any) -> None:
+    for name, x in arrays.items():
+        if jnp.result_type(x) != jnp.bool_:
+            raise TypeError(
+                f"{name} must be booleans (True counts), got {jnp.result_type(x)}: "
+                f"write {name} > 0 if it holds 0 and 1"
+            )
+
+
+def shape(expected: tuple[int, ...], **arrays: Any) -> None:
+    for name, x in arrays.items():
+        if jnp.shape(x) != expected:
+            raise ValueError(f"{name} must have shape {expected}, got {jnp.shape(x)}")
+
+
+def same_shape(**arrays: Any) -> None:
+    (first, x), *others = arrays.items()
+    for name, y in others:
+        if jnp.shape(y) != jnp.shape(x):
+            raise ValueError(
+                f"{name} must have the shape of {first}, {jnp.shape(x)}, got {jnp.shape(y)}"
+            )
+
+
+def classes_axis(**arrays: Any) -> None:
+    for name, x in arrays.items():
+        if jnp.ndim(x) < 1 or jnp.shape(x)[-1] < 2:
+            raise ValueError(
+                f"{name} must have shape [..., classes] with two classes or more, got "
+                f"{jnp.shape(x)}: a single output z is the two classes [0, z], see two_class"
+            )
+
+
+def scalar(**values: Any) -> None:
+    for name, value in values.items():
+        if jnp.ndim(value) != 0:
+            raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}")
+
+
+def positive(**values: Any) -> None:
+    for name, value in values.items():
+        x = known(value)
+        if x is not None and not (np.isfinite(x).all() and (x > 0).all()):
+            raise ValueError(f"{name} must be finite and > 0, got {value}")
+
+
+def at_least(low: float, **values: Any) -> None:
+    for name, value in values.items():
+        x = known(value)
+        if x is not None and not (np.isfinite(x).all() and (x >= low).all()):
+            raise ValueError(f"{name} must be finite and >= {low}, got {value}")
+
+
+def between(low: float, high: float, **values: Any) -> None:
+    for name, value in values.items():
+        x = known(value)
+        if x is not None and not ((x >= low).all() and (x <= high).all()):
+            raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
+
+
+def finite(**values: Any) -> None:
+    for name, value in values.items():
+        x = known(value)
+        if x is not None and not np.isfinite(x).all():
+            raise ValueError(f"{name} must be finite, got {value}")
+
+
+def labels_below(num_classes: int, **arrays: Any) -> None:
+    for name, labels in arrays.items():
+        x = known(labels)
+        if x is not None and x.size and (x.min() < 0 or x.max() >= num_classes):
+            raise ValueError(
+                f"{name} must lie in 0 ... {num_classes - 1} for {num_classes} classes, "
+                f"got values from {x.min()} to {x.max()}"
+            )
+
+
+def class_order(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None, who: str) -> None:
+    """Two declared class orders must be one; an undeclared one is taken on trust."""
+    if ours is None or theirs is None or ours == theirs:
+        return
+    if sorted(ours) == sorted(theirs):
+        raise ValueError(
+            f"{who} orders its classes as {list(theirs)}, the student as {list(ours)}: "
+            f"bring it to the student's order with teachers.reorder({who}, {list(ours)})"
+        )
+    raise ValueError(f"{who} has the classes {list(theirs)}, the student {list(ours)}")

@@ -1,0 +1,213 @@
+"""From logits to rows: the two drivers that every loss over classes runs through.
+
+A *core* is ``core(student, teacher, *options) -> rows`` over dense, clean, float32 blocks
+``[..., classes]``. It knows nothing of masks, dtypes or memory. ``rows`` gives unreduced values and
+composes with every transform; ``total`` gives a weighted sum, takes the gradient block by block in
+the forward pass, and so never holds an array of the size of the logits but the gradient itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from distill_jax import _checks
+
+Core = Callable[..., Array]
+
+
+def two_class(logits: Float[Array, "*batch outputs"]) -> Float[Array, "*batch classes"]:
+    """A single output ``z`` as the two classes ``[0, z]``; anything wider as it is.
+
+    The softmax of the result is ``[1 - sigmoid(z), sigmoid(z)]``, and argmax says ``z > 0``.
+
+    Example:
+      >>> two_class(jnp.array([[2.0], [-1.0]]))
+      Array([[ 0.,  2.],
+             [ 0., -1.]], dtype=float32)
+    """
+    if logits.shape[-1] != 1:
+        return logits
+    return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
+
+
+def rows(
+    core: Core,
+    student_logits: Float[Array, "*batch classes"],
+    teacher_logits: Float[Array, "*batch classes"],
+    *options: Any,
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Runs a core over two dense arrays: checks, float32 or better, masks.
+
+    Masked rows are replaced before the core sees them, so that whatever they hold, NaN included,
+    reaches neither value nor gradient.
+
+    Args:
+      core: ``core(student, teacher, *options) -> rows``.
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
+      *options: Scalars, cast to the dtype of the arithmetic.
+      where: Rows to count, ``[...]``; the others get value 0 and gradient 0.
+
+    Returns:
+      ``[...]``, float32 or better.
+    """
+    _checks.floating(student_logits=student_logits, teacher_logits=teacher_logits)
+    _checks.classes_axis(student_logits=student_logits)
+    _checks.same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
+    dtype = jnp.promote_types(jnp.result_type(student_logits, teacher_logits), jnp.float32)
+    student, teacher = (jnp.asarray(x, dtype) for x in (student_logits, teacher_logits))
+    scalars = (jnp.asarray(option, dtype) for option in options)
+    if where is None:
+        return core(student, teacher, *scalars)
+    _checks.boolean(where=where)
+    _checks.shape(student.shape[:-1], where=where)
+    where = jnp.asarray(where)
+    student, teacher = (jnp.where(where[..., None], x, 0.0) for x in (student, teacher))
+    return jnp.where(where, core(student, teacher, *scalars), 0.0)
+
+
+def total(
+    loss: Callable[..., Array],
+    student_logits: Float[Array, "*batch classes"],
+    against: Array,
+    *,
+    where: Bool[Array, "*batch"] | None = None,
+    weights: Float[Array, "*batch"] | None = None,
+    chunk: int | None = None,
+    **options: Any,
+) -> tuple[Float[Array, ""], Float[Array, "*batch"]]:
+    """The weighted sum of a loss over all rows, with the gradient made in the forward pass.
+
+    Equal to ``(weights * loss(student_logits, against, where=where, **options)).sum()`` and its
+    gradient, in less time and memory when there are many classes: a block of rows is read once,
+    gives its values and its gradient, and is forgotten. Only gradients that are asked for are
+    computed. Reverse mode and jvp-of-grad work; direct forward mode does not.
+
+    Args:
+      loss: A loss of this package over logits, for example ``forward_kl`` or ``cross_entropy``;
+        not one that couples examples.
+      student_logits: ``[..., classes]``.
+      against: What the loss takes second: the teacher's logits or target probabilities,
+        ``[..., classes]``, or labels, ``[...]``.
+      where: Rows to count, ``[...]``.
+      weights: A factor for each row, ``[...]``; 1 where None.
+      chunk: Rows in one block; None takes about a megabyte of logits.
+      **options: The loss's scalar options, traced or not.
+
+    Returns:
+      The sum, a scalar, and the unweighted rows, ``[...]``. No gradient flows through the rows.
+
+    Raises:
+      ValueError: if shapes differ, ``chunk`` is not positive, or an option is out of its range.
+
+    Example:
+      >>> from distill_jax.losses import forward_kl
+      >>> student, teacher = jnp.zeros((4, 3)), jnp.eye(4, 3)
+      >>> value, _ = total(forward_kl, student, teacher, chunk=2)
+      >>> bool(jnp.isclose(value, forward_kl(student, teacher).sum()))
+      True
+    """
+    _checks.floating(student_logits=student_logits)
+    _checks.classes_axis(student_logits=student_logits)
+    batch, classes = student_logits.shape[:-1], student_logits.shape[-1]
+    if against.shape[: len(batch)] != batch:
+        raise ValueError(
+            f"against must begin with the axes {batch} of student_logits, got {against.shape}"
+        )
+    for name, x in (("where", where), ("weights", weights)):
+        if x is not None:
+            _checks.shape(batch, **{name: x})
+    chunk = max(1, 262_144 // classes) if chunk is None else chunk
+    _checks.positive(chunk=chunk)
+    # Checked here, where options are still known; in the blocks they are traced.
+    jax.eval_shape(lambda s, a, m: loss(s, a, where=m, **options), student_logits, against, where)
+    dtype = jnp.promote_types(student_logits.dtype, jnp.float32)
+    count = math.prod(batch)
+    if count == 0:
+        return jnp.zeros((), dtype), jnp.zeros(batch, dtype)
+    tail = len(batch)
+    value, per_row = _total(
+        (loss, min(chunk, count)),
+        tuple(x.reshape(count, *x.shape[tail:]) for x in (student_logits, against)),
+        {name: jnp.asarray(option, dtype) for name, option in options.items()},
+        jnp.ones(count, dtype) if weights is None else weights.reshape(count).astype(dtype),
+        jnp.ones(count, bool) if where is None else where.reshape(count),
+    )
+    return value, jax.lax.stop_gradient(per_row).reshape(batch)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _total(static, pair, options, weights, live):
+    loss, chunk = static
+
+    def block(pair, w, m):
+        out = loss(*pair, where=m, **options)
+        return (w * out).sum(), out
+
+    return _scan(block, chunk, (pair, weights, live))
+
+
+def _total_fwd(static, pair, options, weights, live):
+    # Symbolic zeros tell which inputs a gradient is asked for; the others cost nothing.
+    loss, chunk = static
+    values = tuple(x.value for x in pair), {name: x.value for name, x in options.items()}
+    wants = [i for i, x in enumerate(pair) if x.perturbed]
+    wants_options = [name for name, x in options.items() if x.perturbed]
+
+    def block(pair, w, m):
+        def of(chosen, chosen_options):
+            full = tuple(chosen.get(i, x) for i, x in enumerate(pair))
+            return loss(*full, where=m, **{**values[1], **chosen_options})
+
+        out, pull = jax.vjp(
+            of, {i: pair[i] for i in wants}, {name: values[1][name] for name in wants_options}
+        )
+        per_row, shared = pull(w.astype(out.dtype))
+        return ((w * out).sum(), shared), (out, per_row)
+
+    (value, shared), (out, per_row) = _scan(block, chunk, (values[0], weights.value, live.value))
+    return (value, out), (per_row, shared, out)
+
+
+def _total_bwd(static, residuals, cotangents):
+    per_row, shared, out = residuals
+    slope, _ = cotangents  # the rows are behind a stop_gradient
+
+    def scaled(grad):
+        return None if grad is None else (slope * grad).astype(grad.dtype)
+
+    pair = tuple(scaled(per_row.get(i)) for i in range(2))
+    return pair, shared, scaled(out), None
+
+
+_total.defvjp(_total_fwd, _total_bwd, symbolic_zeros=True)
+
+
+def _scan(block: Callable, chunk: int, arrays: Any) -> tuple[Any, Any]:
+    """Sums ``block``'s first result over blocks of rows, and concatenates its second."""
+    count = len(jax.tree.leaves(arrays)[0])
+    whole = count // chunk * chunk
+    heads = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk, *x.shape[1:]), arrays)
+    zeros = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype),
+        jax.eval_shape(lambda xs: block(*xs)[0], jax.tree.map(lambda x: x[0], heads)),
+    )
+
+    def step(carry, xs):
+        sums, out = block(*xs)
+        return jax.tree.map(jnp.add, carry, sums), out
+
+    sums, out = jax.lax.scan(step, zeros, heads)
+    out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+    if whole < count:
+        sums, last = step(sums, jax.tree.map(lambda x: x[whole:], arrays))
+        out = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, last)
+    return sums, out

@@ -1,0 +1,57 @@
+"""Words that every floor shares: what a model is, what it returns, what a batch is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, PyTree
+
+Batch = Mapping[str, Array]
+"""Named arrays with one leading axis: ``inputs``, often ``labels`` or ``targets``, and
+optionally ``where`` (``[batch]`` booleans: False rows are padding and count nowhere)."""
+
+Params = PyTree
+"""Arrays that gradients reach."""
+
+State = PyTree
+"""Arrays that a forward pass in training mode replaces, batch statistics for example."""
+
+
+class Outputs(NamedTuple):
+    """What a model says about a batch.
+
+    Attributes:
+      logits: Unnormalised log-probabilities, ``[batch, ..., classes]``. There are always two
+        classes or more: a model with one output ``z`` has the logits ``[0, z]``.
+      features: Hidden arrays by the path of the module that made them (``"blocks/0"``).
+    """
+
+    logits: Array
+    features: Mapping[str, Array] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A pair of pure functions; parameters live outside.
+
+    ``params, state = model.init(key, inputs)`` and
+    ``outputs, state = model.apply(params, state, inputs, key=key, train=True)``.
+
+    Hashed by its functions, so that one model object is compiled once: make it once, and keep it.
+
+    Attributes:
+      init: ``(key, inputs) -> (params, state)``; only shape and dtype of ``inputs`` matter.
+      apply: ``(params, state, inputs, *, key=None, train=False) -> (Outputs, state)``.
+      classes: The names of the classes in the order of the logits, where they are known. Two
+        models that both declare them must agree before one can teach the other.
+    """
+
+    init: Callable[[Array, Any], tuple[Params, State]]
+    apply: Callable[..., tuple[Outputs, State]]
+    classes: tuple[str, ...] | None = None
+
+    def predict(self, params: Params, state: State, inputs: Any) -> Outputs:
+        """Outputs in evaluation mode: no dropout, stored batch statistics."""
+        return self.apply(params, state, inputs, key=None, train=False)[0]
