@@ -1,0 +1,44 @@
+"""What the README says to run does run."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_blocks_run() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_two_commands_set_everything_up() -> None:
+    """One for the main job, one for the tests; ``.ci/run`` runs the latter as it stands here."""
+    commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
+    (job,) = [line for line in commands if line.endswith("examples/quickstart.py")]
+    (tests,) = [line for line in commands if "pytest" in line]
+    assert commands == [job, tests]
+    assert (ROOT / "examples" / "quickstart.py").is_file()
+
+
+def test_links_lead_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    broken = [
+        f"{page.relative_to(ROOT)}: {link}"
+        for page in pages
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if "://" not in link and not (page.parent / link).exists()
+    ]
+    assert not broken
+
+
+def test_every_loss_is_in_the_table_of_losses() -> None:
+    from distill_jax import losses
+
+    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `(\w+)", page, re.MULTILINE))
+    assert named == set(losses.__all__)
