@@ -1,0 +1,43 @@
+"""A progress bar with the parts of the loss and the rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import rich.progress as rich
+
+
+class Progress:
+    """A context manager around a bar of steps; silent where there is no terminal."""
+
+    def __init__(self, steps: int, *, shown: bool = True):
+        self._bar = rich.Progress(
+            rich.TextColumn("{task.completed:>6.0f}/{task.total:.0f}"),
+            rich.BarColumn(),
+            rich.TextColumn("{task.fields[rate]}"),
+            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[parts]}"),
+            disable=not shown,
+        )
+        if not self._bar.console.is_terminal:
+            self._bar.disable = True
+        self._task = self._bar.add_task("", total=steps, rate="", parts="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, parts: Mapping[str, float]) -> None:
+        speed = self._bar.tasks[0].speed
+        self._bar.update(
+            self._task,
+            completed=done,
+            rate=f"{speed:.1f} steps/s" if speed else "",
+            parts="  ".join(f"{name} {value:.4g}" for name, value in parts.items()),
+        )
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(text)

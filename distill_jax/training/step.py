@@ -1,0 +1,183 @@
+"""One optimizer step as a pure function; ``run`` and ``fit`` scan over it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from distill_jax import _checks
+from distill_jax import teachers as teachers_
+from distill_jax.objectives import Context, Objective
+from distill_jax.teachers import Teacher
+from distill_jax.types import Batch, Model, Outputs, Params, State
+
+AVERAGE = "average"
+"""The name under which a student's moving average teaches it."""
+
+Augment = Callable[[Array, dict[str, Any]], dict[str, Any]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a resumed run needs; never the teachers.
+
+    Attributes:
+      step: Optimizer steps taken.
+      params: The student's parameters.
+      state: The student's mutable state.
+      term_params: Parameters that terms own, by term.
+      term_state: State that terms own, by term.
+      opt_state: The optimizer's, over ``{"student": params, "terms": term_params}``.
+      average: Moving average of ``(params, state)``, or None.
+      key: Every step's key is folded from it and ``step``.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    state: State
+    term_params: dict[str, PyTree]
+    term_state: dict[str, PyTree]
+    opt_state: PyTree
+    average: PyTree
+    key: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is fixed in a compiled step. Equal recipes share one program."""
+
+    model: Model
+    optimizer: optax.GradientTransformation
+    augment: Augment | None = None
+    averaging: bool = False
+
+    def init(
+        self, objective: Objective, batch: Batch, teachers: Mapping[str, Teacher], key: Array
+    ) -> TrainState:
+        """The state before the first step; of ``batch`` only shapes and dtypes matter."""
+        key_model, key_terms, key_steps = jax.random.split(key, 3)
+        params, state = self.model.init(key_model, batch["inputs"])
+        context = jax.eval_shape(
+            lambda: self.context(params, state, batch, teachers, jnp.zeros((), jnp.int32), key)[0]
+        )
+        term_params, term_state = objective.init(key_terms, context)
+        average = teachers_.start_average((params, state)) if self.averaging else None
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            state=state,
+            term_params=term_params,
+            term_state=term_state,
+            opt_state=self.optimizer.init({"student": params, "terms": term_params}),
+            average=average,
+            key=key_steps,
+        )
+
+    def context(
+        self,
+        params: Params,
+        state: State,
+        batch: Batch,
+        outputs: Mapping[str, Any],
+        step: Array,
+        key: Array,
+    ) -> tuple[Context, State]:
+        """Runs the student in training mode, and teachers that have not been run yet."""
+        key_model, key_terms = jax.random.split(key)
+        student, state = self.model.apply(params, state, batch["inputs"], key=key_model, train=True)
+        taught = {
+            name: t if isinstance(t, Outputs) else t(batch.get("teacher_inputs", batch["inputs"]))
+            for name, t in outputs.items()
+        }
+        return Context(student, taught, batch, step, key_terms), state
+
+    def step(
+        self,
+        train: TrainState,
+        batch: Batch,
+        objective: Objective,
+        teachers: Mapping[str, Teacher],
+        decay: Float[Array, ""] | None = None,
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        """One step: a new state, and ``loss`` with each term's mean by name."""
+        key, key_augment = jax.random.split(jax.random.fold_in(train.key, train.step))
+        # Whatever cuts the batch out of its array stays out of the step's arithmetic, so that run
+        # and fit, which cut differently, give the same bits.
+        batch = jax.lax.optimization_barrier(dict(batch))
+        if self.augment is not None:
+            batch = self.augment(key_augment, batch)
+        teachers = dict(teachers)
+        if self.averaging:
+            teachers[AVERAGE] = teachers_.teacher(self.model, *train.average)
+        inputs = batch.get("teacher_inputs", batch["inputs"])
+        outputs = {name: teacher(inputs) for name, teacher in teachers.items()}
+
+        def value(trainable):
+            context, state = self.context(
+                trainable["student"], train.state, batch, outputs, train.step, key
+            )
+            scalar, (parts, term_state) = objective(trainable["terms"], train.term_state, context)
+            return scalar, (parts, state, term_state)
+
+        trainable = {"student": train.params, "terms": train.term_params}
+        (scalar, aux), grads = jax.value_and_grad(value, has_aux=True)(trainable)
+        parts, state, term_state = aux
+        updates, opt_state = self.optimizer.update(grads, train.opt_state, trainable)
+        trainable: Any = optax.apply_updates(trainable, updates)
+        average = train.average
+        if self.averaging:
+            average = teachers_.update_average(average, (trainable["student"], state), decay)
+        train = TrainState(
+            step=train.step + 1,
+            params=trainable["student"],
+            state=state,
+            term_params=trainable["terms"],
+            term_state=term_state,
+            opt_state=opt_state,
+            average=average,
+            key=train.key,
+        )
+        return train, {"loss": scalar} | {name: part.mean for name, part in parts.items()}
+
+    def convolves(self, *arguments: Any) -> bool:
+        """Whether a step holds a convolution, which XLA's CPU backend runs slowly in a scan."""
+        return "conv_general_dilated" in str(jax.make_jaxpr(self.step)(*arguments))
+
+
+def check(
+    model: Model, objective: Objective, batch: Batch, teachers: Mapping[str, Teacher], params: Params,
+    state: State,
+) -> None:  # fmt: skip
+    """Everything that can be known to be wrong before the first step, by name.
+
+    ``batch`` may be the whole data set: one column for each thing the terms read, with values that
+    are looked at where they are known.
+    """
+    if "inputs" not in batch:
+        raise ValueError(f"the data must have a column 'inputs', got {sorted(batch)}")
+    inputs = batch["inputs"]
+    student = jax.eval_shape(lambda: model.predict(params, state, inputs)).logits
+    for name, teacher in teachers.items():
+        if name == AVERAGE:
+            raise ValueError(f"a teacher may not be named {AVERAGE!r}: that is the student's own")
+        who = f"teachers[{name!r}]"
+        if not isinstance(teacher, Teacher):
+            raise TypeError(
+                f"{who} must be a Teacher, got {type(teacher).__name__}: wrap it with "
+                "teachers.teacher(model, params, state) or teachers.from_function"
+            )
+        _checks.class_order(model.classes, teacher.classes, who)
+        taught = jax.eval_shape(lambda t=teacher: t(batch.get("teacher_inputs", inputs))).logits
+        if taught.shape[-1] != student.shape[-1]:
+            raise ValueError(
+                f"{who} has {taught.shape[-1]} classes, the student {student.shape[-1]}: they "
+                "must be the same classes"
+            )
+    objective.check(batch, student.shape[-1])
