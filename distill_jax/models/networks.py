@@ -13,8 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from distill_jax import _checks
-from distill_jax.models.functions import floating_images, from_function
+from distill_jax.models._layers import (
+    check_classes,
+    check_floating,
+    check_sizes,
+    dense,
+    dense_init,
+)
+from distill_jax.models.functions import from_function
 from distill_jax.types import Model, Outputs
 
 
@@ -45,7 +51,7 @@ def logistic_regression(num_classes: int = 2, *, classes: tuple[str, ...] | None
         return {"kernel": jnp.zeros((_width(inputs), outputs)), "bias": jnp.zeros(outputs)}
 
     def apply(params: dict[str, Array], inputs: Any) -> Array:
-        return dense(params, flatten(inputs))
+        return dense(params, _flatten(inputs))
 
     return from_function(init, apply, classes=classes)
 
@@ -94,8 +100,7 @@ def mlp(
     """
     check_classes(num_classes, classes)
     sizes = tuple(sizes)
-    for size in sizes:
-        _checks.at_least(1.0, sizes=size)
+    check_sizes(sizes=sizes)
     rates = (dropout,) * len(sizes) if isinstance(dropout, int | float) else tuple(dropout)
     if len(rates) != len(sizes):
         raise ValueError(
@@ -104,30 +109,30 @@ def mlp(
     for name, rate in (("input_dropout", input_dropout), *(("dropout", rate) for rate in rates)):
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"{name} must lie in [0, 1), got {rate}")
-    drops = any(rates) or bool(input_dropout)
 
     def init(key: Array, inputs: Any) -> dict[str, Any]:
         widths = (_width(inputs), *sizes)
         *keys, head_key = jax.random.split(key, len(sizes) + 1)
         return {
             "hidden": {
-                str(i): _dense_init(keys[i], widths[i], widths[i + 1], gain=2.0)
+                str(i): dense_init(keys[i], widths[i], widths[i + 1], gain=2.0)
                 for i in range(len(sizes))
             },
-            "head": _dense_init(head_key, widths[-1], num_classes, gain=1.0),
+            "head": dense_init(head_key, widths[-1], num_classes, gain=1.0),
         }
 
     def apply(
         params: dict[str, Any], inputs: Any, *, key: Array | None = None, train: bool = False
     ) -> Outputs:
-        if train and drops and key is None:
-            raise ValueError("key is None, and dropout in training needs one: pass key=")
-
         def drop(x: Array, rate: float, layer: int) -> Array:
-            return _dropout(x, rate, jax.random.fold_in(key, layer)) if train and rate else x
+            if not (train and rate):
+                return x
+            if key is None:
+                raise ValueError("key is None, and dropout in training needs one: pass key=")
+            return _dropout(x, rate, jax.random.fold_in(key, layer))
 
         features = {}
-        x = drop(flatten(inputs), input_dropout, 0)
+        x = drop(_flatten(inputs), input_dropout, 0)
         for i, rate in enumerate(rates):
             x = activation(dense(params["hidden"][str(i)], x))
             features[f"hidden/{i}"] = x
@@ -137,49 +142,21 @@ def mlp(
     return from_function(init, apply, classes=classes)
 
 
-def flatten(inputs: Any) -> Float[Array, "batch features"]:
+def _flatten(inputs: Any) -> Float[Array, "batch features"]:
     """Inputs ``[batch, ...]`` as ``[batch, features]``.
 
     Raises:
       TypeError: if they are not floating point.
       ValueError: if they have no axis beside the batch.
     """
-    floating_images(inputs)
+    check_floating(inputs)
     if inputs.ndim < 2:
         raise ValueError(f"inputs must have shape [batch, ...features], got {inputs.shape}")
     return jnp.reshape(inputs, (inputs.shape[0], -1))
 
 
-def dense(params: dict[str, Array], x: Float[Array, "batch in"]) -> Float[Array, "batch out"]:
-    """``x @ kernel + bias``, with an error that names both sizes."""
-    kernel = params["kernel"]
-    if kernel.shape[0] != x.shape[-1]:
-        raise ValueError(
-            f"inputs must have the {kernel.shape[0]} features of the kernel {kernel.shape}, "
-            f"got {x.shape}: were the params made for other inputs?"
-        )
-    return x @ kernel + params["bias"][None, :]
-
-
-def check_classes(num_classes: int, classes: tuple[str, ...] | None) -> None:
-    """Raises ValueError where there are fewer than two classes, or their names are not as many."""
-    if num_classes < 2:
-        raise ValueError(
-            f"num_classes must be 2 or more, got {num_classes}: a yes-or-no task has two classes"
-        )
-    if classes is not None and len(classes) != num_classes:
-        raise ValueError(
-            f"classes must name each of the {num_classes} classes, got {len(classes)} names"
-        )
-
-
 def _width(inputs: Any) -> int:
-    return jax.eval_shape(flatten, inputs).shape[1]
-
-
-def _dense_init(key: Array, inputs: int, outputs: int, *, gain: float) -> dict[str, Array]:
-    kernel = jax.random.normal(key, (inputs, outputs)) * (gain / inputs) ** 0.5
-    return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+    return jax.eval_shape(_flatten, inputs).shape[1]
 
 
 def _dropout(x: Array, rate: float, key: Array) -> Array:

@@ -1,0 +1,97 @@
+"""What the adapters share: modes, outputs, features."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+from jaxtyping import Array
+
+from distill_jax.logits import two_class
+from distill_jax.types import Outputs
+
+Features = tuple[str, ...] | Literal["all"] | None
+"""Which features an adapter keeps: paths, ``"all"`` of them, or None of them."""
+
+
+def mode_arguments(call: Callable[..., Any], train: bool, *, skip_none: bool) -> dict[str, Any]:
+    """How a module's ``__call__`` wants to be told the mode, read from its signature.
+
+    Args:
+      call: The method.
+      train: The mode.
+      skip_none: Whether a default of None means that the module knows its mode by itself.
+    """
+    says = {"train": train, "training": train}
+    says |= {"deterministic": not train, "use_running_average": not train}
+    parameters = inspect.signature(call).parameters
+    return {
+        name: value
+        for name, value in says.items()
+        if name in parameters and not (skip_none and parameters[name].default is None)
+    }
+
+
+def as_outputs(
+    made: Any, classes: tuple[str, ...] | None, features: Mapping[str, Array] | None = None
+) -> Outputs:
+    """What a forward pass returned, as Outputs with two classes or more.
+
+    Raises:
+      TypeError: if it returned something other than logits or Outputs.
+      ValueError: if the number of logits is not that of the declared classes.
+    """
+    outputs = made if isinstance(made, Outputs) else Outputs(made)
+    if not isinstance(outputs.logits, jax.Array):
+        raise TypeError(
+            "a model must return its logits as one array [batch, ..., classes] or as Outputs, "
+            f"got {type(outputs.logits).__name__}"
+        )
+    logits = two_class(outputs.logits)
+    if classes is not None and logits.shape[-1] != len(classes):
+        raise ValueError(
+            f"classes must name every logit, in order: got {len(classes)} names "
+            f"for logits of shape {logits.shape}"
+        )
+    return Outputs(logits, {**outputs.features, **(features or {})})
+
+
+def select(found: Mapping[str, Any], features: Features, inputs: Any) -> dict[str, Array]:
+    """Keeps the features that were asked for.
+
+    Args:
+      found: What the modules returned, by path, possibly nested.
+      features: Which to keep.
+      inputs: Their first array says how large the batch is.
+
+    Raises:
+      ValueError: if a path is not there, or does not lead to an array ``[batch, ...]``.
+    """
+    batch = jax.tree.leaves(inputs)[0].shape[:1]
+    arrays = {
+        path: x for path, x in found.items() if isinstance(x, jax.Array) and x.shape[:1] == batch
+    }
+    if features == "all":
+        return arrays
+    missing = [path for path in features or () if path not in arrays]
+    if missing:
+        raise ValueError(
+            f"features has paths that lead to no array [batch, ...]: {missing}; "
+            f"the paths there are: {sorted(arrays)}"
+        )
+    return {path: arrays[path] for path in features or ()}
+
+
+def by_call(name: str, calls: Sequence[Any]) -> dict[str, Any]:
+    """A module that ran once has one feature, one that ran n times ``name[0]`` … ``name[n-1]``."""
+    if len(calls) == 1:
+        return {name: calls[0]}
+    return {f"{name}[{i}]": value for i, value in enumerate(calls)}
+
+
+def check_features(features: Features) -> None:
+    """Raises TypeError for a lone string, which would be read letter by letter."""
+    if isinstance(features, str) and features != "all":
+        raise TypeError(f'features must be a tuple of paths, "all" or None, got {features!r}')

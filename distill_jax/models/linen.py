@@ -1,0 +1,132 @@
+"""A model from a Flax Linen module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.errors
+import flax.linen as nn
+import jax
+from jaxtyping import Array
+
+from distill_jax.models._adapt import (
+    Features,
+    as_outputs,
+    by_call,
+    check_features,
+    mode_arguments,
+    select,
+)
+from distill_jax.types import Model, Outputs, Params, State
+
+
+def from_linen(
+    module: nn.Module,
+    *,
+    classes: tuple[str, ...] | None = None,
+    features: Features = None,
+    rngs: tuple[str, ...] = ("dropout",),
+) -> Model:
+    """A model from a Linen module that is called with the inputs alone.
+
+    The collection ``params`` becomes the params, all others together the state; the state changes
+    in training mode only. The mode is passed if ``__call__`` has an argument ``train``,
+    ``training``, ``deterministic`` or ``use_running_average``. Metadata of partitioned parameters
+    is taken off.
+
+    Args:
+      module: Any module whose result is logits or :class:`~distill_jax.types.Outputs`. A single
+        output ``z`` becomes the two classes ``[0, z]``.
+      classes: The names of the classes in the order of the logits.
+      features: Which hidden arrays to keep, by the path of the submodule that returns them
+        (``"encoder/Dense_0"``) or of what it sows into ``intermediates`` (``"encoder/name"``);
+        ``"all"``; or None. A submodule that runs n times has ``path[0]``, ``path[1]``, ...
+        Under ``jit`` a feature that nobody uses costs nothing.
+      rngs: Names of the random streams that the module draws from.
+
+    Raises:
+      TypeError: if ``module`` is no instance of a Linen module.
+      ValueError: from ``apply``, if a random stream is needed and ``key`` is None, if a feature
+        is not there, or if the state changes its structure.
+
+    Example:
+      >>> model = from_linen(nn.Dense(3))
+      >>> inputs = jax.numpy.ones((2, 4))
+      >>> params, state = model.init(jax.random.key(0), inputs)
+      >>> params["kernel"].shape, state
+      ((4, 3), {})
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module must be an instance of flax.linen.Module, got {module!r}: "
+            "an NNX module goes through from_nnx"
+        )
+    check_features(features)
+
+    def keys(key: Array) -> dict[str, Array]:
+        return {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
+
+    def mode(train: bool) -> dict[str, Any]:
+        return mode_arguments(type(module).__call__, train, skip_none=False)
+
+    def init(key: Array, inputs: Any) -> tuple[Params, State]:
+        params_key, other_key = jax.random.split(key)
+        streams = {"params": params_key, **keys(other_key)}
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+        variables = nn.unbox(module.lazy_init(streams, shapes, **mode(False)))
+        state = {name: tree for name, tree in variables.items() if name != "params"}
+        return variables.get("params", {}), state
+
+    def apply(
+        params: Params,
+        state: State,
+        inputs: Any,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> tuple[Outputs, State]:
+        try:
+            made, changed = module.apply(
+                {"params": params, **state},
+                inputs,
+                rngs=None if key is None else keys(key),
+                mutable=[*(state if train else ()), "intermediates"],
+                capture_intermediates=features is not None,
+                **mode(train),
+            )
+        except flax.errors.InvalidRngError as error:
+            if key is not None:
+                raise
+            raise ValueError(
+                f"key is None, and the module needs one: pass key=. {error}"
+            ) from error
+        changed = nn.unbox(dict(changed))
+        found = changed.pop("intermediates", {})
+        after = {**state, **changed}
+        if jax.tree.structure(after) != jax.tree.structure(state):
+            raise ValueError(
+                "state changed its structure in a call: the module stores into a collection what "
+                "init did not make; sow what only one call needs into 'intermediates'"
+            )
+        kept = {} if features is None else select(_by_path(found), features, inputs)
+        return as_outputs(made, classes, kept), after
+
+    return Model(init, apply, classes)
+
+
+def _by_path(intermediates: Any) -> dict[str, Any]:
+    found = {}
+
+    def walk(tree: Any, path: tuple[str, ...]) -> None:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                walk(value, (*path, name))
+                continue
+            where = path if name == "__call__" else (*path, name)
+            if where:  # the module's own result is the logits
+                found.update(
+                    by_call("/".join(where), value if isinstance(value, tuple) else (value,))
+                )
+
+    walk(intermediates, ())
+    return found

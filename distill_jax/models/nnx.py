@@ -1,0 +1,244 @@
+"""A model from a Flax NNX module.
+
+NNX keeps arrays, random streams and the graph of modules in one mutable object. Here the graph is
+recorded once for each mode, and the object lives only inside ``init`` and ``apply``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from distill_jax.models._adapt import (
+    Features,
+    as_outputs,
+    by_call,
+    check_features,
+    mode_arguments,
+    select,
+)
+from distill_jax.types import Model, Outputs, Params, State
+
+
+def from_nnx(
+    make: Callable[[nnx.Rngs], nnx.Module],
+    *,
+    classes: tuple[str, ...] | None = None,
+    features: Features = None,
+) -> Model:
+    """A model from a function that builds an NNX module.
+
+    Training mode is the module as ``make`` built it: a batch norm that was built frozen
+    (``use_running_average=True``) stays frozen. Evaluation mode is the module after ``.eval()``.
+    Where ``__call__`` has an argument ``train``, ``training``, ``deterministic`` or
+    ``use_running_average`` that is not None by default, it is told the mode, and where it has an
+    argument ``rngs``, it gets one.
+
+    Params are all ``nnx.Param``; the state is every other array but random streams and sown
+    intermediates. Both are plain nested dictionaries. In each call all random streams start anew
+    from ``key``, each from its own, so that equal keys give equal outputs, whatever seeds the
+    module was built with.
+
+    Args:
+      make: Called with ``nnx.Rngs(key)``; it may be traced. The module's result is logits or
+        :class:`~distill_jax.types.Outputs`. A single output ``z`` becomes the classes ``[0, z]``.
+      classes: The names of the classes in the order of the logits.
+      features: Which hidden arrays to keep, by the path of the submodule that returns them
+        (``"blocks/0"``) or of what it sows as ``nnx.Intermediate`` (``"blocks/0/name"``);
+        ``"all"``; or None. A submodule that runs n times has ``path[0]``, ``path[1]``, ...
+        Under ``jit`` a feature that nobody uses costs nothing.
+
+    Raises:
+      TypeError: if ``make`` returns no module, or one with an array as a static attribute.
+      ValueError: from ``apply``, if the module draws random numbers and ``key`` is None, if
+        params or state are not the module's, or a feature is not there.
+
+    Example:
+      >>> model = from_nnx(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
+      >>> params, state = model.init(jax.random.key(0), jnp.ones((2, 4)))
+      >>> params["kernel"].shape, state
+      ((4, 3), {})
+    """
+    check_features(features)
+    graph = _record(make)
+
+    def init(key: Array, inputs: Any) -> tuple[Params, State]:
+        del inputs  # NNX modules know their sizes
+        arrays = _arrays(nnx.state(make(nnx.Rngs(key))))
+        return _nested(arrays, graph.params), _nested(arrays, graph.state)
+
+    def apply(
+        params: Params,
+        state: State,
+        inputs: Any,
+        *,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> tuple[Outputs, State]:
+        streams = _streams(graph, key)
+        arrays = {
+            **_flat(params, graph.params, "params"),
+            **_flat(state, graph.state, "state"),
+            **streams,
+        }
+        module = nnx.merge(graph.train if train else graph.eval, nnx.from_flat_state(arrays))
+        options: dict[str, Any] = mode_arguments(type(module).__call__, train, skip_none=True)
+        passed = nnx.Rngs(_stream_key(key, len(streams)))
+        unused = passed.default.count.get_value()
+        if graph.takes_rngs:
+            options["rngs"] = passed
+        found = {}
+        if features is None:
+            made = module(inputs, **options)  # pyright: ignore[reportCallIssue]
+        else:
+            run = nnx.capture(module, nnx.Intermediate, method_outputs=nnx.Intermediate)
+            made, sown = run(inputs, **options)
+            found = select(_by_path(sown), features, inputs)
+        after = _arrays(nnx.state(module))
+        # Drawing a number replaces the stream's counter.
+        drawn = any(after[path] is not streams[path] for path in graph.counts)
+        if key is None and (drawn or passed.default.count.get_value() is not unused):
+            raise ValueError(
+                "key is None, and the module draws random numbers"
+                f"{' in training' if train else ''}: pass key="
+            )
+        return as_outputs(made, classes, found), _nested(after, graph.state)
+
+    return Model(init, apply, classes)
+
+
+Path = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Graph:
+    """A module without its arrays: the two modes, and which path holds what."""
+
+    train: Any
+    eval: Any
+    params: tuple[Path, ...]
+    state: tuple[Path, ...]
+    keys: Mapping[Path, tuple[int, ...]]
+    counts: Mapping[Path, jax.ShapeDtypeStruct]
+    takes_rngs: bool
+
+
+def _record(make: Callable[[nnx.Rngs], nnx.Module]) -> _Graph:
+    found: dict[str, Any] = {}
+
+    def build() -> dict[str, Array]:
+        module = make(nnx.Rngs(0))
+        if not isinstance(module, nnx.Module):
+            raise TypeError(
+                f"make must return a flax.nnx.Module, got {type(module).__name__}: "
+                "a Linen module goes through from_linen"
+            )
+        for _, part in nnx.iter_modules(module):
+            for mode in ("deterministic", "use_running_average"):
+                if getattr(part, mode, False) is None:  # not decided: training, then
+                    setattr(part, mode, False)
+        found["train"], leaves = nnx.split(module)
+        found["kinds"] = {path: type(leaf) for path, leaf in nnx.to_flat_state(leaves)}
+        found["call"] = inspect.signature(type(module).__call__).parameters
+        module.eval()
+        found["eval"] = nnx.graphdef(module)
+        return {_name(path): x for path, x in _arrays(leaves).items()}
+
+    shapes = jax.eval_shape(build)
+    try:
+        hash(found["eval"])
+    except TypeError as error:
+        if "Tracer" not in str(error):
+            raise
+        raise TypeError(
+            "make must not set a bare array as an attribute of a module: "
+            "wrap it as nnx.Variable(array), or as nnx.data(array)"
+        ) from error
+    kinds = found["kinds"]
+
+    def of(kind: type) -> tuple[Path, ...]:
+        return tuple(path for path, k in kinds.items() if issubclass(k, kind))
+
+    params, passing = of(nnx.Param), (*of(nnx.RngState), *of(nnx.Intermediate))
+    return _Graph(
+        train=found["train"],
+        eval=found["eval"],
+        params=params,
+        state=tuple(path for path in kinds if path not in (*params, *passing)),
+        keys={path: shapes[_name(path)].shape for path in of(nnx.RngKey)},
+        counts={path: shapes[_name(path)] for path in of(nnx.RngCount)},
+        takes_rngs="rngs" in found["call"],
+    )
+
+
+def _streams(graph: _Graph, key: Array | None) -> dict[Path, Array]:
+    """Every random stream, restarted from its own key.
+
+    By position and not by name: modules built with ``Rngs(0)`` each have a stream of their own.
+    """
+    streams = {}
+    for i, (path, shape) in enumerate(graph.keys.items()):
+        own = _stream_key(key, i)
+        streams[path] = jax.random.split(own, shape) if shape else own
+    for path, count in graph.counts.items():
+        streams[path] = jnp.zeros(count.shape, count.dtype)
+    return streams
+
+
+def _stream_key(key: Array | None, i: int) -> Array:
+    if key is None:
+        return jax.random.key(i)  # a stream has to hold one; drawing from it is an error
+    own = jax.random.fold_in(key, i)
+    if jnp.issubdtype(own.dtype, jax.dtypes.prng_key):
+        return own
+    return jax.random.wrap_key_data(own)  # NNX takes only keys of the new style
+
+
+def _arrays(state: Any) -> dict[Path, Array]:
+    return {
+        path: leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+        for path, leaf in nnx.to_flat_state(state)
+    }
+
+
+def _nested(arrays: Mapping[Path, Array], paths: tuple[Path, ...]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path in paths:
+        *parents, last = map(str, path)
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = arrays[path]
+    return tree
+
+
+def _flat(tree: Any, paths: tuple[Path, ...], argument: str) -> dict[Path, Array]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    given = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+    wanted = {_name(path): path for path in paths}
+    if given.keys() != wanted.keys():
+        raise ValueError(
+            f"{argument} must be those of this module: missing {sorted(wanted - given.keys())}, "
+            f"unknown {sorted(given.keys() - wanted.keys())}"
+        )
+    return {path: given[name] for name, path in wanted.items()}
+
+
+def _by_path(sown: Any) -> dict[str, Any]:
+    found = {}
+    for path, leaf in nnx.to_flat_state(sown):
+        where = path[:-1] if path[-1] == "__call__" else path
+        if where:  # the module's own result is the logits
+            found.update(by_call(_name(where), leaf.get_value()))
+    return found
+
+
+def _name(path: Path) -> str:
+    return "/".join(map(str, path))
