@@ -1,0 +1,8 @@
+"""How good a model is, how close to its teacher, and what it costs."""
+
+from __future__ import annotations
+
+from distill_jax.evaluation.cost import compression, cost
+from distill_jax.evaluation.metrics import evaluate, evaluate_many, sums
+
+__all__ = ["compression", "cost", "evaluate", "evaluate_many", "sums"]

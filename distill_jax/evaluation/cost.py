@@ -1,0 +1,115 @@
+"""What a model costs to keep and to run, and how much smaller one is than another."""
+
+from __future__ import annotations
+
+import operator
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from distill_jax.types import Model, Params, State
+
+
+def cost(
+    model: Model, params: Params, state: State, inputs: Array, *, repeats: int = 20
+) -> dict[str, Any]:
+    """Size and speed of a model in evaluation mode, for batches like ``inputs``.
+
+    The program that is measured returns logits alone, so that features cost nothing. Times are
+    those of this machine as it is: measure models that you compare in one run.
+
+    Args:
+      model: Is compiled once.
+      params: Its parameters.
+      state: Its state.
+      inputs: One batch, ``[batch, ...]``.
+      repeats: Timed calls after one that is not.
+
+    Returns:
+      - ``parameters``: number of them.
+      - ``bytes``: of parameters and state.
+      - ``batch_size``: rows in ``inputs``.
+      - ``flops``: floating point operations an example, as the compiler counts them in the
+        compiled program (the body of a loop counts once); None where it does not say.
+      - ``latency_ms``: median time of one call with the whole batch.
+      - ``compile_s``: time to trace and compile.
+      - ``temp_bytes``: memory that a call takes beside arguments and results; None where the
+        compiler does not say.
+
+    Raises:
+      ValueError: if ``inputs`` have no rows, or ``repeats`` is below 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from distill_jax.models import logistic_regression
+      >>> model, inputs = logistic_regression(3), jnp.ones((2, 4))
+      >>> cost(model, *model.init(jax.random.key(0), inputs), inputs)["parameters"]
+      15
+    """
+    if operator.index(repeats) < 1:
+        raise ValueError(f"repeats must be 1 or more, got {repeats}")
+    if not inputs.ndim or not len(inputs):
+        raise ValueError(f"inputs must have a row or more, got shape {inputs.shape}")
+    arguments = jax.device_put((params, state, inputs))
+    start = time.perf_counter()
+    program = jax.jit(lambda p, s, x: model.predict(p, s, x).logits).lower(*arguments).compile()
+    compile_s = time.perf_counter() - start
+    times = [_timed(program, arguments) for _ in range(repeats + 1)][1:]
+    flops = _flops(program)
+    return {
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((params, state))),
+        "batch_size": len(inputs),
+        "flops": None if flops is None else flops / len(inputs),
+        "latency_ms": 1e3 * statistics.median(times),
+        "compile_s": compile_s,
+        "temp_bytes": getattr(program.memory_analysis(), "temp_size_in_bytes", None),
+    }
+
+
+def compression(big: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, float | None]:
+    """How many times smaller and faster one model is than another.
+
+    Args:
+      big: From :func:`cost`.
+      small: From :func:`cost`, with batches of the same size.
+
+    Returns:
+      ``big / small`` of ``parameters``, ``bytes``, ``flops`` and ``latency_ms``; None where either
+      is not known, or the small one is 0.
+
+    Raises:
+      ValueError: if the two were measured with batches of different size.
+
+    Example:
+      >>> big = {"parameters": 100, "bytes": 400, "flops": None, "latency_ms": 3.0, "batch_size": 1}
+      >>> compression(big, big | {"parameters": 10})["parameters"]
+      10.0
+    """
+    if big["batch_size"] != small["batch_size"]:
+        raise ValueError(
+            "big and small must be measured with batches of one size, got "
+            f"{big['batch_size']} and {small['batch_size']}"
+        )
+    return {
+        name: big[name] / small[name] if big[name] is not None and small[name] else None
+        for name in ("parameters", "bytes", "flops", "latency_ms")
+    }
+
+
+def _timed(program: Any, arguments: Any) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(program(*arguments))  # or the clock stops at dispatch
+    return time.perf_counter() - start
+
+
+def _flops(program: Any) -> float | None:
+    analysis = program.cost_analysis()
+    if isinstance(analysis, list | tuple):  # one a device, in older versions of jax
+        analysis = analysis[0] if analysis else None
+    flops = (analysis or {}).get("flops", -1)
+    return float(flops) if flops >= 0 else None
