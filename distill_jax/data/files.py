@@ -6,13 +6,11 @@ user's cache, ``~/.cache/distill_jax`` (``XDG_CACHE_HOME`` is honoured).
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import http.client
 import os
 import pathlib
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
@@ -27,6 +25,8 @@ from rich.progress import (
     TextColumn,
     TransferSpeedColumn,
 )
+
+from distill_jax._files import replacing
 
 VARIABLE = "DISTILL_JAX_DATA"
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -185,22 +185,14 @@ def _sound(path: pathlib.Path, digest: str) -> bool:
 
 def _fetch(url: str, path: pathlib.Path, digest: str, progress: Progress) -> None:
     task = progress.add_task(path.name, total=None)
-    # In the same folder: a rename is atomic only within one file system.
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    part = pathlib.Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            _copy(url, file, progress, task)
-        if not _sound(part, digest):
+    with replacing(path) as file:
+        _copy(url, file, progress, task)
+        file.flush()
+        if not _sound(pathlib.Path(file.name), digest):
             raise ValueError(
                 f"{url} is not the published file (SHA-256 of its content differs, or it is cut "
                 "short): try again, or give another address with --url"
             )
-        part.chmod(0o644)
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
 
 
 def _copy(url: str, file: BinaryIO, progress: Progress, task: TaskID) -> None:

@@ -1,0 +1,20 @@
+"""What people look at: tables, figures, result files, and how sure a mean is."""
+
+from __future__ import annotations
+
+from distill_jax.report.figures import bars, curves, save_figure
+from distill_jax.report.results import result_file, save_json
+from distill_jax.report.spread import interval95, mean_std
+from distill_jax.report.tables import show, table
+
+__all__ = [
+    "bars",
+    "curves",
+    "interval95",
+    "mean_std",
+    "result_file",
+    "save_figure",
+    "save_json",
+    "show",
+    "table",
+]

@@ -1,0 +1,172 @@
+"""Results as figures, with matplotlib: ``pip install 'distill_jax[examples]'``.
+
+Figures are made without pyplot, so that neither a backend nor any global setting is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill_jax._files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def bars(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    x: str,
+    y: str,
+    group: str | None = None,
+    title: str | None = None,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+) -> Figure:
+    """One bar a row.
+
+    Args:
+      rows: Named values.
+      x: Name of what stands below the bars.
+      y: Name of their height: a number, ``{"mean", "std"}`` or ``{"mean", "low", "high"}``, the
+        latter two with an error bar.
+      group: Name of what sets bars at the same place apart, by colour.
+      title: Above the figure.
+      xlabel: Below the axis; ``x`` by default.
+      ylabel: Beside the axis; ``y`` by default.
+
+    Returns:
+      A figure for :func:`save_figure`.
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+      ValueError: if there is no row, a row lacks a name, or two rows have the same place and group.
+    """
+    wanted = [name for name in (x, y, group) if name is not None]
+    lacking = [name for name in wanted if any(name not in row for row in rows)]
+    if not rows or lacking:
+        raise ValueError(f"rows must have {wanted} in each of one row or more, lacking {lacking}")
+    places, groups = (
+        list(dict.fromkeys(str(row[name]) if name else "" for row in rows)) for name in (x, group)
+    )
+    spots = {(str(row[x]), str(row[group]) if group else ""): row[y] for row in rows}
+    if len(spots) < len(rows):
+        raise ValueError(f"rows must differ in {wanted[:1] + wanted[2:]}, got two that do not")
+    figure, axes = _axes(title, x if xlabel is None else xlabel, y if ylabel is None else ylabel)
+    width = 0.8 / len(groups)
+    for i, name in enumerate(groups):
+        here = [j for j, place in enumerate(places) if (place, name) in spots]
+        heights, below, above = zip(*(_bar(spots[places[j], name]) for j in here), strict=True)
+        left = [j + (i - (len(groups) - 1) / 2) * width for j in here]
+        error = (below, above) if any(below) or any(above) else None
+        axes.bar(left, heights, width, label=name, yerr=error, capsize=3)
+    axes.set_xticks(range(len(places)), places)
+    if group is not None:
+        axes.legend(title=group)
+    return figure
+
+
+def curves(
+    series: Mapping[str, tuple[Any, Any]],
+    *,
+    title: str | None = None,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    logx: bool = False,
+    logy: bool = False,
+) -> Figure:
+    """One line for each series: the mean over runs, in a band of one standard deviation (ddof 1).
+
+    Args:
+      series: ``(x, y)`` by name: ``x`` is ``[points]``, ``y`` is ``[points]`` or
+        ``[runs, points]``. A single run has no band.
+      title: Above the figure.
+      xlabel: Below the axis.
+      ylabel: Beside the axis.
+      logx: Logarithmic axis.
+      logy: Logarithmic axis.
+
+    Returns:
+      A figure for :func:`save_figure`.
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+      ValueError: if there is no series, or ``x`` and ``y`` do not belong together.
+    """
+    if not series:
+        raise ValueError("series must have one or more, got none")
+    figure, axes = _axes(title, xlabel, ylabel)
+    for name, (x, y) in series.items():
+        x, runs = np.asarray(x), np.atleast_2d(np.asarray(y, np.float64))
+        if x.ndim != 1 or runs.ndim != 2 or runs.shape[1] != len(x) or not runs.size:
+            raise ValueError(
+                f"series {name!r} must be x [points] with y [points] or [runs, points], got "
+                f"shapes {x.shape} and {np.shape(y)}"
+            )
+        mean = runs.mean(axis=0)
+        (line,) = axes.plot(x, mean, label=name, marker="o" if len(x) <= 20 else None, markersize=4)
+        if len(runs) > 1:
+            std = runs.std(axis=0, ddof=1)
+            axes.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
+    if logx:
+        axes.set_xscale("log")
+    if logy:
+        axes.set_yscale("log")
+    axes.legend()
+    return figure
+
+
+def save_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: int = 150) -> pathlib.Path:
+    """Writes a figure, all or nothing: a failure leaves an old file as it was.
+
+    Args:
+      path: The file, whose suffix (``.png``, ``.svg``, ``.pdf``) says the format; folders above it
+        are made.
+      figure: From :func:`bars` or :func:`curves`, or any other.
+      dpi: Dots an inch, for formats that have dots.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: if the format is not known.
+    """
+    path = pathlib.Path(path)
+    kind = path.suffix[1:].lower()
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if kind not in known:
+        raise ValueError(f"path must end with one of {known}, got {str(path)!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, format=kind, dpi=dpi)
+    return path
+
+
+def _axes(title: str | None, xlabel: str | None, ylabel: str | None) -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'distill_jax[examples]'") from error
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(title=title or "", xlabel=xlabel or "", ylabel=ylabel or "")
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _bar(y: Any) -> tuple[float, float, float]:
+    """Height, and how far the error bar reaches below and above it."""
+    if not isinstance(y, Mapping):
+        return float(y), 0.0, 0.0
+    mean = float(y["mean"])
+    if "low" in y and "high" in y:
+        return mean, mean - float(y["low"]), float(y["high"]) - mean
+    std = float(y.get("std") or 0.0)
+    return mean, std, std

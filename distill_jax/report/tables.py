@@ -1,0 +1,152 @@
+"""Rows of results as a table in the terminal."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    title: str | None = None,
+    columns: Sequence[str] | Mapping[str, str] | None = None,
+) -> Table:
+    """Rows as a table, ready for ``rich.print``.
+
+    Args:
+      rows: Named values; a row may lack some. Numbers get four significant digits,
+        ``{"mean", "std"}`` is shown as mean ± std, and ``{"mean", "low", "high"}`` as
+        mean [low, high], to two digits of the spread.
+      title: Above the table.
+      columns: Names in the order wanted, or a mapping from names to headings; by default all
+        names, in the order they are first seen, but for those of lists and other nested values.
+
+    Raises:
+      ValueError: if no row has one of the ``columns``.
+
+    Example:
+      >>> rows = [{"model": "student", "accuracy": {"mean": 0.98765, "std": 0.0021}}]
+      >>> str(list(table(rows).columns[1].cells)[0])
+      '0.9877 ± 0.0021'
+    """
+    headings = _headings(rows, columns)
+    made = Table(title=None if title is None else Text(title))
+    for name, heading in headings.items():
+        values = [row[name] for row in rows if row.get(name) is not None]
+        right = all(_is_number(x) or _is_spread(x) for x in values)
+        # Text, since rich reads square brackets in a string as markup.
+        justify = "right" if right else "left"
+        made.add_column(Text(heading), justify=justify, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(_shown(row.get(name))) for name in headings))
+    return made
+
+
+def show(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    title: str | None = None,
+    columns: Sequence[str] | Mapping[str, str] | None = None,
+    console: Console | None = None,
+) -> None:
+    """Prints rows as a table; see :func:`table`.
+
+    Args:
+      rows: Named values.
+      title: Above the table.
+      columns: As for :func:`table`.
+      console: Where to print; standard output by default, as wide as it takes where that is no
+        terminal.
+
+    Example:
+      >>> show([{"model": "student", "errors": 74}, {"model": "teacher", "errors": 67}])
+      ┏━━━━━━━━━┳━━━━━━━━┓
+      ┃ model   ┃ errors ┃
+      ┡━━━━━━━━━╇━━━━━━━━┩
+      │ student │     74 │
+      │ teacher │     67 │
+      └─────────┴────────┘
+    """
+    made = table(rows, title=title, columns=columns)
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            options = console.options.update(max_width=10_000)
+            console.width = max(console.width, Measurement.get(console, options, made).maximum)
+    console.print(made)
+
+
+def _headings(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str] | None
+) -> dict[str, str]:
+    seen = {name: None for row in rows for name in row}
+    if columns is None:
+        nested = {n for row in rows for n, x in row.items() if _is_nested(x) and not _is_spread(x)}
+        return {name: name for name in seen if name not in nested}
+    missing = [name for name in columns if name not in seen]
+    if missing and rows:
+        raise ValueError(f"columns must be names of values, got {missing}, rows have {list(seen)}")
+    return dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, numbers.Number) or (hasattr(x, "dtype") and np.ndim(x) == 0)
+
+
+def _is_nested(x: Any) -> bool:
+    return isinstance(x, Mapping | list | tuple) or np.ndim(x) > 0
+
+
+def _is_spread(x: Any) -> bool:
+    return isinstance(x, Mapping) and "mean" in x and ("std" in x or {"low", "high"} <= set(x))
+
+
+def _shown(x: Any) -> str:
+    if x is None:
+        return "–"
+    if _is_spread(x):
+        return _spread(x)
+    if isinstance(x, bool | np.bool_):
+        return "yes" if x else "no"
+    if not _is_number(x):
+        return str(x)
+    value = x.item() if hasattr(x, "item") else x
+    return f"{value:,}" if isinstance(value, int) else _float(float(value))
+
+
+def _float(x: float) -> str:
+    if not math.isfinite(x):
+        return str(x)
+    size = abs(x)
+    if size == 0:
+        return "0"
+    if not 1e-3 <= size < 1e9:
+        return f"{x:.3e}"
+    return f"{x:,.{max(0, 3 - math.floor(math.log10(size)))}f}"
+
+
+def _spread(x: Mapping[str, Any]) -> str:
+    if "low" in x and "high" in x:
+        places = _places((x["high"] - x["low"]) / 2)
+        low, high = (f"{x[name]:,.{places}f}" for name in ("low", "high"))
+        return f"{x['mean']:,.{places}f} [{low}, {high}]"
+    if x["std"] is None:
+        return _shown(x["mean"])
+    places = _places(x["std"])
+    return f"{x['mean']:,.{places}f} ± {x['std']:,.{places}f}"
+
+
+def _places(spread: float) -> int:
+    """Decimals that show two digits of the spread."""
+    if not math.isfinite(spread) or spread <= 0:
+        return 4
+    return max(0, 1 - math.floor(math.log10(spread)))

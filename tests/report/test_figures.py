@@ -1,0 +1,92 @@
+"""Figures hold what they were given, and leave matplotlib as it was."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from distill_jax.report import bars, curves, save_figure
+
+ROWS = [
+    {"model": "small", "how": "labels", "accuracy": 0.8},
+    {"model": "small", "how": "distilled", "accuracy": {"mean": 0.9, "std": 0.02}},
+    {"model": "large", "how": "labels", "accuracy": {"mean": 0.95, "low": 0.94, "high": 0.98}},
+]
+
+
+def test_bars_have_the_heights_of_their_rows():
+    (axes,) = bars(ROWS, x="model", y="accuracy", group="how", title="Title").axes
+    assert sorted(bar.get_height() for bar in axes.patches) == [0.8, 0.9, 0.95]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["small", "large"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["labels", "distilled"]
+    assert (axes.get_title(), axes.get_ylabel()) == ("Title", "accuracy")
+    centres = {round(bar.get_x() + bar.get_width() / 2, 6) for bar in axes.patches}
+    assert len(centres) == 3  # none hides another
+
+
+def test_error_bars_reach_as_far_as_the_spread():
+    (axes,) = bars(ROWS[1:], x="model", y="accuracy").axes
+    (container,) = [c for c in axes.containers if hasattr(c, "lines")]
+    ends = [segment[:, 1] for segment in container.lines[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [[0.88, 0.92], [0.94, 0.98]])
+
+
+def test_curves_are_means_in_a_band():
+    x, runs = np.array([1.0, 2.0, 4.0]), np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 5.0]])
+    (axes,) = curves({"five": (x, runs), "one": (x, runs[0])}, logx=True, xlabel="rows").axes
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [2.0, 2.0, 4.0])
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), runs[0])
+    (band,) = axes.collections  # a single run has none
+    heights = band.get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose([heights.min(), heights.max()], [2 - 2**0.5, 4 + 2**0.5])
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_saves_whole_files_without_pyplot(tmp_path, suffix, start):
+    before = "matplotlib.pyplot" in sys.modules
+    figure = curves({"a": ([1, 2], [3, 4])})
+    path = save_figure(tmp_path / "new" / f"a.{suffix}", figure, dpi=30)
+    assert path.read_bytes().startswith(start)
+    assert list(path.parent.iterdir()) == [path]
+    assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_an_unknown_format_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="path must end with one of .*'png'.* got .*a.xyz"):
+        save_figure(tmp_path / "a.xyz", curves({"a": ([1, 2], [3, 4])}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'distill_jax\[examples\]'"):
+        bars(ROWS, x="model", y="accuracy", group="how")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "rows must have"),
+        ([{"model": "a"}], r"rows must have .* lacking \['accuracy'\]"),
+        (ROWS[:2], r"rows must differ in \['model'\]"),
+    ],
+)
+def test_bars_name_what_is_wrong(rows, message):
+    with pytest.raises(ValueError, match=message):
+        bars(rows, x="model", y="accuracy")
+
+
+@pytest.mark.parametrize(
+    ("series", "message"),
+    [
+        ({}, "series must have one or more"),
+        ({"a": ([1, 2], [1, 2, 3])}, r"series 'a' must be .* got shapes \(2,\) and \(3,\)"),
+        ({"a": ([], [])}, "series 'a' must be"),
+    ],
+)
+def test_curves_name_what_is_wrong(series, message):
+    with pytest.raises(ValueError, match=message):
+        curves(series)
