@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, PyTree
 
-Batch = Mapping[str, Array]
-"""Named arrays with one leading axis: ``inputs``, often ``labels`` or ``targets``, and
+Batch = Mapping[str, Any]
+"""Named arrays, of JAX or NumPy, with one leading axis: ``inputs``, often ``labels`` or ``targets``, and
 optionally ``where`` (``[batch]`` booleans: False rows are padding and count nowhere)."""
 
 Params = PyTree

@@ -38,7 +38,7 @@ def _series(x: Array, coefficients: list[float]) -> Array:
 
 
 def _bend(d: Array) -> Array:
-    """``(d + exp(-d) - 1) / d**2`` for \|d\| < 0.7: a smooth bowl, 1/2 at 0."""
+    """``(d + exp(-d) - 1) / d**2`` for absolute d below 0.7: a smooth bowl, 1/2 at 0."""
     return _series(d, [(-1.0) ** n / math.factorial(n + 2) for n in range(10)])
 
 

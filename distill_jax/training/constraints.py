@@ -30,7 +30,8 @@ def max_norm(limit: float, *, name: str = "kernel") -> optax.GradientTransformat
     Example:
       >>> params = {"kernel": jnp.full((4, 1), 2.0)}
       >>> transform = max_norm(1.0)
-      >>> updates, _ = transform.update({"kernel": jnp.zeros((4, 1))}, transform.init(params), params)
+      >>> zero = {"kernel": jnp.zeros((4, 1))}
+      >>> updates, _ = transform.update(zero, transform.init(params), params)
       >>> print(jnp.linalg.norm(optax.apply_updates(params, updates)["kernel"]))
       1.0
     """

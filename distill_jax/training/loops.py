@@ -95,8 +95,8 @@ def run(
     recipe = Recipe(model, optimizer, augment, average_decay is not None)
     decay = _decay(average_decay)
     batch = {name: column[:1] for name, column in data.items()}
+    check(model, objective, data, teachers)
     first = initial or _init(recipe, objective, batch, teachers, key_init)
-    check(model, objective, data, teachers, first.params, first.state)
     start = 0 if initial is None else _checks.known(initial.step)
     if start is None:
         raise ValueError("initial.step must be known: resume outside of jit and vmap")
@@ -185,6 +185,7 @@ def fit(
             raise ValueError("data has no batch")
         data_.check(first_batch)
         seen, stream = first_batch, itertools.chain([first_batch], stream)
+    check(model, objective, seen, teachers)
     recipe = Recipe(model, optimizer, augment, average_decay is not None)
     decay = _decay(average_decay)
     example = {name: column[:1] for name, column in seen.items()}
@@ -192,7 +193,6 @@ def fit(
         state = _init(recipe, objective, example, teachers, key_init)
     else:
         state = jax.tree.map(jnp.copy, initial)  # calls give their state's memory away
-    check(model, objective, seen, teachers, state.params, state.state)
     if steps_per_call is None:
         slow = jax.default_backend() == "cpu" and recipe.convolves(
             state, example, objective, teachers, decay

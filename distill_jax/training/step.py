@@ -152,9 +152,11 @@ class Recipe:
 
 
 def check(
-    model: Model, objective: Objective, batch: Batch, teachers: Mapping[str, Teacher], params: Params,
-    state: State,
-) -> None:  # fmt: skip
+    model: Model,
+    objective: Objective,
+    batch: Batch,
+    teachers: Mapping[str, Any],
+) -> None:
     """Everything that can be known to be wrong before the first step, by name.
 
     ``batch`` may be the whole data set: one column for each thing the terms read, with values that
@@ -163,7 +165,9 @@ def check(
     if "inputs" not in batch:
         raise ValueError(f"the data must have a column 'inputs', got {sorted(batch)}")
     inputs = batch["inputs"]
-    student = jax.eval_shape(lambda: model.predict(params, state, inputs)).logits
+    student = jax.eval_shape(
+        lambda key, x: model.predict(*model.init(key, x), x), jax.random.key(0), inputs
+    ).logits
     for name, teacher in teachers.items():
         if name == AVERAGE:
             raise ValueError(f"a teacher may not be named {AVERAGE!r}: that is the student's own")
@@ -174,7 +178,8 @@ def check(
                 "teachers.teacher(model, params, state) or teachers.from_function"
             )
         _checks.class_order(model.classes, teacher.classes, who)
-        taught = jax.eval_shape(lambda t=teacher: t(batch.get("teacher_inputs", inputs))).logits
+        seen = batch.get("teacher_inputs", inputs)
+        taught = jax.eval_shape(lambda t, x: t(x), teacher, seen).logits
         if taught.shape[-1] != student.shape[-1]:
             raise ValueError(
                 f"{who} has {taught.shape[-1]} classes, the student {student.shape[-1]}: they "

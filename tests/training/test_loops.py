@@ -1,0 +1,325 @@
+"""run and fit: the same bits, pure and vmappable, one trace, and errors before the first step."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_jax import data, models, teachers
+from distill_jax.losses import cross_entropy, forward_kl, soft_targets
+from distill_jax.objectives import term, weighted_sum
+from distill_jax.training import NonFiniteLoss, fit, run
+from distill_jax.types import Model, Outputs
+
+KEY = jax.random.key(0)
+STUDENT = models.logistic_regression(3)
+TEACHER = models.mlp([8], 3, dropout=0.2)
+ADAM = optax.adam(1e-2)
+
+
+def columns(rows=40, seed=0):
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(rows, 5)).astype(np.float32)
+    return {"inputs": inputs, "labels": np.argmax(inputs[:, :3], axis=1).astype(np.int32)}
+
+
+DATA = columns()
+
+
+def big(seed=1):
+    return teachers.teacher(TEACHER, *TEACHER.init(jax.random.key(seed), DATA["inputs"]))
+
+
+def both(weight=0.5, temperature=2.0):
+    return weighted_sum(
+        term("labels", weight, cross_entropy),
+        term("teacher", 0.5, soft_targets, temperature=temperature),
+    )
+
+
+LABELS = weighted_sum(term("labels", 1.0, cross_entropy))
+SMALL = {"key": KEY, "steps": 10, "batch_size": 16}
+
+
+def same(a, b):
+    """Equal to the bit, keys included."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    for x, y in pairs:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("model", [STUDENT, TEACHER], ids=["linear", "mlp with dropout"])
+@pytest.mark.parametrize("steps_per_call", [4, 10])
+def test_run_and_fit_give_the_same_bits(model, steps_per_call):
+    arguments = (model, both(), ADAM, DATA)
+    ran, metrics = run(*arguments, **SMALL, teachers={"big": big()})
+    fitted, history = fit(
+        *arguments, **SMALL, teachers={"big": big()}, steps_per_call=steps_per_call
+    )
+    same(ran, fitted)
+    same(metrics, history)
+
+
+def test_fit_takes_an_iterator_of_the_same_batches():
+    from_arrays = fit(STUDENT, LABELS, ADAM, DATA, **SMALL)
+    key_order = jax.random.split(KEY)[1]
+    stream = data.batches(DATA, key=key_order, batch_size=16)
+    from_stream = fit(STUDENT, LABELS, ADAM, stream, key=KEY, steps=10)
+    same(from_arrays, from_stream)
+
+
+def images(rows=12):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(rows, 6, 6, 1)).astype(np.float32)
+    return {"inputs": inputs, "labels": rng.integers(0, 3, rows).astype(np.int32)}
+
+
+def test_a_convnet_with_batch_norm_gives_the_same_bits():
+    model = models.convnet([4], 3)
+    arguments = (model, LABELS, ADAM, images())
+    options = {"key": KEY, "steps": 4, "batch_size": 6}
+    ran, metrics = run(*arguments, **options)
+    same((ran, metrics), fit(*arguments, **options))
+    scanned = run(*arguments, **options, per_step=False)
+    same(scanned, fit(*arguments, **options, steps_per_call=2))
+    start = model.init(KEY, images()["inputs"])[1]
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), start, ran.state)
+    assert any(jax.tree.leaves(moved)), "batch statistics must have moved"
+
+
+def test_training_learns():
+    _, metrics = run(STUDENT, LABELS, optax.adam(0.1), DATA, key=KEY, steps=60, batch_size=16)
+    assert metrics["loss"][-5:].mean() < 0.5 * metrics["loss"][0]
+
+
+def test_a_resumed_run_goes_on_to_the_bit():
+    whole, metrics = fit(TEACHER, LABELS, ADAM, DATA, **SMALL, steps_per_call=2)
+    half, before = fit(TEACHER, LABELS, ADAM, DATA, **SMALL | {"steps": 6}, steps_per_call=2)
+    rest, after = fit(
+        TEACHER, LABELS, ADAM, DATA, **SMALL | {"steps": 4}, steps_per_call=2, initial=half
+    )
+    same(whole, rest)
+    np.testing.assert_array_equal(metrics["loss"], [*before["loss"], *after["loss"]])
+    resumed, _ = run(TEACHER, LABELS, ADAM, DATA, **SMALL | {"steps": 4}, initial=half)
+    same(whole, resumed)
+
+
+def test_vmap_over_keys_weights_learning_rates_and_teachers():
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), big(1), big(2))
+
+    def trial(key, weight, rate, teacher):
+        return run(
+            STUDENT, both(weight), optax.adam(rate), DATA, **SMALL | {"key": key},
+            teachers={"big": teacher},
+        )  # fmt: skip
+
+    keys = jax.random.split(KEY, 2)
+    weights, rates = jnp.array([0.2, 0.9]), jnp.array([0.1, 0.01])
+    many, metrics = jax.vmap(trial)(keys, weights, rates, stacked)
+    assert metrics["loss"].shape == (2, 10)
+    for i in range(2):
+        solo, _ = trial(keys[i], weights[i], rates[i], big(i + 1))
+        vmapped = jax.tree.map(lambda x, i=i: x[i], many.params)
+        chex.assert_trees_all_close(vmapped, solo.params, atol=1e-5)
+
+
+def test_other_weights_teachers_and_keys_do_not_retrace():
+    traces = []
+
+    def counted(params, state, inputs, *, key=None, train=False):
+        traces.append(train)
+        return STUDENT.apply(params, state, inputs, key=key, train=train)
+
+    model = Model(STUDENT.init, counted)
+    in_training = []
+    for seed, temperature in ((0, 1.0), (1, 4), (2, jnp.float32(3.0))):
+        options = SMALL | {"key": jax.random.key(seed)}
+        objective = both(temperature=temperature)
+        run(model, objective, ADAM, DATA, **options, teachers={"big": big(seed)}, per_step=False)
+        in_training.append(sum(traces))
+    assert in_training[0] > 0
+    assert in_training == [in_training[0]] * 3
+
+
+def test_data_and_teachers_are_no_constants_of_the_program():
+    def go(key, columns, teacher):
+        return run(STUDENT, both(), ADAM, columns, **SMALL | {"key": key}, teachers={"t": teacher})
+
+    arrays = {name: jnp.asarray(x) for name, x in DATA.items()}
+    closed = jax.make_jaxpr(go)(KEY, arrays, big())
+    assert max([0, *(np.size(c) for c in closed.consts)]) < 40
+
+
+def test_student_runs_once_and_teacher_once_a_step_in_evaluation_mode():
+    calls = []
+
+    def spy(name, model):
+        def apply(params, state, inputs, *, key=None, train=False):
+            jax.debug.callback(lambda: calls.append((name, train)))
+            return model.apply(params, state, inputs, key=key, train=train)
+
+        return Model(model.init, apply)
+
+    student, teacher = spy("student", STUDENT), spy("teacher", TEACHER)
+    params, state = TEACHER.init(KEY, DATA["inputs"])
+    taught = {"big": teachers.teacher(teacher, params, state)}
+    # SGD needs no look-ahead: whatever runs twice here runs twice for nothing.
+    run(student, both(), optax.sgd(0.1), DATA, key=KEY, steps=3, batch_size=8, teachers=taught)
+    jax.effects_barrier()
+    assert sorted(calls) == [("student", True)] * 3 + [("teacher", False)] * 3
+
+
+def test_a_teacher_cached_in_a_column_is_the_teacher():
+    cached = dict(DATA, teacher_logits=teachers.precompute(big(), DATA["inputs"]))
+    live = run(STUDENT, both(), ADAM, DATA, **SMALL, teachers={"big": big()})
+    chex.assert_trees_all_close(
+        run(STUDENT, both(), ADAM, cached, **SMALL)[0].params, live[0].params, atol=1e-6
+    )
+
+
+def test_teachers_may_look_at_inputs_of_their_own():
+    wide = teachers.from_function(lambda params, inputs: inputs @ params, jnp.ones((7, 3)))
+    two = dict(DATA, teacher_inputs=np.ones((40, 7), np.float32))
+    objective = weighted_sum(term("kl", 1.0, forward_kl))
+    _, metrics = run(STUDENT, objective, ADAM, two, **SMALL, teachers={"wide": wide})
+    assert metrics["kl"][0] == 0, "a student at zero and an even teacher agree"
+
+
+def test_the_moving_average_teaches_and_is_training_state():
+    objective = weighted_sum(term("labels", 1.0, cross_entropy), term("average", 1.0, forward_kl))
+    state, metrics = run(STUDENT, objective, ADAM, DATA, **SMALL, average_decay=0.5)
+    assert metrics["average"][0] == 0
+    assert metrics["average"][-1] > 0
+    params, _ = state.average
+    gap = jnp.abs(params["kernel"] - state.params["kernel"]).max()
+    assert 0 < gap < 0.05
+
+
+def test_a_term_trains_its_own_parameters():
+    def init(key, context):
+        return {"log_t": jnp.zeros(())}, {"calls": jnp.zeros(())}
+
+    def learned(params, state, context):
+        teacher = context.teachers["big"].logits / jnp.exp(params["log_t"])
+        return forward_kl(context.student.logits, teacher), {"calls": state["calls"] + 1}
+
+    objective = weighted_sum(term("learned", 1.0, learned, init=init))
+    state, _ = run(STUDENT, objective, ADAM, DATA, **SMALL, teachers={"big": big()})
+    assert state.term_params["learned"]["log_t"] != 0
+    assert state.term_state["learned"]["calls"] == 10
+
+
+def test_augmentation_draws_anew_each_step():
+    def shuffle_labels(key, batch):
+        return dict(batch, labels=jax.random.randint(key, batch["labels"].shape, 0, 3))
+
+    frozen = optax.set_to_zero()
+    tilted = Model(
+        lambda key, inputs: ({"bias": jnp.array([0.0, 1.0, 2.0])}, {}),
+        lambda p, s, x, *, key=None, train=False: (
+            Outputs(jnp.broadcast_to(p["bias"][None], (len(x), 3))), s
+        ),
+    )  # fmt: skip
+    _, metrics = run(tilted, LABELS, frozen, DATA, **SMALL, augment=shuffle_labels)
+    assert len(set(np.asarray(metrics["loss"]).tolist())) > 5
+
+
+def test_unrolled_is_the_same_training():
+    plain = run(STUDENT, LABELS, ADAM, DATA, **SMALL)
+    chex.assert_trees_all_close(run(STUDENT, LABELS, ADAM, DATA, **SMALL, unroll=5)[1], plain[1])
+
+
+def test_history_evaluation_and_callbacks():
+    seen = []
+    _, history = fit(
+        STUDENT, LABELS, ADAM, DATA, **SMALL, steps_per_call=2, evaluate_every=4,
+        evaluate=lambda state: {"norm": float(jnp.abs(state.params["kernel"]).sum())},
+        callbacks=[lambda state, metrics: seen.append((int(state.step), len(metrics["loss"])))],
+    )  # fmt: skip
+    assert history["loss"].shape == (10,)
+    assert history["evaluated_at"].tolist() == [4, 8, 10]
+    assert (np.diff(history["norm"]) > 0).all()
+    assert seen == [(2, 2), (4, 2), (6, 2), (8, 2), (10, 2)]
+
+
+def test_uneven_last_batch_and_data_that_ends():
+    batches = [{n: x[a : a + 16] for n, x in DATA.items()} for a in (0, 16, 32)]
+    state, history = fit(STUDENT, LABELS, ADAM, batches, key=KEY, steps=100)
+    assert int(state.step) == 3
+    assert history["loss"].shape == (3,)
+
+
+def test_stops_on_a_loss_that_is_not_finite_and_names_the_term():
+    def breaks(context):
+        bad = jnp.where(context.step == 5, jnp.nan, 1.0)
+        return bad * context.student.logits.sum(-1)
+
+    objective = weighted_sum(term("labels", 1.0, cross_entropy), term("breaks", 1.0, breaks))
+    with pytest.raises(NonFiniteLoss, match=r"step 5: term 'breaks' is nan \(labels ") as info:
+        fit(STUDENT, objective, ADAM, DATA, **SMALL, steps_per_call=2)
+    assert (info.value.step, info.value.terms) == (5, ["breaks"])
+    assert len(info.value.history["loss"]) == 6
+
+
+@pytest.mark.usefixtures("library_errors")
+class TestMessages:
+    @pytest.mark.parametrize("train", [run, fit])
+    def test_data(self, train):
+        def go(columns, **more):
+            return train(STUDENT, LABELS, ADAM, columns, **SMALL | more)
+
+        with pytest.raises(ValueError, match="must have a row or more"):
+            go({n: x[:0] for n, x in DATA.items()})
+        with pytest.raises(ValueError, match="batch_size must"):
+            go(DATA, batch_size=41)
+        with pytest.raises(ValueError, match="labels must lie in 0 ... 2"):
+            go(dict(DATA, labels=DATA["labels"] + 1))
+        with pytest.raises(ValueError, match="inputs must be finite, got NaN or inf in 1 of 40"):
+            go(dict(DATA, inputs=np.where(np.arange(40)[:, None] == 3, np.nan, DATA["inputs"])))
+        with pytest.raises(ValueError, match="must have a column 'inputs'"):
+            go({"labels": DATA["labels"]})
+
+    @pytest.mark.parametrize("train", [run, fit])
+    def test_teachers(self, train):
+        def go(teacher, model=STUDENT, name="big"):
+            return train(model, both(), ADAM, DATA, **SMALL, teachers={name: teacher})
+
+        def four(params, inputs):
+            return inputs[:, :4]
+
+        def three(params, inputs):
+            return inputs[:, :3]
+
+        with pytest.raises(ValueError, match=r"teachers\['big'\] has 4 classes, the student 3"):
+            go(teachers.from_function(four, ()))
+        with pytest.raises(TypeError, match=r"teachers\['big'\] must be a Teacher, got function"):
+            go(four)
+        with pytest.raises(ValueError, match="may not be named 'average'"):
+            go(teachers.from_function(three, ()), name="average")
+        named = models.logistic_regression(3, classes=("a", "b", "c"))
+        with pytest.raises(ValueError, match="reorder"):
+            go(teachers.from_function(three, (), classes=("b", "a", "c")), named)
+        with pytest.raises(ValueError, match="has the classes"):
+            go(teachers.from_function(three, (), classes=("x", "a", "c")), named)
+
+    def test_integer_inputs(self):
+        with pytest.raises(TypeError, match="inputs must be float"):
+            run(STUDENT, LABELS, ADAM, dict(DATA, inputs=np.ones((40, 5), np.uint8)), **SMALL)
+
+    def test_fit_arguments(self):
+        with pytest.raises(ValueError, match="batch_size must be given"):
+            fit(STUDENT, LABELS, ADAM, DATA, key=KEY, steps=1)
+        with pytest.raises(ValueError, match="batches have a size of their own"):
+            fit(STUDENT, LABELS, ADAM, [DATA], **SMALL)
+        with pytest.raises(ValueError, match="data has no batch"):
+            fit(STUDENT, LABELS, ADAM, [], key=KEY, steps=1)
+        with pytest.raises(ValueError, match="steps must be 1 or more"):
+            fit(STUDENT, LABELS, ADAM, DATA, key=KEY, steps=0, batch_size=4)
+        with pytest.raises(ValueError, match="average_decay must lie in"):
+            fit(STUDENT, LABELS, ADAM, DATA, **SMALL, average_decay=1.5)
