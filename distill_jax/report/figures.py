@@ -68,7 +68,8 @@ def bars(
         axes.bar(left, heights, width, label=name, yerr=error, capsize=3)
     axes.set_xticks(range(len(places)), places)
     if group is not None:
-        axes.legend(title=group)
+        # Beside the bars: within the axes it would hide some.
+        axes.legend(title=group, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

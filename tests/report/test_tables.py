@@ -82,8 +82,8 @@ def test_a_narrow_console_folds_and_loses_nothing():
     show([{"first": "one two three", "second": 123456}], console=console)
     printed = console.file.getvalue()
     assert "…" not in printed
-    for part in ("one", "two", "three", "123,456"):
-        assert part in printed
+    assert all(word in printed for word in ("one", "two", "three"))
+    assert "".join(c for c in printed if c.isdigit()) == "123456"
 
 
 def test_no_rows_are_an_empty_table():
