@@ -109,8 +109,8 @@ def ensemble(
       ValueError: if there are no teachers, their classes differ, or the weights are wrong.
 
     Example:
-      >>> sure = from_function(lambda params, inputs: inputs + params, jnp.array([0.0, 50.0]))
-      >>> unsure = from_function(lambda params, inputs: inputs + params, jnp.zeros(2))
+      >>> sure = from_function(lambda params, inputs: inputs + params, jnp.array([[0.0, 50.0]]))
+      >>> unsure = from_function(lambda params, inputs: inputs + params, jnp.zeros((1, 2)))
       >>> both = ensemble([sure, unsure], [1.0, 3.0])
       >>> print(jax.nn.softmax(both(jnp.zeros((1, 2))).logits))
       [[0.375 0.625]]
@@ -240,11 +240,11 @@ def precompute(
     """
     _checks.at_least(1.0, batch_size=batch_size)
     lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(inputs)}
-    if len(lengths) != 1 or not all(min(lengths, default=())):
+    n = sum(max(lengths, default=()))
+    if lengths != {(n,)} or n == 0:
         raise ValueError(
-            f"inputs must be arrays [n, ...] with one n > 0, got leading axes {sorted(lengths)}"
+            f"inputs must be arrays [n, ...] with one n > 0, got the leading axes {sorted(lengths)}"
         )
-    ((n,),) = lengths
     batch_size = min(int(batch_size), n)
     batches = []
     for start in range(0, n, batch_size):

@@ -42,7 +42,8 @@ def convnet(
     Example:
       >>> model = convnet([4, 8], 3)
       >>> inputs = jnp.ones((2, 8, 8, 1))
-      >>> outputs = model.predict(*model.init(jax.random.key(0), inputs), inputs)
+      >>> params, state = model.init(jax.random.key(0), inputs)
+      >>> outputs = jax.eval_shape(model.predict, params, state, inputs)
       >>> outputs.logits.shape, outputs.features["blocks/1"].shape
       ((2, 3), (2, 2, 2, 8))
     """

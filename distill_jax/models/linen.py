@@ -7,6 +7,7 @@ from typing import Any
 import flax.errors
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from distill_jax.models._adapt import (
@@ -51,14 +52,14 @@ def from_linen(
 
     Example:
       >>> model = from_linen(nn.Dense(3))
-      >>> inputs = jax.numpy.ones((2, 4))
+      >>> inputs = jnp.ones((2, 4))
       >>> params, state = model.init(jax.random.key(0), inputs)
       >>> params["kernel"].shape, state
       ((4, 3), {})
     """
     if not isinstance(module, nn.Module):
         raise TypeError(
-            f"module must be an instance of flax.linen.Module, got {module!r}: "
+            f"module must be an instance of flax.linen.Module, got {type(module).__name__}: "
             "an NNX module goes through from_nnx"
         )
     check_features(features)
@@ -73,7 +74,12 @@ def from_linen(
         params_key, other_key = jax.random.split(key)
         streams = {"params": params_key, **keys(other_key)}
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
-        variables = nn.unbox(module.lazy_init(streams, shapes, **mode(False)))
+        try:
+            variables = module.lazy_init(streams, shapes, **mode(False))
+        except flax.errors.LazyInitError:  # something is stored that depends on the inputs
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            variables = module.init(streams, zeros, **mode(False))
+        variables = nn.unbox(variables)
         state = {name: tree for name, tree in variables.items() if name != "params"}
         return variables.get("params", {}), state
 

@@ -94,13 +94,11 @@ def from_nnx(
         unused = passed.default.count.get_value()
         if graph.takes_rngs:
             options["rngs"] = passed
-        found = {}
-        if features is None:
-            made = module(inputs, **options)  # pyright: ignore[reportCallIssue]
-        else:
-            run = nnx.capture(module, nnx.Intermediate, method_outputs=nnx.Intermediate)
-            made, sown = run(inputs, **options)
-            found = select(_by_path(sown), features, inputs)
+        # Always a capture: sowing outside of one is deprecated, and changes the module's graph.
+        outputs = None if features is None else nnx.Intermediate
+        run = nnx.capture(module, nnx.Intermediate, method_outputs=outputs)
+        made, sown = run(inputs, **options)
+        found = {} if features is None else select(_by_path(sown), features, inputs)
         after = _arrays(nnx.state(module))
         # Drawing a number replaces the stream's counter.
         drawn = any(after[path] is not streams[path] for path in graph.counts)

@@ -1,0 +1,375 @@
+"""Models from functions, NNX and Linen: what they promise alike, and where each rubs."""
+
+from __future__ import annotations
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from distill_jax.models import from_function, from_linen, from_nnx, mlp
+from distill_jax.types import Model, Outputs
+
+KEY = jax.random.key(0)
+INPUTS = jax.random.normal(jax.random.key(7), (6, 4))
+
+
+class LinenBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = nn.relu(nn.Dense(5, name="dense")(x))
+        self.sow("intermediates", "hidden", x)
+        return nn.Dropout(0.5, deterministic=not train)(x)
+
+
+class LinenNet(nn.Module):
+    outputs: int = 3
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x)
+        x = LinenBlock(name="block")(x, train)
+        return nn.Dense(self.outputs, name="head")(x)
+
+
+class NnxBlock(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.dense = nnx.Linear(4, 5, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.dense(x))
+        self.sow(nnx.Intermediate, "hidden", x)
+        return self.dropout(x)
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, outputs: int = 3):
+        self.norm = nnx.BatchNorm(4, momentum=0.9, rngs=rngs)
+        self.block = NnxBlock(rngs)
+        self.head = nnx.Linear(5, outputs, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.block(self.norm(x)))
+
+
+LINEN = from_linen(LinenNet(), features="all")
+NNX = from_nnx(NnxNet, features="all")
+BOTH = pytest.mark.parametrize("model", [LINEN, NNX], ids=["linen", "nnx"])
+
+
+@pytest.fixture(autouse=True)
+def count_traces_afresh():
+    chex.clear_trace_counter()
+
+
+def train(model: Model, params, state, key):
+    return jax.jit(lambda p, s, k: model.apply(p, s, INPUTS, key=k, train=True))(params, state, key)
+
+
+def to_linen(params, state):
+    """Variables of NnxNet in Linen's layout."""
+    stats = {"norm": {name: state["norm"][name] for name in ("mean", "var")}}
+    return params, {"batch_stats": stats}
+
+
+def is_plain(tree) -> bool:
+    if isinstance(tree, dict):
+        return type(tree) is dict and all(type(k) is str and is_plain(v) for k, v in tree.items())
+    return isinstance(tree, jax.Array)
+
+
+@BOTH
+def test_variables_are_plain_dictionaries_of_arrays(model):
+    params, state = model.init(KEY, INPUTS)
+    assert is_plain(params) and is_plain(state)
+    assert params["block"]["dense"]["kernel"].shape == (4, 5)
+    assert len(jax.tree.leaves(state)) == 2  # mean and variance, no random streams
+    outputs, after = train(model, params, state, KEY)
+    assert is_plain(after) and is_plain(outputs.features)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+
+
+def test_linen_and_nnx_agree_in_values_features_state_and_gradients():
+    params, state = NNX.init(KEY, INPUTS)
+    state = jax.tree.map(lambda x: x + 0.5, state)
+    linen_params, linen_state = to_linen(params, state)
+    ours = NNX.predict(params, state, INPUTS)
+    theirs = LINEN.predict(linen_params, linen_state, INPUTS)
+    np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-6)
+    shared = {"norm", "block", "block/dense", "block/hidden", "head"}
+    assert shared <= ours.features.keys() and shared <= theirs.features.keys()
+    for path in shared:
+        np.testing.assert_allclose(ours.features[path], theirs.features[path], atol=1e-6)
+    _, after = train(NNX, params, state, KEY)
+    _, linen_after = train(LINEN, linen_params, linen_state, KEY)
+    chex.assert_trees_all_close(to_linen(params, after)[1], linen_after, atol=1e-6)
+
+    def loss(model, state, params):
+        return (model.predict(params, state, INPUTS).logits ** 2).sum()
+
+    got = jax.grad(lambda p: loss(NNX, state, p))(params)
+    want = jax.grad(lambda p: loss(LINEN, linen_state, p))(linen_params)
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_mlp_is_the_same_network_as_in_flax():
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="head")(nn.relu(nn.Dense(5, name="first")(x)))
+
+    model = mlp([5], 3)
+    params, state = model.init(KEY, INPUTS)
+    theirs = {"first": params["hidden"]["0"], "head": params["head"]}
+    got = model.predict(params, state, INPUTS)
+    linen = from_linen(Plain(), features=("first",)).predict(theirs, {}, INPUTS)
+    np.testing.assert_allclose(got.logits, linen.logits, atol=1e-6)
+    hidden = jax.nn.relu(linen.features["first"])
+    np.testing.assert_allclose(got.features["hidden/0"], hidden, atol=1e-6)
+
+
+@BOTH
+def test_batch_statistics_move_in_training_only(model):
+    params, state = model.init(KEY, INPUTS)
+    _, evaluated = model.apply(params, state, INPUTS)
+    chex.assert_trees_all_equal(evaluated, state)
+    _, trained = train(model, params, state, KEY)
+    stats = trained.get("batch_stats", trained)["norm"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * INPUTS.mean(0), atol=1e-6)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * INPUTS.var(0), atol=1e-6)
+
+
+@BOTH
+def test_dropout_follows_the_key(model):
+    params, state = model.init(KEY, INPUTS)
+    first, again, other = (train(model, params, state, jax.random.key(i))[0] for i in (1, 1, 2))
+    np.testing.assert_array_equal(first.logits, again.logits)
+    assert not np.allclose(first.logits, other.logits)
+    evaluated = [model.apply(params, state, INPUTS, key=k)[0].logits for k in (KEY, None)]
+    np.testing.assert_array_equal(*evaluated)
+    with pytest.raises(ValueError, match="key is None, and the module .*: pass key="):
+        model.apply(params, state, INPUTS, train=True)
+
+
+@BOTH
+def test_init_needs_shapes_only_and_vmaps_over_keys(model):
+    keys = jax.random.split(KEY, 2)
+    shapes = jax.ShapeDtypeStruct(INPUTS.shape, INPUTS.dtype)
+    params, state = jax.jit(jax.vmap(lambda k: model.init(k, shapes)))(keys)
+
+    def both(params, state, key):
+        return model.apply(params, state, INPUTS, key=key, train=True)
+
+    outputs, _ = jax.jit(jax.vmap(both))(params, state, keys)
+    assert outputs.logits.shape == (2, 6, 3)
+    assert not np.allclose(outputs.logits[0], outputs.logits[1])
+    solo, solo_state = model.init(keys[1], INPUTS)
+    chex.assert_trees_all_close(solo, jax.tree.map(lambda x: x[1], params), atol=1e-6)
+    want = train(model, solo, solo_state, keys[1])[0].logits
+    np.testing.assert_allclose(outputs.logits[1], want, atol=1e-5)
+
+
+@BOTH
+def test_a_second_call_does_not_trace_again(model):
+    params, state = model.init(KEY, INPUTS)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(params, state, key):
+        return model.apply(params, state, INPUTS, key=key, train=True)[1]
+
+    state = step(params, state, KEY)
+    step(params, state, jax.random.key(1))
+    assert hash(model) == hash(model) and model == model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda features: from_linen(LinenNet(), features=features),
+        lambda features: from_nnx(NnxNet, features=features),
+    ],
+    ids=["linen", "nnx"],
+)
+def test_features_are_kept_as_asked(make, library_errors):
+    params, state = make(None).init(KEY, INPUTS)
+    assert make(None).predict(params, state, INPUTS).features == {}
+    kept = make(("block", "block/hidden")).predict(params, state, INPUTS).features
+    assert kept.keys() == {"block", "block/hidden"} and kept["block"].shape == (6, 5)
+    with pytest.raises(ValueError, match=r"\['blocks/0'\].*'block', .*'block/dense'"):
+        make(("blocks/0",)).predict(params, state, INPUTS)
+    with pytest.raises(TypeError, match="features must be a tuple of paths"):
+        make("block")
+
+
+def test_features_that_nobody_uses_cost_nothing():
+    params, state = NNX.init(KEY, INPUTS)
+    bare = from_nnx(NnxNet)
+    flops = [
+        jax.jit(lambda p, m=m: m.predict(p, state, INPUTS).logits).lower(params).compile()
+        for m in (NNX, bare)
+    ]
+    assert flops[0].cost_analysis()["flops"] == flops[1].cost_analysis()["flops"]  # pyright: ignore
+
+
+class Shared(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.layer = nnx.Linear(4, 4, rngs=rngs)
+        self.blocks = nnx.List([nnx.Linear(4, 3, rngs=rngs)])
+
+    def __call__(self, x):
+        return self.blocks[0](self.layer(self.layer(x)))
+
+
+def test_a_module_that_runs_twice_has_two_features():
+    model = from_nnx(Shared, features="all")
+    params, state = model.init(KEY, INPUTS)
+    features = model.predict(params, state, INPUTS).features
+    assert features.keys() == {"layer[0]", "layer[1]", "blocks/0"}
+    assert set(params["blocks"]) == {"0"}
+    layer = params["layer"]
+    want = features["layer[0]"] @ layer["kernel"] + layer["bias"][None]
+    np.testing.assert_allclose(features["layer[1]"], want, atol=1e-6)
+
+
+class Seeded(nnx.Module):
+    """Two streams of one name and one seed, and a batch norm that must not move."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.first = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+        self.second = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+        self.frozen = nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
+        self.live = nnx.BatchNorm(4, rngs=rngs)
+        self.scale = nnx.data(jnp.full(4, 2.0))
+
+    def __call__(self, x):
+        ones = jnp.ones_like(x)
+        return jnp.concatenate([self.first(ones), self.second(ones)], -1) + 0.0 * jnp.tile(
+            self.live(self.frozen(x)) * self.scale[None], 2
+        )
+
+
+def test_streams_built_with_one_seed_follow_the_key_each_on_its_own():
+    model = from_nnx(Seeded)
+    params, state = model.init(KEY, INPUTS)
+    masks = train(model, params, state, jax.random.key(1))[0].logits
+    assert not np.array_equal(masks[:, :4], masks[:, 4:])
+    again, other = (train(model, params, state, jax.random.key(i))[0].logits for i in (1, 2))
+    np.testing.assert_array_equal(masks, again)
+    for half in (slice(0, 4), slice(4, 8)):
+        assert not np.array_equal(masks[:, half], other[:, half])
+
+
+def test_batch_norm_that_was_built_frozen_stays_frozen():
+    model = from_nnx(Seeded)
+    params, state = model.init(KEY, INPUTS)
+    assert state.keys() == {"frozen", "live", "scale"}
+    _, after = train(model, params, state, KEY)
+    chex.assert_trees_all_equal(after["frozen"], state["frozen"])
+    assert not np.allclose(after["live"]["mean"], state["live"]["mean"])
+
+
+def test_nnx_modules_may_be_given_their_mode_and_rngs_in_the_call():
+    class Told(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.head = nnx.Linear(4, 3, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5)
+
+        def __call__(self, x, *, train: bool, rngs: nnx.Rngs | None = None):
+            return self.head(self.dropout(x, deterministic=not train, rngs=rngs))
+
+    model = from_nnx(Told)
+    params, state = model.init(KEY, INPUTS)
+    first, again, other = (train(model, params, state, jax.random.key(i))[0] for i in (1, 1, 2))
+    np.testing.assert_array_equal(first.logits, again.logits)
+    assert not np.allclose(first.logits, other.logits)
+    model.predict(params, state, INPUTS)
+    with pytest.raises(ValueError, match="key is None"):
+        model.apply(params, state, INPUTS, train=True)
+
+
+@pytest.mark.parametrize(
+    "model", [from_linen(nn.Dense(1)), from_nnx(lambda rngs: nnx.Linear(4, 1, rngs=rngs))]
+)
+def test_one_output_becomes_two_classes(model):
+    params, state = model.init(KEY, INPUTS)
+    logits = model.predict(params, state, INPUTS).logits
+    np.testing.assert_array_equal(logits[:, 0], 0.0)
+    z = INPUTS @ params["kernel"][:, 0] + params["bias"]
+    np.testing.assert_allclose(jax.nn.softmax(logits)[:, 1], jax.nn.sigmoid(z), atol=1e-6)
+
+
+def test_functions_with_and_without_state():
+    plain = from_function(lambda key, x: jnp.zeros((4, 3)), lambda params, inputs: inputs @ params)
+    params, state = plain.init(KEY, INPUTS)
+    outputs, after = plain.apply(params, state, INPUTS, key=KEY, train=True)
+    assert outputs.logits.shape == (6, 3) and state == after == {}
+
+    def apply(params, state, x, *, train, key):
+        assert key is None or train
+        return Outputs(x @ params, {"x": x}), state + train
+
+    counting = from_function(lambda key, x: (jnp.zeros((4, 1)), jnp.zeros(())), apply)
+    params, state = counting.init(KEY, INPUTS)
+    outputs, after = counting.apply(params, state, INPUTS, key=KEY, train=True)
+    assert outputs.logits.shape == (6, 2) and outputs.features["x"] is INPUTS
+    assert after == 1.0 and counting.apply(params, state, INPUTS)[1] == 0.0
+
+
+def test_bad_functions_and_modules_are_refused(library_errors):
+    with pytest.raises(TypeError, match=r"apply must take \(params, inputs\)"):
+        from_function(lambda key, x: {}, lambda inputs: inputs)
+    with pytest.raises(TypeError, match=r"apply must take \(params, inputs\)"):
+        from_function(lambda key, x: {}, lambda params, inputs, state: inputs)
+    stateful = from_function(lambda key, x: {}, lambda params, state, inputs: inputs)
+    with pytest.raises(TypeError, match=r"init must return \(params, state\)"):
+        stateful.init(KEY, INPUTS)
+    with pytest.raises(TypeError, match=r"apply must return \(logits, state\)"):
+        stateful.apply({}, {}, INPUTS)
+    pair = from_function(lambda key, x: {}, lambda params, inputs: (inputs, inputs))
+    with pytest.raises(TypeError, match="logits as one array .* got tuple"):
+        pair.predict({}, {}, INPUTS)
+    named = from_linen(nn.Dense(3), classes=("a", "b"))
+    with pytest.raises(ValueError, match=r"classes must name every logit.*2 names.*\(6, 3\)"):
+        named.predict(*named.init(KEY, INPUTS), INPUTS)
+    with pytest.raises(TypeError, match="through from_nnx"):
+        from_linen(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="through from_linen"):
+        from_nnx(lambda rngs: nn.Dense(3))  # pyright: ignore[reportArgumentType]
+
+
+def test_nnx_arrays_that_a_trace_would_leak_are_refused():
+    class Bare(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.table = jnp.ones(4)
+
+        def __call__(self, x):
+            return x * self.table[None]
+
+    with pytest.raises(TypeError, match=r"bare array .* nnx.data"):
+        from_nnx(Bare)
+
+
+def test_params_of_another_module_are_refused():
+    params, state = NNX.init(KEY, INPUTS)
+    wrong = {**params, "tail": params["head"]}
+    del wrong["head"]
+    with pytest.raises(ValueError, match=r"params must be .* missing \['head/bias'.*'tail/bias'"):
+        NNX.predict(wrong, state, INPUTS)
+
+
+def test_linen_state_must_keep_its_structure():
+    class Growing(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.sow("losses", "norm", x.sum())
+            return nn.Dense(3)(x)
+
+    model = from_linen(Growing())
+    params, state = model.init(KEY, INPUTS)
+    with pytest.raises(ValueError, match="state changed its structure"):
+        model.apply(params, state, INPUTS, train=True)
