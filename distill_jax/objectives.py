@@ -71,11 +71,12 @@ class Term:
 
     def mask(self, batch: Batch) -> Any:
         """Which rows count, from the batch alone; None if all do."""
-        own, everywhere = self.where, batch.get("where")
-        if callable(own):
-            own = own(batch)
-        elif own is not None:
-            own = _column(batch, own, f"where of term {self.name!r}")
+        own: Any = None
+        everywhere = batch.get("where")
+        if callable(self.where):
+            own = self.where(batch)
+        elif self.where is not None:
+            own = _column(batch, self.where, f"where of term {self.name!r}")
         for name, x in ((f"where of term {self.name!r}", own), ("where", everywhere)):
             if x is not None:
                 _checks.boolean(**{name: x})
@@ -392,7 +393,7 @@ def _teacher_logits(name: str, source: str | None, context: Context) -> Array:
     teachers = context.teachers
     if source is None:
         source = name if name in teachers else next(iter(teachers)) if len(teachers) == 1 else None
-    if source in teachers:
+    if source is not None and source in teachers:
         return teachers[source].logits
     if source is None and "teacher_logits" in context.batch and not teachers:
         return context.batch["teacher_logits"]

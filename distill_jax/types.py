@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, PyTree
 
 Batch = Mapping[str, Any]
-"""Named arrays, of JAX or NumPy, with one leading axis: ``inputs``, often ``labels`` or ``targets``, and
-optionally ``where`` (``[batch]`` booleans: False rows are padding and count nowhere)."""
+"""Named arrays, of JAX or NumPy, with one leading axis: ``inputs``, often ``labels`` or
+``targets``, and optionally ``where`` (``[batch]`` booleans: False rows are padding and count
+nowhere)."""
 
 Params = PyTree
 """Arrays that gradients reach."""

@@ -2,9 +2,9 @@ r"""Divergences between two categorical distributions, from logits.
 
 All take ``student_logits`` and ``teacher_logits`` of one shape ``[..., classes]`` and return rows
 ``[...]`` in nats, not reduced, float32 or better. Below, *p* is the teacher's distribution and *q*
-the student's. Every value is a sum of terms that are each non-negative, which is what keeps it exact
-near equality: 0 where the logits are equal, and right to 1e-5 where the divergence is 4e-7, with ten
-classes or with 128 thousand.
+the student's. Every value is a sum of terms that are each non-negative, which is what keeps it
+exact near equality: 0 where the logits are equal, and right to 1e-5 where the divergence is 4e-7,
+with ten classes or with 128 thousand.
 
 - A class at ``-inf`` has probability 0 and adds 0. A row with all classes at ``-inf`` is no
   distribution: NaN. What is infinite by definition is ``inf``, with a finite gradient.
@@ -18,7 +18,6 @@ classes or with 128 thousand.
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
@@ -65,7 +64,9 @@ def symmetric_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where
     References:
       Jeffreys, An Invariant Form for the Prior Probability in Estimation Problems, 1946.
     """
-    return rows(lambda s, t: _cores.kl(s, t) + _cores.kl(t, s), student_logits, teacher_logits, where=where)
+    return rows(
+        lambda s, t: _cores.kl(s, t) + _cores.kl(t, s), student_logits, teacher_logits, where=where
+    )
 
 
 def jensen_shannon(
@@ -127,7 +128,7 @@ def skew_kl(
     alpha: Scalar = 0.1,
     where: Where = None,
 ) -> Rows:
-    r"""Forward KL to a student mixed with a little teacher: :math:`KL(p \| \alpha p + (1-\alpha) q)`.
+    r"""Forward KL to a mixture, :math:`KL(p \| \alpha p + (1-\alpha) q)`: mostly student.
 
     Finite whatever the supports for ``alpha > 0``, at most :math:`-\log \alpha`; the forward KL at
     ``alpha = 0``.
@@ -156,7 +157,7 @@ def skew_reverse_kl(
     alpha: Scalar = 0.1,
     where: Where = None,
 ) -> Rows:
-    r"""Reverse KL to a teacher mixed with a little student: :math:`KL(q \| \alpha q + (1-\alpha) p)`.
+    r"""Reverse KL to a mixture, :math:`KL(q \| \alpha q + (1-\alpha) p)`: mostly teacher.
 
     Finite whatever the supports for ``alpha > 0``; the reverse KL at ``alpha = 0``.
 
@@ -204,9 +205,8 @@ def alpha_beta(
         - \frac{\beta}{\alpha+\beta} q_k^{\alpha+\beta} \Big)
 
     and its limits where ``alpha`` or ``beta`` is 0: (1, 0) is the forward KL, (0, 1) the reverse
-    KL, (½, ½) is
-    :math:`2 \sum_k (\sqrt{p_k} - \sqrt{q_k})^2`, and (1, 1) half the squared Euclidean distance. Swapping student and teacher is
-    the same as swapping alpha and beta.
+    KL, (½, ½) is :math:`2 \sum_k (\sqrt{p_k} - \sqrt{q_k})^2` (Hellinger), and (1, 1) half the
+    squared Euclidean distance. Swapping student and teacher is the same as swapping alpha and beta.
 
     Args:
       alpha: Power of the teacher, >= 0.
@@ -232,7 +232,9 @@ def renyi(
     alpha: Scalar = 0.5,
     where: Where = None,
 ) -> Rows:
-    r"""Rényi divergence of order alpha, :math:`\frac{1}{\alpha-1} \log \sum_k p_k^\alpha q_k^{1-\alpha}`.
+    r"""Rényi divergence of order alpha.
+
+    .. math:: \frac{1}{\alpha-1} \log \sum_k p_k^\alpha q_k^{1-\alpha}
 
     Continuous through ``alpha = 1``, where it is the forward KL. Infinite for ``alpha >= 1`` where
     the student forbids what the teacher allows; for smaller orders only if nothing is shared.
@@ -303,8 +305,8 @@ def soft_targets_multilabel(
     _checks.positive(temperature=temperature)
 
     def core(student, teacher, t):
-        pair = (two_class(x[..., None]) for x in (student, teacher))
-        return _cores.soft_targets(*pair, t).sum(-1)
+        two = two_class(student[..., None]), two_class(teacher[..., None])
+        return _cores.soft_targets(*two, t).sum(-1)
 
     return rows(core, student_logits, teacher_logits, temperature, where=where)
 

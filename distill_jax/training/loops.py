@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -168,23 +169,7 @@ def fit(
         raise ValueError(f"steps must be 1 or more, got {steps}")
     key_init, key_order = _keys(key)
     start = 0 if initial is None else int(initial.step)
-    if isinstance(data, Mapping):
-        if batch_size is None:
-            raise ValueError("batch_size must be given for arrays in memory")
-        data = {name: np.asarray(column) for name, column in data.items()}
-        seen: Batch = data  # all of it is checked now
-        stream: Iterator[Batch] = data_.batches(
-            data, key=key_order, batch_size=batch_size, steps=steps, start=start
-        )
-    else:
-        if batch_size is not None:
-            raise ValueError("batch_size is for arrays in memory; batches have a size of their own")
-        stream = itertools.islice(iter(data), steps)
-        first_batch = next(stream, None)
-        if first_batch is None:
-            raise ValueError("data has no batch")
-        data_.check(first_batch)
-        seen, stream = first_batch, itertools.chain([first_batch], stream)
+    seen, stream = _stream(data, key_order, batch_size, steps, start)
     check(model, objective, seen, teachers)
     recipe = Recipe(model, optimizer, augment, average_decay is not None)
     decay = _decay(average_decay)
@@ -221,6 +206,27 @@ def fit(
             if evaluate is not None and evaluated != done:
                 history.evaluated(start + done, evaluate(state))
     return state, history.arrays()
+
+
+def _stream(
+    data: Batch | Iterable[Batch], key: Array, batch_size: int | None, steps: int, start: int
+) -> tuple[Batch, Iterator[Batch]]:
+    """What can be looked at before the first step (all rows, or a batch), and the batches."""
+    if isinstance(data, Mapping):
+        if batch_size is None:
+            raise ValueError("batch_size must be given for arrays in memory")
+        columns = {str(name): np.asarray(column) for name, column in data.items()}
+        return columns, data_.batches(
+            columns, key=key, batch_size=batch_size, steps=steps, start=start
+        )
+    if batch_size is not None:
+        raise ValueError("batch_size is for arrays in memory; batches have a size of their own")
+    stream = itertools.islice(iter(data), steps)
+    first = next(stream, None)
+    if first is None:
+        raise ValueError("data has no batch")
+    data_.check(first)
+    return first, itertools.chain([first], stream)
 
 
 def _keys(key: Array) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from distill_jax import _checks
 from distill_jax import teachers as teachers_
@@ -29,7 +29,7 @@ class TrainState:
     """All that a resumed run needs; never the teachers.
 
     Attributes:
-      step: Optimizer steps taken.
+      step: Optimizer steps taken, an integer scalar (one a run, where runs are vmapped).
       params: The student's parameters.
       state: The student's mutable state.
       term_params: Parameters that terms own, by term.
@@ -39,7 +39,7 @@ class TrainState:
       key: Every step's key is folded from it and ``step``.
     """
 
-    step: Int[Array, ""]
+    step: Array
     params: Params
     state: State
     term_params: dict[str, PyTree]
@@ -64,9 +64,13 @@ class Recipe:
         """The state before the first step; of ``batch`` only shapes and dtypes matter."""
         key_model, key_terms, key_steps = jax.random.split(key, 3)
         params, state = self.model.init(key_model, batch["inputs"])
-        context = jax.eval_shape(
-            lambda: self.context(params, state, batch, teachers, jnp.zeros((), jnp.int32), key)[0]
-        )
+
+        def first_context():
+            taught = _taught(teachers, batch)
+            step = jnp.zeros((), jnp.int32)
+            return self._context(params, state, batch, taught, step, key)[0]
+
+        context = jax.eval_shape(first_context)
         term_params, term_state = objective.init(key_terms, context)
         average = teachers_.start_average((params, state)) if self.averaging else None
         return TrainState(
@@ -80,22 +84,17 @@ class Recipe:
             key=key_steps,
         )
 
-    def context(
+    def _context(
         self,
         params: Params,
         state: State,
         batch: Batch,
-        outputs: Mapping[str, Any],
+        taught: Mapping[str, Outputs],
         step: Array,
         key: Array,
     ) -> tuple[Context, State]:
-        """Runs the student in training mode, and teachers that have not been run yet."""
         key_model, key_terms = jax.random.split(key)
         student, state = self.model.apply(params, state, batch["inputs"], key=key_model, train=True)
-        taught = {
-            name: t if isinstance(t, Outputs) else t(batch.get("teacher_inputs", batch["inputs"]))
-            for name, t in outputs.items()
-        }
         return Context(student, taught, batch, step, key_terms), state
 
     def step(
@@ -110,18 +109,16 @@ class Recipe:
         key, key_augment = jax.random.split(jax.random.fold_in(train.key, train.step))
         # Whatever cuts the batch out of its array stays out of the step's arithmetic, so that run
         # and fit, which cut differently, give the same bits.
-        batch = jax.lax.optimization_barrier(dict(batch))
+        columns = jax.lax.optimization_barrier(dict(batch))
         if self.augment is not None:
-            batch = self.augment(key_augment, batch)
-        teachers = dict(teachers)
+            columns = self.augment(key_augment, columns)
         if self.averaging:
-            teachers[AVERAGE] = teachers_.teacher(self.model, *train.average)
-        inputs = batch.get("teacher_inputs", batch["inputs"])
-        outputs = {name: teacher(inputs) for name, teacher in teachers.items()}
+            teachers = {**teachers, AVERAGE: teachers_.teacher(self.model, *train.average)}
+        taught = _taught(teachers, columns)
 
         def value(trainable):
-            context, state = self.context(
-                trainable["student"], train.state, batch, outputs, train.step, key
+            context, state = self._context(
+                trainable["student"], train.state, columns, taught, train.step, key
             )
             scalar, (parts, term_state) = objective(trainable["terms"], train.term_state, context)
             return scalar, (parts, state, term_state)
@@ -132,7 +129,7 @@ class Recipe:
         updates, opt_state = self.optimizer.update(grads, train.opt_state, trainable)
         trainable: Any = optax.apply_updates(trainable, updates)
         average = train.average
-        if self.averaging:
+        if decay is not None:
             average = teachers_.update_average(average, (trainable["student"], state), decay)
         train = TrainState(
             step=train.step + 1,
@@ -149,6 +146,11 @@ class Recipe:
     def convolves(self, *arguments: Any) -> bool:
         """Whether a step holds a convolution, which XLA's CPU backend runs slowly in a scan."""
         return "conv_general_dilated" in str(jax.make_jaxpr(self.step)(*arguments))
+
+
+def _taught(teachers: Mapping[str, Teacher], batch: Batch) -> dict[str, Outputs]:
+    inputs = batch.get("teacher_inputs", batch["inputs"])
+    return {name: teacher(inputs) for name, teacher in teachers.items()}
 
 
 def check(

@@ -188,7 +188,7 @@ def test_teachers_may_look_at_inputs_of_their_own():
     two = dict(DATA, teacher_inputs=np.ones((40, 7), np.float32))
     objective = weighted_sum(term("kl", 1.0, forward_kl))
     _, metrics = run(STUDENT, objective, ADAM, two, **SMALL, teachers={"wide": wide})
-    assert metrics["kl"][0] == 0, "a student at zero and an even teacher agree"
+    assert metrics["kl"][0] < 1e-9, "a student at zero and an even teacher agree"
 
 
 def test_the_moving_average_teaches_and_is_training_state():

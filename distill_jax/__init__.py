@@ -1,0 +1,30 @@
+"""Knowledge distillation in JAX: what a large model knows, moved into a small one.
+
+``losses`` compare a student with a teacher or with labels, ``models`` and ``teachers`` are pure
+functions with their variables, ``objectives`` join losses into one scalar, ``training`` minimises
+it, ``evaluation`` measures, and ``report`` shows.
+"""
+
+from distill_jax import data, evaluation, losses, models, objectives, report, teachers, training
+from distill_jax.logits import total, two_class
+from distill_jax.objectives import term, weighted_sum
+from distill_jax.types import Model, Outputs
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Model",
+    "Outputs",
+    "data",
+    "evaluation",
+    "losses",
+    "models",
+    "objectives",
+    "report",
+    "teachers",
+    "term",
+    "total",
+    "training",
+    "two_class",
+    "weighted_sum",
+]
