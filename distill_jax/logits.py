@@ -125,8 +125,8 @@ def total(
     for name, x in (("where", where), ("weights", weights)):
         if x is not None:
             _checks.shape(batch, **{name: x})
-    chunk = max(1, 262_144 // classes) if chunk is None else chunk
-    _checks.positive(chunk=chunk)
+    if chunk is not None:
+        _checks.positive(chunk=chunk)
     # Checked here, where options are still known; in the blocks they are traced.
     jax.eval_shape(lambda s, a, m: loss(s, a, where=m, **options), student_logits, against, where)
     dtype = jnp.promote_types(student_logits.dtype, jnp.float32)
@@ -134,13 +134,14 @@ def total(
     if count == 0:
         return jnp.zeros((), dtype), jnp.zeros(batch, dtype)
     tail = len(batch)
-    value, per_row = _total(
-        (loss, min(chunk, count)),
+    arguments = (
         tuple(x.reshape(count, *x.shape[tail:]) for x in (student_logits, against)),
         {name: jnp.asarray(option, dtype) for name, option in options.items()},
         jnp.ones(count, dtype) if weights is None else weights.reshape(count).astype(dtype),
         jnp.ones(count, bool) if where is None else where.reshape(count),
     )
+    chunk = _even(count, max(1, 262_144 // classes)) if chunk is None else min(chunk, count)
+    value, per_row = _total((loss, chunk), *_vary_alike(arguments))
     return value, jax.lax.stop_gradient(per_row).reshape(batch)
 
 
@@ -174,18 +175,15 @@ def _total_fwd(static, pair, options, weights, live):
         return ((w * out).sum(), shared), (out, per_row)
 
     (value, shared), (out, per_row) = _scan(block, chunk, (values[0], weights.value, live.value))
-    return (value, out), (per_row, shared, out)
+    pair_grads = tuple(per_row.get(i) for i in range(2))
+    option_grads = {name: shared.get(name) for name in options}
+    return (value, out), (pair_grads, option_grads, out if weights.perturbed else None)
 
 
 def _total_bwd(static, residuals, cotangents):
-    per_row, shared, out = residuals
     slope, _ = cotangents  # the rows are behind a stop_gradient
-
-    def scaled(grad):
-        return None if grad is None else (slope * grad).astype(grad.dtype)
-
-    pair = tuple(scaled(per_row.get(i)) for i in range(2))
-    return pair, shared, scaled(out), None
+    pair, options, weights = jax.tree.map(lambda x: (slope * x).astype(x.dtype), residuals)
+    return pair, options, weights, None
 
 
 _total.defvjp(_total_fwd, _total_bwd, symbolic_zeros=True)
@@ -200,6 +198,7 @@ def _scan(block: Callable, chunk: int, arrays: Any) -> tuple[Any, Any]:
         lambda s: jnp.zeros(s.shape, s.dtype),
         jax.eval_shape(lambda xs: block(*xs)[0], jax.tree.map(lambda x: x[0], heads)),
     )
+    _, zeros = _vary_alike((arrays, zeros))
 
     def step(carry, xs):
         sums, out = block(*xs)
@@ -211,3 +210,37 @@ def _scan(block: Callable, chunk: int, arrays: Any) -> tuple[Any, Any]:
         sums, last = step(sums, jax.tree.map(lambda x: x[whole:], arrays))
         out = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, last)
     return sums, out
+
+
+def _even(count: int, most: int) -> int:
+    """Rows in a block, ``most`` or fewer: blocks of one size, if that leaves them half as large.
+
+    A last block of another size costs a copy of all the others.
+    """
+    most = min(most, count)
+    return next((n for n in range(most, most // 2, -1) if count % n == 0), most)
+
+
+def _vary_alike(tree: Any) -> Any:
+    """Under ``shard_map``, what is the same on all devices becomes each device's own.
+
+    Done here, outside of the ``custom_vjp``, so that the gradient of what is shared is summed.
+    """
+
+    def axes(x: Any) -> frozenset[Any]:
+        kind = jax.typeof(x)
+        if hasattr(kind, "vma"):  # before jax 0.10
+            return kind.vma
+        return getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
+
+    everywhere = frozenset[Any]().union(*(axes(x) for x in jax.tree.leaves(tree)))
+
+    def vary(x: Any) -> Any:
+        missing = tuple(everywhere - axes(x))
+        if not missing:
+            return x
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(x, missing, to="varying")
+        return jax.lax.pvary(x, missing)  # before jax 0.9
+
+    return jax.tree.map(vary, tree)
