@@ -44,7 +44,7 @@ def from_nnx(
     Params are all ``nnx.Param``; the state is every other array but random streams and sown
     intermediates. Both are plain nested dictionaries. In each call all random streams start anew
     from ``key``, each from its own, so that equal keys give equal outputs, whatever seeds the
-    module was built with.
+    module was built with; in evaluation without a key, from fixed ones.
 
     Args:
       make: Called with ``nnx.Rngs(key)``; it may be traced. The module's result is logits or
@@ -53,12 +53,13 @@ def from_nnx(
       features: Which hidden arrays to keep, by the path of the submodule that returns them
         (``"blocks/0"``) or of what it sows as ``nnx.Intermediate`` (``"blocks/0/name"``);
         ``"all"``; or None. A submodule that runs n times has ``path[0]``, ``path[1]``, ...
-        Under ``jit`` a feature that nobody uses costs nothing.
+        Under ``jit`` a feature that nobody uses costs nothing. Modules that NNX itself carries
+        through a scan (the cell of ``nnx.RNN``) cannot be captured: None is the choice there.
 
     Raises:
       TypeError: if ``make`` returns no module, or one with an array as a static attribute.
-      ValueError: from ``apply``, if the module draws random numbers and ``key`` is None, if
-        params or state are not the module's, or a feature is not there.
+      ValueError: from ``apply``, if the module draws random numbers in training and
+        ``key`` is None, if params or state are not the module's, or a feature is not there.
 
     Example:
       >>> model = from_nnx(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
@@ -102,10 +103,11 @@ def from_nnx(
         after = _arrays(nnx.state(module))
         # Drawing a number replaces the stream's counter.
         drawn = any(after[path] is not streams[path] for path in graph.counts)
-        if key is None and (drawn or passed.default.count.get_value() is not unused):
+        drawn = drawn or passed.default.count.get_value() is not unused
+        if train and key is None and drawn:
             raise ValueError(
-                "key is None, and the module draws random numbers"
-                f"{' in training' if train else ''}: pass key="
+                "key is None, and the module needs one in training, since it draws random "
+                "numbers: pass key="
             )
         return as_outputs(made, classes, found), _nested(after, graph.state)
 
@@ -192,7 +194,7 @@ def _streams(graph: _Graph, key: Array | None) -> dict[Path, Array]:
 
 def _stream_key(key: Array | None, i: int) -> Array:
     if key is None:
-        return jax.random.key(i)  # a stream has to hold one; drawing from it is an error
+        return jax.random.key(i)  # evaluation may draw: a recurrent cell for its zero start
     own = jax.random.fold_in(key, i)
     if jnp.issubdtype(own.dtype, jax.dtypes.prng_key):
         return own

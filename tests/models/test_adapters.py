@@ -264,6 +264,38 @@ def test_streams_built_with_one_seed_follow_the_key_each_on_its_own():
         assert not np.array_equal(masks[:, half], other[:, half])
 
 
+def test_layers_stacked_by_vmap_and_cells_that_draw_in_evaluation():
+    class Block(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.dense = nnx.Linear(4, 4, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dropout(self.dense(x))
+
+    class Deep(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            build = nnx.split_rngs(splits=2)(nnx.vmap(Block, in_axes=0, out_axes=0))
+            self.blocks = build(rngs)
+            self.recurrent = nnx.RNN(nnx.SimpleCell(4, 3, rngs=rngs))
+
+        def __call__(self, x):
+            scan = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+            over_time = self.recurrent(scan(x, self.blocks)[:, None, :])
+            return over_time[:, 0]  # pyright: ignore
+
+    model = from_nnx(Deep)
+    params, state = model.init(KEY, INPUTS)
+    assert params["blocks"]["dense"]["kernel"].shape == (2, 4, 4)
+    evaluated = jax.jit(model.predict)(params, state, INPUTS).logits
+    np.testing.assert_allclose(model.predict(params, state, INPUTS).logits, evaluated, atol=1e-6)
+    first, again, other = (train(model, params, state, jax.random.key(i))[0] for i in (1, 1, 2))
+    np.testing.assert_array_equal(first.logits, again.logits)
+    assert not np.allclose(first.logits, other.logits)
+    with pytest.raises(ValueError, match="key is None, and the module needs one in training"):
+        model.apply(params, state, INPUTS, train=True)
+
+
 def test_batch_norm_that_was_built_frozen_stays_frozen():
     model = from_nnx(Seeded)
     params, state = model.init(KEY, INPUTS)
