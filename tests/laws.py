@@ -1,0 +1,702 @@
+"""The property battery: what every loss promises, as laws that run over one list.
+
+A new loss joins by an entry in ``LOSSES``, with its reference in ``tests/references.py``; the laws
+that apply to it (``laws_of``) then run in ``tests/losses/test_laws.py``, one test a pair.
+
+A law is a function of an entry that raises if it does not hold. Compiling is what costs, so the
+laws share a few compiled functions a loss, all at one small shape; options are traced, so entries
+that differ in options share them too, and chex sees to it that none is traced twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.special import softmax
+
+from distill_jax import losses
+from tests import references
+
+SHAPE = (4, 10)
+MANY = 131_072
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A loss at one setting of its options, and what it promises there.
+
+    Attributes:
+      loss: ``loss(student_logits, against, *, where=None, **options)``.
+      options: Scalar options by name.
+      kind: What comes second: ``"teacher"`` logits, ``"targets"`` or ``"labels"``.
+      swapped: The loss and its options that give the same value with student and teacher swapped;
+        None where there are none.
+      bound: No value lies above it.
+      shift_invariant: A constant added to all of an example's logits changes nothing.
+      t2_scaled: Carries T², so the gradient's size does not move with the temperature.
+      couples_examples: An example's loss depends on the others of its batch.
+      smooth: Has second derivatives everywhere.
+      refused: Values that an option must refuse, by option.
+    """
+
+    loss: Callable[..., Any]
+    options: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    kind: str = "teacher"
+    swapped: tuple[Callable[..., Any], Mapping[str, float]] | None = None
+    bound: float = math.inf
+    shift_invariant: bool = True
+    t2_scaled: bool = False
+    couples_examples: bool = False
+    smooth: bool = True
+    refused: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{k}={v:g}" for k, v in self.options.items())])
+
+    @property
+    def name(self) -> str:
+        return self.loss.__name__
+
+    @property
+    def scores(self) -> bool:
+        """Compares two rows of logits, so that 0 means equal."""
+        return self.kind == "teacher"
+
+    def reference(self, student: Any, against: Any) -> np.ndarray:
+        return getattr(references, self.name)(student, against, **self.options)
+
+
+def _entropy(share: float) -> float:
+    return -sum(x * math.log(x) for x in (share, 1 - share) if x > 0)
+
+
+def _entries() -> Iterable[Entry]:
+    yield Entry(losses.forward_kl, swapped=(losses.reverse_kl, {}))
+    yield Entry(losses.reverse_kl, swapped=(losses.forward_kl, {}))
+    yield Entry(losses.symmetric_kl, swapped=(losses.symmetric_kl, {}))
+    yield Entry(
+        losses.total_variation, swapped=(losses.total_variation, {}), bound=1.0, smooth=False
+    )
+    yield Entry(losses.squared_error, swapped=(losses.squared_error, {}), shift_invariant=False)
+    outside = (-0.1, 1.5, math.nan)
+    for beta in (0.0, 1e-4, 0.1, 0.5, 0.9, 1.0):
+        other = {"beta": 1.0 - beta}
+        yield Entry(
+            losses.jensen_shannon,
+            {"beta": beta},
+            swapped=(losses.jensen_shannon, other),
+            bound=_entropy(beta),
+            refused={"beta": outside},
+        )
+        yield Entry(
+            losses.scaled_jensen_shannon,
+            {"beta": beta},
+            swapped=(losses.scaled_jensen_shannon, other),
+            bound=_entropy(beta) / (beta * (1 - beta)) if 0 < beta < 1 else math.inf,
+            refused={"beta": outside},
+        )
+    for alpha in (0.0, 0.1, 0.9, 1.0):
+        for loss, other in (
+            (losses.skew_kl, losses.skew_reverse_kl),
+            (losses.skew_reverse_kl, losses.skew_kl),
+        ):
+            yield Entry(
+                loss,
+                {"alpha": alpha},
+                swapped=(other, {"alpha": alpha}),
+                bound=-math.log(alpha) if alpha else math.inf,
+                refused={"alpha": outside},
+            )
+    for alpha, beta in ((0.5, 0.5), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.2, 0.7), (0.5, 0.0)):
+        yield Entry(
+            losses.alpha_beta,
+            {"alpha": alpha, "beta": beta},
+            swapped=(losses.alpha_beta, {"alpha": beta, "beta": alpha}),
+            bound=1.0 / (alpha * beta) / max(alpha + beta, 1.0) if alpha * beta else math.inf,
+            refused={"alpha": (-0.1, math.inf), "beta": (-0.1, math.nan)},
+        )
+    for alpha in (0.3, 0.5, 1.0, 2.0):
+        yield Entry(losses.renyi, {"alpha": alpha}, refused={"alpha": (0.0, -1.0, math.inf)})
+    for temperature in (1.0, 4.0, 20.0):
+        option = {"temperature": temperature}
+        refused = {"temperature": (0.0, -1.0, math.inf)}
+        yield Entry(losses.soft_targets, option, t2_scaled=True, refused=refused)
+        yield Entry(
+            losses.soft_targets_multilabel,
+            option,
+            shift_invariant=False,
+            t2_scaled=True,
+            refused=refused,
+        )
+    for smoothing in (0.0, 0.1, 1.0):
+        yield Entry(
+            losses.cross_entropy,
+            {"label_smoothing": smoothing},
+            kind="labels",
+            refused={"label_smoothing": outside},
+        )
+    yield Entry(losses.cross_entropy_with_targets, kind="targets")
+
+
+LOSSES: list[Entry] = list(_entries())
+
+
+# What the laws share: data, compiled functions, numerical gradients.
+
+
+def data(entry: Entry, seed: int = 0, *, shape=SHAPE, scale: float = 2.0) -> tuple[Any, Any]:
+    """Student logits and what they are compared with, float32 NumPy."""
+    rng = np.random.default_rng(seed)
+    student, teacher = (scale * rng.standard_normal((2, *shape))).astype(np.float32)
+    if entry.kind == "labels":
+        return student, rng.integers(0, shape[-1], shape[:-1]).astype(np.int32)
+    return student, softmax(teacher, -1) if entry.kind == "targets" else teacher
+
+
+def arrays(options: Mapping[str, float]) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(option, jnp.float32) for name, option in options.items()}
+
+
+def _once(function: Callable, name: str) -> Callable:
+    """Jitted, and a failure if it is ever traced a second time."""
+    function.__name__ = name  # chex counts by name
+    return jax.jit(chex.assert_max_traces(function, n=1))
+
+
+@functools.cache
+def _probe(loss: Callable, tag: str, differentiable: bool) -> Callable:
+    def probe(student, against, options, where):
+        def total(student, against, options):
+            rows = loss(student, against, where=where, **options)
+            return rows.sum(), rows
+
+        wrt = (0, 1, 2) if differentiable else (0, 2)
+        grads, rows = jax.grad(total, wrt, has_aux=True)(student, against, options)
+        return rows, grads if differentiable else (grads[0], None, grads[1])
+
+    return _once(probe, f"probe {loss.__name__} {tag}")
+
+
+def probe(entry: Entry, student, against, where=None, options=None) -> tuple[Any, tuple]:
+    """Rows, and the gradients of their sum to student, against (or None) and options."""
+    student, against = jnp.asarray(student), jnp.asarray(against)
+    where = jnp.ones(student.shape[:-1], bool) if where is None else jnp.asarray(where)
+    tag = f"{student.dtype} {student.shape}"
+    run = _probe(entry.loss, tag, entry.kind != "labels")
+    options = entry.options if options is None else options
+    return jax.tree.map(np.asarray, run(student, against, arrays(options), where))
+
+
+@functools.cache
+def _value(loss: Callable, tag: str) -> Callable:
+    def value(student, against, options):
+        return loss(student, against, **options)
+
+    return _once(value, f"value {loss.__name__} {tag}")
+
+
+def value(entry: Entry, student, against) -> np.ndarray:
+    student, against = jnp.asarray(student), jnp.asarray(against)
+    run = _value(entry.loss, f"{student.dtype} {student.shape}")
+    return np.asarray(run(student, against, arrays(entry.options)))
+
+
+def numerical_gradients(entry: Entry, student, against, step: float = 1e-5) -> tuple:
+    """Of the reference, by central differences in float64: to student, against and options."""
+    student = np.asarray(student).astype(np.float64)
+    if entry.kind != "labels":
+        against = np.asarray(against).astype(np.float64)
+
+    def along(function, width):
+        columns = []
+        for k in range(width):
+            nudge = np.zeros(width)
+            nudge[k] = step
+            with np.errstate(invalid="ignore"):
+                columns.append((function(nudge) - function(-nudge)) / (2 * step))
+        return np.stack(columns, -1)
+
+    width = student.shape[-1]
+    to_student = along(lambda x: entry.reference(student + x, against), width)
+    to_against = None
+    if entry.kind != "labels":
+        to_against = along(lambda x: entry.reference(student, against + x), width)
+    return (
+        to_student,
+        to_against,
+        {n: _option_slope(entry, n, student, against) for n in entry.options},
+    )
+
+
+def _option_slope(entry: Entry, name: str, student, against, step: float = 1e-5) -> float:
+    def at(x: float) -> float:
+        moved = dataclasses.replace(entry, options={**entry.options, name: x})
+        return moved.reference(student, against).sum()
+
+    x = entry.options[name]
+    if x == 0 or (x == 1 and any(value == 1.5 for value in entry.refused.get(name, ()))):
+        h = step if x == 0 else -step  # one-sided at the end of the range
+        return (-3 * at(x) + 4 * at(x + h) - at(x + 2 * h)) / (2 * h)
+    return (at(x + step) - at(x - step)) / (2 * step)
+
+
+def close(got: Any, want: Any, *, rtol: float, atol: float = 0.0, what: str = "") -> None:
+    np.testing.assert_allclose(
+        np.asarray(got, np.float64),
+        np.asarray(want, np.float64),
+        rtol=rtol,
+        atol=atol,
+        err_msg=what,
+    )
+
+
+def finite(tree: Any, what: str) -> None:
+    for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        assert np.isfinite(x).all(), f"{what}{jax.tree_util.keystr(path)} is not finite: {x}"
+
+
+# The laws. First: the right values and gradients.
+
+
+def reference(entry: Entry) -> None:
+    """Equals the float64 reference, on anything."""
+    numbers = hnp.arrays(np.float32, SHAPE, elements=st.floats(-30, 30, width=32))
+
+    @settings(max_examples=25)
+    @given(numbers, numbers)
+    def check(student, teacher):
+        against = teacher
+        if entry.kind == "targets":
+            against = softmax(teacher, -1)
+        elif entry.kind == "labels":
+            against = teacher.argmax(-1).astype(np.int32)
+        rows, grads = probe(entry, student, against)
+        want = entry.reference(student, against)
+        assert rows.dtype == np.float32
+        close(rows, want, rtol=2e-5, atol=2e-6 * max(1.0, np.abs(want).max()))
+        finite(grads, "gradient")
+
+    check()
+
+
+def gradient(entry: Entry) -> None:
+    """Gradients to student, teacher and options equal numerical ones of the reference."""
+    for seed, scale in ((0, 2.0), (1, 0.3), (2, 6.0)):
+        student, against = data(entry, seed, scale=scale)
+        _, (to_student, to_against, to_options) = probe(entry, student, against)
+        want_student, want_against, want_options = numerical_gradients(entry, student, against)
+        size = np.abs(want_student).max()
+        close(to_student, want_student, rtol=2e-4, atol=1e-5 * size, what="student")
+        if want_against is not None:
+            size = np.abs(want_against).max()
+            close(to_against, want_against, rtol=2e-4, atol=1e-5 * size, what="against")
+        size = np.abs(entry.reference(student, against)).sum()
+        for name, slope in want_options.items():
+            close(to_options[name], slope, rtol=1e-3, atol=1e-4 * size, what=name)
+
+
+@functools.cache
+def _transforms(loss: Callable, differentiable: bool) -> Callable:
+    def transforms(student, against, options, direction):
+        def rows(student, moving, options):
+            return loss(student, moving if differentiable else against, **options)
+
+        point = (student, against if differentiable else jnp.zeros(()), options)
+        run = functools.partial(jax.jvp, rows, point)
+        plain, slope = run(direction)
+        one = jax.vmap(lambda s, a: loss(s, a, **options))(student, against)
+        gradient = jax.grad(lambda *x: rows(*x).sum(), (0, 1, 2))
+        grads, turn = jax.jvp(gradient, point, direction)
+
+        def slope_at(*x):
+            return jax.jvp(rows, x, direction)[1]
+
+        bend = jax.jvp(slope_at, point, direction)[1]
+        twice = jax.grad(lambda *x: slope_at(*x).sum(), (0, 1, 2))(*point)
+        return plain, slope, one, grads, turn, bend, twice
+
+    return _once(transforms, f"transforms {loss.__name__}")
+
+
+def transforms(entry: Entry) -> None:
+    """``jit``, ``vmap``, ``grad``, ``jvp`` and their compositions agree, with each other, with the
+    function as called plainly, and with numerical second derivatives."""
+    student, against = data(entry)
+    rng = np.random.default_rng(7)
+    differentiable = entry.kind != "labels"
+    direction = (
+        rng.standard_normal(SHAPE).astype(np.float32),
+        (0.1 * rng.standard_normal(SHAPE if differentiable else ())).astype(np.float32),
+        arrays(dict.fromkeys(entry.options, 0.0)),
+    )
+    if entry.kind == "targets":
+        direction = (direction[0], np.zeros(SHAPE, np.float32), direction[2])
+    inputs = jnp.asarray(student), jnp.asarray(against)
+    plain = entry.loss(*inputs, **entry.options)
+    rows, (to_student, to_against, _) = probe(entry, student, against)
+    out = jax.tree.map(
+        np.asarray,
+        _transforms(entry.loss, differentiable)(*inputs, arrays(entry.options), direction),
+    )
+    primal, slope, mapped, grads, turn, bend, twice = out
+    for what, x in (("plain", plain), ("jvp", primal), ("vmap", mapped)):
+        close(x, rows, rtol=2e-6, atol=2e-6, what=what)
+    close(grads[0], to_student, rtol=1e-5, atol=1e-6, what="grad to the student")
+    moved = direction[:2] if differentiable else direction[:1]
+
+    def along(tree):
+        return sum(float((x * v).sum()) for x, v in zip(tree, moved, strict=False))
+
+    if differentiable:
+        close(grads[1], to_against, rtol=1e-5, atol=1e-6, what="grad to the teacher")
+    close(slope.sum(), along(grads), rtol=1e-4, atol=1e-5, what="jvp against grad")
+    if not entry.smooth:
+        return
+    close(bend.sum(), along(turn), rtol=1e-3, atol=1e-4, what="jvp of jvp, jvp of grad")
+    for a, b in zip(turn[:2], twice[:2], strict=True):
+        close(a, b, rtol=1e-3, atol=1e-4, what="jvp of grad, grad of jvp")
+    finite((turn, twice), "second derivative")
+
+    def at(h):
+        v = direction[0].astype(np.float64), direction[1].astype(np.float64)
+        return entry.reference(
+            student + h * v[0], against + h * v[1] if differentiable else against
+        )
+
+    h = 1e-4
+    curvature = (at(h) - 2 * at(0.0) + at(-h)) / h**2
+    close(bend, curvature, rtol=1e-3, atol=1e-4 * np.abs(curvature).max(), what="curvature")
+
+
+def equality(entry: Entry) -> None:
+    """0 where student and teacher are equal, exactly, with gradient 0."""
+    for seed, scale in ((0, 2.0), (1, 0.0), (2, 100.0)):
+        _, teacher = data(entry, seed, scale=scale)
+        teacher[1, 3:5] = -np.inf
+        rows, (to_student, to_teacher, to_options) = probe(entry, teacher, teacher)
+        assert (rows == 0).all(), rows
+        for x in (to_student, to_teacher, *to_options.values()):
+            close(x, 0.0, rtol=0, atol=1e-6)
+
+
+def near_equality(entry: Entry) -> None:
+    """Right to 1e-5 at a KL divergence of about 4e-7, also where supports differ."""
+    for seed, shift in ((0, 0.0), (1, 40.0)):
+        student, teacher = nearly_equal(SHAPE, seed)
+        student, teacher = student + np.float32(shift), teacher + np.float32(shift)
+        rows, grads = probe(entry, student, teacher)
+        want = entry.reference(student, teacher)
+        close(rows, want, rtol=1e-5)
+        finite(grads, "gradient")
+
+
+def near_equality_many_classes(entry: Entry) -> None:
+    """The same, with 128 thousand classes."""
+    student, teacher = nearly_equal((2, MANY), 2)
+    close(value(entry, student, teacher), entry.reference(student, teacher), rtol=1e-5)
+
+
+def nearly_equal(shape, seed) -> tuple[np.ndarray, np.ndarray]:
+    """Rows at a KL of about 4e-7: from noise, and in the last row from a class of the student's
+    that the teacher forbids."""
+    rng = np.random.default_rng(seed)
+    teacher = (2 * rng.standard_normal(shape)).astype(np.float32)
+    student = teacher + (9e-4 * rng.standard_normal(shape)).astype(np.float32)
+    top = np.log(np.exp(teacher[-1].astype(np.float64)).sum())
+    student[-1] = teacher[-1]
+    teacher[-1, 1], student[-1, 1] = -np.inf, top + math.log(4e-7)
+    return student, teacher
+
+
+def non_negative(entry: Entry) -> None:
+    """Never below 0: not far away, and not near equality, where rounding would show."""
+    for seed, scale in ((0, 2.0), (1, 20.0), (2, 300.0)):
+        student, against = data(entry, seed, scale=scale)
+        assert (probe(entry, student, against)[0] >= 0).all()
+        if entry.scores:
+            rng = np.random.default_rng(seed)
+            for size in (1e-6, 1e-4, 1e-2):
+                noise = (size * rng.standard_normal(SHAPE)).astype(np.float32)
+                assert (probe(entry, against + noise, against)[0] >= 0).all()
+
+
+def bounded(entry: Entry) -> None:
+    """Never above its bound, which is nearly reached where the two have nothing in common."""
+    highest = 0.0
+    for seed, scale in ((0, 2.0), (1, 20.0), (2, 300.0)):
+        student, teacher = data(entry, seed, scale=scale)
+        if seed == 2:
+            student[:, ::2], teacher[:, 1::2] = -np.inf, -np.inf
+        rows, grads = probe(entry, student, teacher)
+        assert (rows <= entry.bound * (1 + 1e-6)).all(), rows
+        finite(grads, "gradient")
+        highest = max(highest, rows.max())
+    assert highest >= 0.9 * entry.bound
+
+
+def swap(entry: Entry) -> None:
+    """Swapping student and teacher is the same as swapping what the entry says, gradients too."""
+    assert entry.swapped is not None
+    loss, options = entry.swapped
+    partner = Entry(loss, options)
+    student, teacher = data(entry)
+    student[1, 2] = -np.inf
+    rows, (to_student, to_teacher, _) = probe(entry, student, teacher)
+    other, (to_first, to_second, _) = probe(partner, teacher, student)
+    close(rows, other, rtol=1e-5, atol=1e-6)
+    close(to_student, to_second, rtol=1e-4, atol=1e-5)
+    close(to_teacher, to_first, rtol=1e-4, atol=1e-5)
+
+
+def shift(entry: Entry) -> None:
+    """A constant added to an example's logits changes neither value nor gradient."""
+    student, against = data(entry)
+    student, against = np.round(student, 2), np.round(against, 2) if entry.scores else against
+    rows, (to_student, *_) = probe(entry, student, against)
+    for by in (1.0, -50.0, 3000.0):
+        # The reference sees what rounding leaves of the shifted logits.
+        shifted = (student + np.float32(by)).astype(np.float32)
+        moved, (to_shifted, *_) = probe(entry, shifted, against)
+        close(moved, entry.reference(shifted, against), rtol=3e-5, atol=3e-6)
+        close(moved, rows, rtol=3e-3, atol=1e-3)
+        close(to_shifted, to_student, rtol=3e-3, atol=1e-3)
+        if entry.scores:
+            both, _ = probe(entry, shifted, against + np.float32(by))
+            close(both, entry.reference(shifted, against + np.float32(by)), rtol=3e-5, atol=3e-6)
+
+
+def permutation(entry: Entry) -> None:
+    """Renaming the classes changes no value, and permutes the gradient."""
+    student, against = data(entry)
+    order = np.random.default_rng(3).permutation(SHAPE[-1])
+    rows, (to_student, to_against, _) = probe(entry, student, against)
+    renamed = (
+        np.argsort(order)[against].astype(np.int32) if entry.kind == "labels" else against[:, order]
+    )
+    other, (to_other, to_renamed, _) = probe(entry, student[:, order], renamed)
+    close(other, rows, rtol=1e-5, atol=1e-6)
+    close(to_other, to_student[:, order], rtol=1e-5, atol=1e-6)
+    if to_against is not None:
+        close(to_renamed, to_against[:, order], rtol=1e-5, atol=1e-6)
+
+
+# Second: masks, padding, splits.
+
+
+def masked_rows(entry: Entry) -> None:
+    """``where`` equals dropping the rows, in value and gradient."""
+    student, against = data(entry)
+    keep = np.array([True, False, False, True])
+    rows, grads = probe(entry, student, against, where=keep)
+    fewer, less = probe(entry, student[keep], against[keep])
+    assert (rows[~keep] == 0).all()
+    close(rows[keep], fewer, rtol=1e-6)
+    for x, y in zip(grads[:2], less[:2], strict=True):
+        if x is not None:
+            assert (x[~keep] == 0).all()
+            close(x[keep], y, rtol=1e-5, atol=1e-7)
+    for name, slope in grads[2].items():
+        close(slope, less[2][name], rtol=1e-5, atol=1e-5)
+
+
+def padding(entry: Entry) -> None:
+    """Whatever a masked row holds, its value and gradient are exactly 0, and no other row moves."""
+    student, against = data(entry)
+    keep = np.array([True, False, True, False])
+    rows, grads = probe(entry, student, against, where=keep)
+    for junk in (np.nan, np.inf, -np.inf):
+        dirty, junk_against = student.copy(), against.copy()
+        dirty[~keep] = junk
+        junk_against[~keep] = 999 if entry.kind == "labels" else junk
+        got, got_grads = probe(entry, dirty, junk_against, where=keep)
+        chex.assert_trees_all_equal((got, got_grads), (rows, grads))
+        assert (got[~keep] == 0).all() and (got_grads[0][~keep] == 0).all()
+    dirty[:] = np.nan
+    got, got_grads = probe(entry, dirty, junk_against, where=np.zeros(4, bool))
+    for x in jax.tree.leaves((got, got_grads)):
+        assert (x == 0).all()
+
+
+def splits(entry: Entry) -> None:
+    """Summed over pieces of a batch, value and gradients are those of the whole."""
+    student, against = data(entry)
+    rows, grads = probe(entry, student, against)
+    first, second = (probe(entry, student[i : i + 2], against[i : i + 2]) for i in (0, 2))
+    close(np.concatenate([first[0], second[0]]), rows, rtol=1e-6)
+    for whole, a, b in zip(grads[:2], first[1][:2], second[1][:2], strict=True):
+        if whole is not None:
+            close(np.concatenate([a, b]), whole, rtol=1e-5, atol=1e-7)
+    for name, slope in grads[2].items():
+        close(first[1][2][name] + second[1][2][name], slope, rtol=1e-5, atol=1e-5)
+
+
+def any_batch(entry: Entry) -> None:
+    """No example, one example, several leading axes: rows have the shape of the batch."""
+    student, against = data(entry, shape=(0, 10))
+    assert value(entry, student, against).shape == (0,)
+    for batch in ((), (3,), (2, 3)):
+        student, against = map(jnp.asarray, data(entry, shape=(*batch, 10)))
+        out = jax.eval_shape(entry.loss, student, against)
+        assert (out.shape, out.dtype) == (batch, jnp.float32)
+
+
+# Third: numbers at their edges.
+
+
+def forbidden_classes(entry: Entry) -> None:
+    """Classes at -inf in both, in the student, in the teacher: finite where the mathematics is,
+    ``inf`` and not NaN elsewhere, and all gradients finite, and right where the value is finite."""
+    for dead_student, dead_teacher in (([3, 7], [3, 7]), ([3, 7], []), ([], [3, 7]), ([3], [7])):
+        student, against = data(entry)
+        student[1:3, dead_student] = -np.inf
+        student[3, 1:] = -np.inf
+        if entry.kind == "teacher":
+            against[1:3, dead_teacher] = -np.inf
+            against[3, 1:] = -np.inf
+        elif entry.kind == "targets":
+            against[1:3, dead_teacher] = 0.0
+            against[3] = np.eye(10)[0]
+        else:
+            against[1:] = [dead_teacher[0] if dead_teacher else 0, 1, 0]
+        want = entry.reference(student, against)
+        rows, grads = probe(entry, student, against)
+        assert not np.isnan(want).any()
+        close(rows, want, rtol=2e-5, atol=1e-6)
+        finite(grads, "gradient")
+        fine = np.isfinite(want)
+        for got, slope in zip(
+            grads[:2], numerical_gradients(entry, student, against)[:2], strict=True
+        ):
+            if slope is not None:
+                # An infinitesimal target on a forbidden class is infinite: no numerical gradient.
+                right = np.isfinite(slope[fine])
+                close(got[fine][right], slope[fine][right], rtol=5e-4, atol=2e-5)
+
+
+def extreme_gaps(entry: Entry) -> None:
+    """Logits 1e4 apart: the right value, and finite gradients."""
+    student, against = data(entry)
+    student[:, 0] += 1e4
+    student[2] *= 1e3
+    if entry.kind == "teacher":
+        against[:, 1] += 1e4
+        against[3, 2] -= 1e4
+    rows, grads = probe(entry, student, against)
+    close(rows, entry.reference(student, against), rtol=2e-5, atol=1e-5)
+    finite(grads, "gradient")
+
+
+def low_precision(entry: Entry) -> None:
+    """bfloat16 and float16 in: float32 out, equal to the float64 reference of the rounded inputs;
+    the gradient is right to the rounding of its own storage."""
+    for dtype, half_ulp in ((jnp.bfloat16, 2.0**-9), (jnp.float16, 2.0**-11)):
+        student, against = (jnp.asarray(x) for x in data(entry))
+        student = student.astype(dtype)
+        against = against if entry.kind == "labels" else against.astype(dtype)
+        rows, (to_student, to_against, to_options) = probe(entry, student, against)
+        assert rows.dtype == np.float32 and to_student.dtype == student.dtype
+        plain = [
+            np.asarray(x.astype(jnp.float32)) if x.dtype == dtype else x for x in (student, against)
+        ]
+        close(rows, entry.reference(*plain), rtol=1e-5, atol=2e-6)
+        want = numerical_gradients(entry, *plain)
+        floor = half_ulp * 1.01
+        close(to_student, want[0], rtol=floor, atol=1e-5)
+        if to_against is not None:
+            close(to_against, want[1], rtol=floor, atol=1e-5)
+
+
+def double_precision(entry: Entry) -> None:
+    """float64 in, float64 out: nothing inside falls back to float32."""
+    with jax.enable_x64(True):
+        student, against = data(entry)
+        student = jnp.asarray(student, jnp.float64)
+        against = jnp.asarray(against, jnp.int32 if entry.kind == "labels" else jnp.float64)
+        options = {name: jnp.asarray(x, jnp.float64) for name, x in entry.options.items()}
+        got = _value(entry.loss, "float64")(student, against, options)
+        assert got.dtype == np.float64
+        close(got, entry.reference(student, against), rtol=1e-9, atol=1e-9)
+
+
+def temperature(entry: Entry) -> None:
+    """The gradient's size stays within 3% while T runs from 1 to 20, for small logits (0.1)."""
+    student, teacher = data(entry, scale=0.1)
+    sizes = [
+        np.linalg.norm(probe(entry, student, teacher, options={"temperature": t})[1][0])
+        for t in (1.0, 2.0, 5.0, 10.0, 20.0)
+    ]
+    close(sizes, sizes[-1], rtol=0.03)
+
+
+# Fourth: bad input.
+
+
+def complaints(entry: Entry) -> None:
+    """Wrong shapes, dtypes and options raise, and the message names the argument."""
+    student, against = (jnp.asarray(x) for x in data(entry))
+    second = {"teacher": "teacher_logits", "targets": "targets", "labels": "labels"}[entry.kind]
+
+    def refuses(error, match, *args, **kwargs):
+        with pytest.raises(error, match=match):
+            entry.loss(*args, **{**entry.options, **kwargs})
+
+    refuses(ValueError, second, student, against[:3])
+    refuses(ValueError, second, student[:, None], against)  # would broadcast
+    refuses(TypeError, "student_logits", student.astype(jnp.int32), against)
+    refuses(TypeError, "where", student, against, where=jnp.ones(4))
+    refuses(ValueError, "where", student, against, where=jnp.ones((4, 1), bool))
+    if entry.kind == "labels":
+        refuses(TypeError, second, student, against.astype(jnp.float32))
+        refuses(ValueError, "student_logits", student[:, :1], against)
+    else:
+        refuses(TypeError, second, student, against.astype(jnp.int32))
+        refuses(ValueError, second, student, against[:, :9])
+        refuses(ValueError, "student_logits", student[:, :1], against[:, :1])
+    for name, values in entry.refused.items():
+        for x in values:
+            refuses(ValueError, name, student, against, **{name: x})
+        refuses(ValueError, name, student, against, **{name: jnp.full(4, 0.5)})
+    assert set(entry.refused) == set(entry.options), "each option must refuse something"
+
+
+LAWS: list[tuple[Callable[[Entry], None], Callable[[Entry], bool]]] = [
+    (reference, lambda e: True),
+    (gradient, lambda e: True),
+    (transforms, lambda e: True),
+    (equality, lambda e: e.scores),
+    (near_equality, lambda e: e.scores),
+    (near_equality_many_classes, lambda e: e.scores),
+    (non_negative, lambda e: True),
+    (bounded, lambda e: math.isfinite(e.bound)),
+    (swap, lambda e: e.swapped is not None),
+    (shift, lambda e: e.shift_invariant),
+    (permutation, lambda e: True),
+    (masked_rows, lambda e: True),
+    (padding, lambda e: True),
+    (splits, lambda e: not e.couples_examples),
+    (any_batch, lambda e: True),
+    (forbidden_classes, lambda e: True),
+    (extreme_gaps, lambda e: True),
+    (low_precision, lambda e: True),
+    (double_precision, lambda e: True),
+    (temperature, lambda e: e.t2_scaled),
+    (complaints, lambda e: True),
+]
+
+
+def pairs() -> list[tuple[Callable[[Entry], None], Entry]]:
+    """Every law with every loss that it applies to, loss by loss so that compiled functions of one
+    are used while they are warm."""
+    return [(law, entry) for entry in LOSSES for law, applies in LAWS if applies(entry)]
