@@ -350,7 +350,7 @@ def _probe(name: str, loss: Callable, parameters: list[str], options: Mapping[st
         "targets": logits,
         "labels": jax.ShapeDtypeStruct((1,), jnp.int32),
     }
-    ours = getattr(loss, "__module__", "").startswith("distill_jax.losses")
+    ours = str(getattr(loss, "__module__", None)).startswith("distill_jax.losses")
     if not ours or any(p not in known for p in parameters):
         return
     numbers = {n: v for n, v in options.items() if not callable(v)}

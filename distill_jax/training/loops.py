@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -147,8 +148,8 @@ def fit(
       data: Batches, in order; or arrays in memory, cut as ``run`` cuts them.
       steps: Optimizer steps; fewer are taken, with a warning in the progress bar, if batches end.
       batch_size: Rows a step, for arrays in memory only.
-      steps_per_call: Steps in one compiled call. None takes 16, or 1 where the step holds a
-        convolution on CPU.
+      steps_per_call: Steps in one compiled call. None takes 16, or somewhat less where that
+        divides ``steps`` and ``evaluate_every``, or 1 where the step holds a convolution on CPU.
       evaluate: Called with the state, gives numbers to add to the history.
       evaluate_every: Steps between evaluations, rounded up to whole calls; the last state is
         evaluated in any case.
@@ -182,7 +183,7 @@ def fit(
         slow = jax.default_backend() == "cpu" and recipe.convolves(
             state, example, objective, teachers, decay
         )
-        steps_per_call = 1 if slow else 16
+        steps_per_call = 1 if slow else _call_length(steps, evaluate_every)
 
     history = _History(start)
     done, evaluated = 0, 0
@@ -276,6 +277,12 @@ def _steps(recipe: Recipe, unroll: int, state, group, objective, teachers, decay
         return state, jax.tree.map(lambda x: x[None], metrics)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *group)
     return jax.lax.scan(body, state, stacked, unroll=unroll)
+
+
+def _call_length(steps: int, evaluate_every: int | None) -> int:
+    """Steps in a call: a shorter call at the end would be a program of its own."""
+    whole = math.gcd(steps, evaluate_every or steps)
+    return next((n for n in range(16, 3, -1) if whole % n == 0), 16)
 
 
 def _groups(stream: Iterable[Batch], size: int) -> Iterator[list[dict[str, Any]]]:
