@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array
 
 from distill_jax.types import Model, Params, State
 
 
 def cost(
-    model: Model, params: Params, state: State, inputs: Array, *, repeats: int = 20
+    model: Model, params: Params, state: State, inputs: Any, *, repeats: int = 20
 ) -> dict[str, Any]:
     """Size and speed of a model in evaluation mode, for batches like ``inputs``.
 
