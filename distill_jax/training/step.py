@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,14 +40,14 @@ class TrainState:
       key: Every step's key is folded from it and ``step``.
     """
 
-    step: Array
+    step: Any
     params: Params
     state: State
     term_params: dict[str, PyTree]
     term_state: dict[str, PyTree]
     opt_state: PyTree
     average: PyTree
-    key: Array
+    key: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,16 @@ class Recipe:
 
     def convolves(self, *arguments: Any) -> bool:
         """Whether a step holds a convolution, which XLA's CPU backend runs slowly in a scan."""
-        return "conv_general_dilated" in str(jax.make_jaxpr(self.step)(*arguments))
+        leaves, structure = jax.tree.flatten(arguments)
+        return _convolves(self, structure, tuple(jax.typeof(x) for x in leaves))
+
+
+@functools.lru_cache(maxsize=64)
+def _convolves(recipe: Recipe, structure: Any, kinds: tuple[Any, ...]) -> bool:
+    # Tracing a step takes as long as running a few: it is done once for each kind of arguments.
+    leaves = [jax.ShapeDtypeStruct(kind.shape, kind.dtype) for kind in kinds]
+    arguments = jax.tree.unflatten(structure, leaves)
+    return "conv_general_dilated" in str(jax.make_jaxpr(recipe.step)(*arguments))
 
 
 def _taught(teachers: Mapping[str, Teacher], batch: Batch) -> dict[str, Outputs]:
