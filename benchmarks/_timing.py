@@ -1,0 +1,79 @@
+"""Timing that is fair on a machine that is not quiet: cases take turns, round after round."""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], Any]],
+    *,
+    seconds: float,
+    least: int = 5,
+    most: int = 1000,
+    sample: float = 0.002,
+) -> dict[str, dict[str, Any]]:
+    """Times calls in rounds, so that whatever slows the machine down slows all cases alike.
+
+    A case's first call, which compiles, is timed apart. A sample is the mean of as many calls as
+    take ``sample`` seconds, after one call that is not timed where that is short: threads that the
+    case before left spinning have stopped by then, and the caches hold this case's arrays.
+
+    Args:
+      cases: By name; each returns when its work is done.
+      seconds: About how long all rounds may take.
+      least: Rounds at least, over time or not.
+      most: Rounds at most.
+      sample: Seconds in one sample at least.
+
+    Returns:
+      By name: ``first`` (seconds of the first call), ``median`` (seconds of a call) and
+      ``samples``, one for each round.
+    """
+    first = {name: _time(call, 1) for name, call in cases.items()}
+    once = {name: min(_time(call, 1), _time(call, 1)) for name, call in cases.items()}
+    calls = {name: max(1, round(sample / seconds)) for name, seconds in once.items()}
+    samples: dict[str, list[float]] = {name: [] for name in cases}
+    collecting = gc.isenabled()
+    gc.disable()
+    end = time.perf_counter() + seconds
+    try:
+        while len(samples[next(iter(cases))]) < most:
+            for name, call in cases.items():
+                if calls[name] > 1:
+                    call()
+                else:
+                    time.sleep(0.01)
+                samples[name].append(_time(call, calls[name]))
+            if time.perf_counter() > end and len(samples[name]) >= least:
+                break
+    finally:
+        if collecting:
+            gc.enable()
+    return {
+        name: {"first": first[name], "median": statistics.median(times), "samples": times}
+        for name, times in samples.items()
+    }
+
+
+def times_faster(timed: Mapping[str, Mapping[str, Any]], ours: str, theirs: str) -> float:
+    """How many times faster: the median over rounds of the ratio within a round."""
+    pairs = zip(timed[theirs]["samples"], timed[ours]["samples"], strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def emit(**values: Any) -> None:
+    """One JSON line."""
+    print(json.dumps(values), flush=True)
+
+
+def _time(call: Callable[[], Any], times: int) -> float:
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - start) / times

@@ -1,0 +1,54 @@
+"""The benchmarks run, check their own results, and write what a result file holds."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run_quick(script: str, out: pathlib.Path, *options: str) -> tuple[dict, list[dict], str]:
+    # A process of its own: the scripts choose the number of devices before JAX starts.
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}.py", "--quick", *options, "--out", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return json.loads(out.read_text()), lines, done.stdout
+
+
+def check_rows(result: dict) -> None:
+    assert result["command"].startswith("python benchmarks/")
+    assert result["versions"]["jax"] and result["device"]["platform"]
+    for row in result["rows"]:
+        assert row["better"] in ("lower", "higher")
+        assert min(row["ours"], row["limit"], *row["peers"].values()) > 0
+        assert set(row["times_faster"]) - {"run"} <= set(row["peers"])
+
+
+def test_losses(tmp_path):
+    chosen = ["soft_targets", "squared_error"]
+    result, lines, _ = run_quick("losses", tmp_path / "losses.json", "--only", *chosen)
+    check_rows(result)
+    names = {row["name"] for row in result["rows"]}
+    assert {"soft_targets 8x10", "soft_targets 8x10 two devices", "squared_error 8x10"} <= names
+    cases = {line["case"] for line in lines}
+    assert {"plain", "total", "two devices", "optax", "limit"} <= cases
+    for row in result["rows"]:
+        assert row["temp_megabytes"].keys() == {"plain", "total", "two devices", "optax"}
+
+
+def test_training(tmp_path):
+    result, lines, printed = run_quick("training", tmp_path / "training.json")
+    check_rows(result)
+    names = [row["name"] for row in result["rows"]]
+    assert names == ["mlp live", "mlp live fit", "mlp cached", "mlp cached fit"]
+    assert {"run", "fit", "jax loop", "limit"} <= {line["case"] for line in lines}
+    assert printed.count("of run; wanted") == 2
