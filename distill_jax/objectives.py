@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from distill_jax import _checks
+from distill_jax import data as data_
 from distill_jax.types import Batch, Outputs
 
 
@@ -82,8 +83,17 @@ class Term:
                 _checks.boolean(**{name: x})
         if own is None or everywhere is None:
             return everywhere if own is None else own
-        extra = own.ndim - everywhere.ndim
-        return own & everywhere.reshape(everywhere.shape + (1,) * max(extra, 0))
+        axes = min(own.ndim, everywhere.ndim)
+        if own.shape[:axes] != everywhere.shape[:axes]:
+            raise ValueError(
+                f"where of term {self.name!r} has shape {own.shape}, the column 'where' "
+                f"{everywhere.shape}: they must begin with the same axes"
+            )
+        longest = max(own.ndim, everywhere.ndim)
+        own, everywhere = (
+            x.reshape(x.shape + (1,) * (longest - x.ndim)) for x in (own, everywhere)
+        )
+        return own & everywhere
 
     def count(self, batch: Batch) -> Float[Array, ""]:
         """Number of rows that count; needs no forward pass."""
@@ -93,7 +103,9 @@ class Term:
         return mask.sum(dtype=jnp.float32)
 
     def weight_at(self, step: Any) -> Any:
-        return self.weight(step) if callable(self.weight) else self.weight
+        weight = self.weight(step) if callable(self.weight) else self.weight
+        _checks.scalar(**{f"weight of term {self.name!r}": weight})
+        return weight
 
     def rows(self, params: PyTree, state: PyTree, context: Context) -> tuple[Array, PyTree]:
         """The loss of each example, 0 where masked, and the term's new state."""
@@ -153,11 +165,14 @@ def term(
       coupled: Whether a row depends on other examples of the batch. Such a term cannot be computed
         on a part of a batch.
       reads: Where parameters come from, if not by the rule above: for ``teacher_logits`` a
-        teacher's name, for other names a column, for any a function of the context.
-      **options: The loss's options. Numbers and arrays become leaves, a function is a schedule
-        ``step -> value``, and strings, booleans and None are fixed in the program.
+        teacher's name, for ``student_features`` a path, for other names a column, for any a
+        function of the context.
+      **options: The loss's options. Numbers, integers too, become floating leaves; arrays stay as
+        they are; a function is a schedule ``step -> value``; strings, booleans, None and tuples of
+        them are fixed in the program.
 
     Raises:
+      TypeError: if the loss has no such option.
       ValueError: if the weight is not finite, or an option is out of the loss's range.
 
     Example:
@@ -167,6 +182,8 @@ def term(
       >>> [t.name for t in weighted_sum(labels, teacher).terms]
       ['labels', 'teacher']
     """
+    if name in ("loss", "evaluated_at"):
+        raise ValueError(f"a term may not be named {name!r}: metrics have that name already")
     if not callable(weight):
         _checks.scalar(**{f"weight of term {name!r}": weight})
         _checks.finite(**{f"weight of term {name!r}": weight})
@@ -181,6 +198,11 @@ def term(
     for read in reads:
         if read not in parameters:
             raise ValueError(f"reads of term {name!r} names {read!r}; its loss has {parameters}")
+        if read in ("context", "student_logits") and not callable(reads[read]):
+            raise TypeError(
+                f"reads[{read!r}] of term {name!r} must be a function of the context, got "
+                f"{reads[read]!r}"
+            )
     accepted = inspect.signature(loss).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         for option in options:
@@ -194,8 +216,8 @@ def term(
     for option, value in options.items():
         if callable(value) and jax.tree_util.all_leaves([value]):
             schedules[option] = value
-        elif value is None or isinstance(value, bool | str):
-            settings[option] = value
+        elif all(isinstance(x, bool | np.bool_ | str) for x in jax.tree.leaves(value)):
+            settings[option] = tuple(value) if isinstance(value, list) else value
         else:
             leaves[option] = jax.tree.map(_leaf, value)
     return Term(
@@ -268,6 +290,9 @@ class Objective:
         """
         context = context._replace(teachers=jax.lax.stop_gradient(dict(context.teachers)))
         counts = self.counts(context.batch)
+        divisors = counts if denominators is None else denominators
+        if missing := counts.keys() - divisors.keys():
+            raise ValueError(f"denominators must have a count for each term, not {sorted(missing)}")
         total, parts, new_state = jnp.zeros(()), {}, dict(state)
         for t in self.terms:
             if t.coupled and denominators is not None:
@@ -279,28 +304,43 @@ class Objective:
             if t.init is not None:
                 new_state[t.name] = own
             parts[t.name] = Part(rows.sum(), counts[t.name])
-            divisor = (counts if denominators is None else denominators)[t.name]
-            total += t.weight_at(context.step) * parts[t.name].sum / jnp.maximum(divisor, 1.0)
+            mean = parts[t.name].sum / jnp.maximum(divisors[t.name], 1.0)
+            weight = t.weight_at(context.step)
+            total += jnp.where(weight == 0, 0.0, weight * mean)  # 0 times an infinite loss is 0
         return total, (parts, new_state)
 
     def check(self, data: Batch, num_classes: int) -> None:
-        """Looks once, on the host, at what compiled code cannot raise for: labels out of range.
+        """Looks once, on the host, at what compiled code cannot raise for.
+
+        Each column that a term reads must be finite, and labels in range, in the rows that the
+        term counts; the other rows may hold anything.
 
         Args:
           data: All rows, or a batch; traced columns pass.
           num_classes: The student's number of classes.
         """
         for t in self.terms:
-            column = dict(t.reads).get("labels", "labels")
-            if t.init or "labels" not in _positional(t.loss) or not isinstance(column, str):
+            if t.init is not None:
                 continue
-            labels = _checks.known(_column(data, column, f"term {t.name!r}"))
-            mask = t.mask(data)
-            mask = None if mask is None else _checks.known(mask)
-            if labels is not None:
-                _checks.integer(**{column: labels})
-                kept = labels if mask is None else labels[np.broadcast_to(mask, labels.shape)]
-                _checks.labels_below(num_classes, **{column: kept})
+            for parameter in _positional(t.loss):
+                name = dict(t.reads).get(parameter, parameter)
+                column = data.get(name) if isinstance(name, str) else None
+                if column is None:
+                    continue  # not a column; one that is missing is an error of the first trace
+                mask = t.mask(data)
+                if mask is not None and mask.shape != column.shape[: mask.ndim]:
+                    raise ValueError(
+                        f"where of term {t.name!r} has shape {mask.shape}, its column {name!r} "
+                        f"{column.shape}: they must begin with the same axes"
+                    )
+                checked = {name: column} if mask is None else {name: column, "where": mask}
+                data_.check(checked, values=(name,))
+                if parameter == "labels":
+                    _checks.integer(**{name: column})
+                    values = _checks.known(column)
+                    kept = np.ones(column.shape[:1], bool) if mask is None else _checks.known(mask)
+                    if values is not None and kept is not None:
+                        _checks.labels_below(num_classes, **{name: values[kept]})
 
 
 def weighted_sum(*terms: Term) -> Objective:
@@ -327,7 +367,7 @@ def weighted_sum(*terms: Term) -> Objective:
 
 def _leaf(value: Any) -> Any:
     """A Python number as an array: a float and a float32 array would be traced twice."""
-    if isinstance(value, float | int):
+    if isinstance(value, float | int | np.number):
         return jnp.asarray(value, jnp.result_type(float))
     return value
 
@@ -361,8 +401,7 @@ def _probe(name: str, loss: Callable, parameters: list[str], options: Mapping[st
 
 
 def _length(batch: Batch) -> int:
-    column = batch["inputs"] if "inputs" in batch else next(iter(batch.values()))
-    return jax.tree.leaves(column)[0].shape[0]
+    return (batch["inputs"] if "inputs" in batch else next(iter(batch.values()))).shape[0]
 
 
 def _column(batch: Batch, column: str, who: str) -> Any:
@@ -381,21 +420,31 @@ def _read(t: Term, parameter: str, context: Context) -> Any:
         return context.student.logits
     if parameter == "teacher_logits":
         return _teacher_logits(t.name, source, context)
+    if parameter == "student_features" and source is not None:
+        features = context.student.features
+        if source not in features:
+            raise ValueError(
+                f"term {t.name!r} reads the student's features {source!r}; there are "
+                f"{sorted(features)}"
+            )
+        return features[source]
     if parameter in ("student_features", "teacher_features"):
         raise ValueError(
             f"term {t.name!r} must say which features to compare, for example "
-            f"reads={{{parameter!r}: lambda context: context.student.features['hidden/0']}}"
+            f"reads={{{parameter!r}: lambda context: context.teachers['big'].features['hidden/0']}}"
         )
     return _column(context.batch, source or parameter, f"term {t.name!r}")
 
 
 def _teacher_logits(name: str, source: str | None, context: Context) -> Array:
     teachers = context.teachers
+    # The student's own average teaches only where it is asked for by name.
+    others = [n for n in teachers if n != "average"]
     if source is None:
-        source = name if name in teachers else next(iter(teachers)) if len(teachers) == 1 else None
+        source = name if name in teachers else others[0] if len(others) == 1 else None
     if source is not None and source in teachers:
         return teachers[source].logits
-    if source is None and "teacher_logits" in context.batch and not teachers:
+    if source is None and "teacher_logits" in context.batch and not others:
         return context.batch["teacher_logits"]
     raise ValueError(
         f"term {name!r} needs a teacher: the teachers are {sorted(teachers)}, the batch's columns "

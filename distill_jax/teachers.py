@@ -49,6 +49,10 @@ class Teacher:
     state: State = dataclasses.field(default_factory=dict)
     classes: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.classes is not None:  # a list would have no hash
+            object.__setattr__(self, "classes", tuple(self.classes))
+
     def __call__(self, inputs: Any) -> Outputs:
         return jax.lax.stop_gradient(self.predict(self.params, self.state, inputs))
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 Batch = Mapping[str, Any]
 """Named arrays, of JAX or NumPy, with one leading axis: ``inputs``, often ``labels`` or
 ``targets``, and optionally ``where`` (``[batch]`` booleans: False rows are padding and count
-nowhere)."""
+in no loss; they do enter the statistics of a batch norm, as zeros)."""
 
 Params = PyTree
 """Arrays that gradients reach."""
@@ -52,6 +52,10 @@ class Model:
     init: Callable[[Array, Any], tuple[Params, State]]
     apply: Callable[..., tuple[Outputs, State]]
     classes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.classes is not None:  # a list would have no hash
+            object.__setattr__(self, "classes", tuple(self.classes))
 
     def predict(self, params: Params, state: State, inputs: Any) -> Outputs:
         """Outputs in evaluation mode: no dropout, stored batch statistics."""

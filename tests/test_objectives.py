@@ -229,6 +229,47 @@ def test_a_column_by_another_name():
     np.testing.assert_allclose(value, rows.sum() / 11, rtol=1e-6)
 
 
+def test_masks_of_rows_and_of_tokens_meet_row_by_row():
+    batch = {"inputs": jnp.zeros((4, 4, 2)), "mine": jnp.array([True, False, False, False])}
+    batch["where"] = jnp.ones((4, 4), bool)
+    rows_first = term("t", 1.0, lambda context: jnp.ones((4, 4)), where="mine").mask(batch)
+    np.testing.assert_array_equal(rows_first.sum(1), [4, 0, 0, 0])
+    batch = {**batch, "mine": batch["where"], "where": batch["mine"]}
+    tokens_first = term("t", 1.0, lambda context: jnp.ones((4, 4)), where="mine").mask(batch)
+    np.testing.assert_array_equal(tokens_first, rows_first)
+
+
+def test_an_infinite_loss_with_weight_zero_is_zero():
+    batch = {"inputs": jnp.zeros((1, 2)), "teacher_logits": jnp.zeros((1, 2))}
+    forbids = Context(Outputs(jnp.array([[0.0, -jnp.inf]])), {}, batch)
+    objective = weighted_sum(term("kl", 0.0, forward_kl))
+    assert objective({}, {}, forbids)[0] == 0
+
+
+def test_settings_are_fixed_in_the_program_and_numbers_are_leaves():
+    def loss(context, *, layers, flag, scale, nothing):
+        assert layers == ("a", "b") and flag and nothing is None
+        return jnp.full(2, scale)
+
+    options = {"layers": ["a", "b"], "flag": np.bool_(True), "nothing": None}
+    made = term("t", 1, loss, scale=np.int64(2), **options)
+    assert made.options["scale"].dtype == jnp.float32
+    context = Context(Outputs(jnp.zeros((2, 2))), {}, {"inputs": jnp.zeros((2, 1))})
+    assert jax.jit(lambda o: o({}, {}, context)[0])(weighted_sum(made)) == 2
+
+
+def test_features_by_their_path():
+    def size(student_features):
+        return (student_features**2).sum(-1)
+
+    objective = weighted_sum(term("size", 1.0, size, reads={"student_features": "hidden/0"}))
+    outputs = Outputs(jnp.zeros((2, 2)), {"hidden/0": jnp.ones((2, 3))})
+    context = Context(outputs, {}, {"inputs": jnp.zeros((2, 1))})
+    assert objective({}, {}, context)[0] == 3
+    with pytest.raises(ValueError, match=r"features 'hidden/0'; there are \[\]"):
+        objective({}, {}, context._replace(student=Outputs(jnp.zeros((2, 2)))))
+
+
 @pytest.mark.usefixtures("library_errors")
 class TestMessages:
     @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -np.inf])
@@ -302,3 +343,27 @@ class TestMessages:
         with pytest.raises(ValueError, match="labels must lie in 0 ... 2"):
             both().check(batch, CLASSES)
         both().check(dict(batch, labelled=batch["labelled"].at[0].set(False)), CLASSES)
+
+    def test_a_name_that_metrics_have(self):
+        with pytest.raises(ValueError, match="may not be named 'loss'"):
+            term("loss", 1.0, cross_entropy)
+
+    def test_masks_of_different_batches(self):
+        batch = {"inputs": jnp.zeros((4, 1)), "m": jnp.ones((4, 3), bool)}
+        batch["where"] = jnp.ones((4, 2), bool)
+        with pytest.raises(ValueError, match="must begin with the same axes"):
+            term("t", 1.0, cross_entropy, where="m").count(batch)
+        batch = {**batch, "labels": jnp.zeros(4, int), "where": jnp.ones(4, bool)}
+        with pytest.raises(ValueError, match="its column 'labels'"):
+            weighted_sum(term("t", 1.0, cross_entropy, where="m")).check(batch, 2)
+
+    def test_a_schedule_that_gives_no_scalar(self):
+        batch, kernel = example()
+        objective = weighted_sum(term("labels", lambda step: jnp.ones(2), cross_entropy))
+        with pytest.raises(ValueError, match="weight of term 'labels' must be a scalar"):
+            objective({}, {}, context_of(kernel, batch))
+
+    def test_a_count_that_is_missing(self):
+        batch, kernel = example()
+        with pytest.raises(ValueError, match=r"denominators must have a count .* \['labels'\]"):
+            both()({}, {}, context_of(kernel, batch), {"teacher": 3.0})

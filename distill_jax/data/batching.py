@@ -20,7 +20,7 @@ from distill_jax.data.checking import check
 
 
 def batch_indices(
-    key: Array, n: int, batch_size: int, steps: int, *, start: int = 0
+    key: Array, n: int, batch_size: int, steps: int, *, start: Any = 0
 ) -> Int[Array, "steps batch"]:
     """Row numbers of ``steps`` batches of one long shuffled stream, the stream of :func:`batches`.
 
@@ -32,10 +32,10 @@ def batch_indices(
       n: Number of rows, a Python int.
       batch_size: Rows in a batch, 1 to ``n``, a Python int.
       steps: Number of batches, a Python int.
-      start: Number of batches to leave out first: where a resumed run goes on.
+      start: Number of batches to leave out first: where a resumed run goes on. May be traced.
 
     Returns:
-      ``[steps, batch]``, int32; also under ``jit`` and ``vmap`` over ``key``.
+      ``[steps, batch]``, int32; also under ``jit`` and ``vmap`` over ``key`` and ``start``.
 
     Raises:
       TypeError: if a number is traced or not an int.
@@ -48,13 +48,18 @@ def batch_indices(
     """
     n = _at_least(1, n=n)
     batch_size, steps = _at_least(1, batch_size=batch_size), _at_least(0, steps=steps)
-    start = _at_least(0, start=start)
     if batch_size > n:
         raise ValueError(f"batch_size must be at most the {n} rows of the data, got {batch_size}")
     if steps == 0:
         return jnp.zeros((0, batch_size), jnp.int32)
-    first, skip = divmod(start * batch_size, n)
-    epochs = -(-(skip + steps * batch_size) // n)
+    if isinstance(start, jax.core.Tracer):
+        # In 32 bits, start * batch_size might not fit; and skip is anything below n.
+        over = (start % n) * batch_size
+        first, skip = (start // n) * batch_size + over // n, over % n
+        epochs = -(-(n - 1 + steps * batch_size) // n)
+    else:
+        first, skip = divmod(_at_least(0, start=start) * batch_size, n)
+        epochs = -(-(skip + steps * batch_size) // n)
     return _stream(key, first, skip, epochs, n, batch_size, steps)
 
 
@@ -93,7 +98,7 @@ def batches(
     Raises:
       ValueError: if the data or a number is not sound; see :func:`check`.
     """
-    check(data, batch_size=batch_size)
+    check(data, batch_size=batch_size, values=())
     batch_size, start = operator.index(batch_size), _at_least(0, start=start)
     steps = None if steps is None else _at_least(0, steps=steps)
     return _batches(data, key, batch_size, steps, start)
@@ -136,7 +141,7 @@ def padded_batches(
       [0 1] [ True  True]
       [2 2] [ True False]
     """
-    check(data)
+    check(data, values=())
     return _padded_batches(data, _at_least(1, batch_size=batch_size))
 
 
@@ -188,7 +193,7 @@ def split(
       >>> len(train["inputs"]), len(test["inputs"])
       (8, 2)
     """
-    check(data)
+    check(data, values=())
     n = _length(data)
     ends = _ends(parts, n)
     order = np.asarray(_order(key, 0, n))

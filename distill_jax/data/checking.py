@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ def check(
     *,
     batch_size: int | None = None,
     num_classes: int | None = None,
+    values: Sequence[str] | None = None,
 ) -> None:
     """Raises an error that names the column, if the data cannot be trained on.
 
@@ -28,6 +29,7 @@ def check(
       data: Named arrays with one leading axis.
       batch_size: Rows in a batch; must lie between 1 and the number of rows.
       num_classes: Labels must be below it.
+      values: The columns whose values are looked at; None looks at all.
 
     Raises:
       TypeError: if ``labels`` are not integers, or ``where`` is not boolean.
@@ -52,11 +54,12 @@ def check(
     if where is None:  # which rows count is not known yet
         return
     counted = where.reshape(n, -1).any(axis=1)
-    for name, column in data.items():
-        values = _checks.known(column)
-        if values is not None and jnp.issubdtype(values.dtype, jnp.floating):
-            _finite(name, values if counted.all() else values[counted])
-    if "labels" in data:
+    looked_at = data.keys() if values is None else data.keys() & set(values)
+    for name in looked_at:
+        column = _checks.known(data[name])
+        if column is not None and jnp.issubdtype(column.dtype, jnp.floating):
+            _finite(name, column if counted.all() else column[counted])
+    if "labels" in data and "labels" in looked_at:
         _labels(_checks.known(data["labels"]), where, num_classes)
 
 

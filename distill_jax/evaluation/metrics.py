@@ -36,7 +36,7 @@ from distill_jax.losses import cross_entropy, forward_kl
 from distill_jax.teachers import Teacher
 from distill_jax.types import Batch, Model, Outputs, Params, State
 
-_COLUMNS = ("inputs", "labels", "where", "teacher_logits")
+_COLUMNS = ("inputs", "teacher_inputs", "labels", "where", "teacher_logits")
 
 
 def evaluate(
@@ -232,7 +232,11 @@ def _batch_sums(
     bins: int,
 ) -> dict[str, Array]:
     outputs = model.predict(params, state, batch["inputs"])
-    taught = batch.get("teacher_logits") if teacher is None else teacher(batch["inputs"]).logits
+    taught = (
+        batch.get("teacher_logits")
+        if teacher is None
+        else teacher(batch.get("teacher_inputs", batch["inputs"])).logits
+    )
     return sums(outputs, batch, taught, top_k=top_k, bins=bins)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -131,7 +132,7 @@ def check_sizes(**sizes: Sequence[int]) -> None:
     """Raises ValueError where a size is no positive integer."""
     for name, given in sizes.items():
         for size in given:
-            if not isinstance(size, int) or size < 1:
+            if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
                 raise ValueError(f"{name} must be integers >= 1, got {size!r}")
 
 

@@ -101,7 +101,7 @@ def mlp(
     check_classes(num_classes, classes)
     sizes = tuple(sizes)
     check_sizes(sizes=sizes)
-    rates = (dropout,) * len(sizes) if isinstance(dropout, int | float) else tuple(dropout)
+    rates = tuple(dropout) if isinstance(dropout, Sequence) else (dropout,) * len(sizes)
     if len(rates) != len(sizes):
         raise ValueError(
             f"dropout must be one rate or one a hidden layer ({len(sizes)}), got {len(rates)}"

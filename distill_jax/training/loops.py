@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from distill_jax import data as data_
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training.progress import Progress
-from distill_jax.training.step import Augment, Recipe, TrainState, check
+from distill_jax.training.step import Augment, Recipe, TrainState, check, check_initial
 from distill_jax.types import Batch, Model
 
 Metrics = dict[str, Float[Array, " steps"]]
@@ -73,8 +74,8 @@ def run(
       steps: Optimizer steps.
       batch_size: Rows a step, cut from one stream of shuffled epochs (``data.batches``).
       teachers: Teachers by name.
-      initial: A state to go on from; its own key and step count on, and rows follow where a run of
-        that many steps would be.
+      initial: A state to go on from. Its own key and step count on; the order of rows is that of
+        ``key``, from where that many steps end: pass the key of the run before.
       average_decay: If given, a moving average of the student is kept with this decay, and teaches
         under the name "average".
       augment: ``(key, batch) -> batch``, run inside the step.
@@ -90,19 +91,19 @@ def run(
       ValueError: before the first step, for data, teachers or terms that do not fit; see
         ``data.check``. Values that are traced are not looked at.
     """
-    teachers = dict(teachers or {})
+    teachers = _named(teachers)
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more, got {steps}")
     data = {name: jnp.asarray(column) for name, column in data.items()}
-    data_.check(data, batch_size=batch_size)
+    data_.check(data, batch_size=batch_size, values=_SEEN)
     key_init, key_order = _keys(key)
     recipe = Recipe(model, optimizer, augment, average_decay is not None)
     decay = _decay(average_decay)
     batch = {name: column[:1] for name, column in data.items()}
-    check(model, objective, data, teachers)
-    first = initial or _init(recipe, objective, batch, teachers, key_init)
-    start = 0 if initial is None else _checks.known(initial.step)
-    if start is None:
-        raise ValueError("initial.step must be known: resume outside of jit and vmap")
-    index = data_.batch_indices(key_order, len(data["inputs"]), batch_size, steps, start=int(start))
+    check(recipe, objective, data, teachers)
+    first = _first(recipe, objective, batch, teachers, key_init, initial)
+    start = 0 if initial is None else initial.step
+    index = data_.batch_indices(key_order, len(data["inputs"]), batch_size, steps, start=start)
     arguments = (first, index, data, objective, teachers, decay)
     if per_step is None:
         per_step = _per_step(recipe, *arguments)
@@ -145,8 +146,9 @@ def fit(
     Args:
       model, objective, optimizer, key, teachers, initial, average_decay, augment, unroll: As in
         ``run``.
-      data: Batches, in order; or arrays in memory, cut as ``run`` cuts them.
-      steps: Optimizer steps; fewer are taken, with a warning in the progress bar, if batches end.
+      data: Batches, in order; or arrays in memory, cut as ``run`` cuts them. With ``initial``, a
+        stream of batches must begin where the run before stopped.
+      steps: Optimizer steps; fewer are taken, with a warning, if batches end.
       batch_size: Rows a step, for arrays in memory only.
       steps_per_call: Steps in one compiled call. None takes 16, or somewhat less where that
         divides ``steps`` and ``evaluate_every``, or 1 where the step holds a convolution on CPU.
@@ -165,20 +167,24 @@ def fit(
       NonFiniteLoss: as soon as a loss is NaN or inf; names step and terms.
       ValueError: before the first step, as in ``run``; for batches, of the first one.
     """
-    teachers = dict(teachers or {})
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more, got {steps}")
+    teachers = _named(teachers)
+    for name, value in (("steps", steps), ("steps_per_call", steps_per_call)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    if evaluate_every is not None and (evaluate is None or evaluate_every < 1):
+        raise ValueError(
+            f"evaluate_every must be 1 or more, and go with evaluate, got {evaluate_every}"
+        )
     key_init, key_order = _keys(key)
     start = 0 if initial is None else int(initial.step)
     seen, stream = _stream(data, key_order, batch_size, steps, start)
-    check(model, objective, seen, teachers)
     recipe = Recipe(model, optimizer, augment, average_decay is not None)
+    check(recipe, objective, seen, teachers)
     decay = _decay(average_decay)
     example = {name: column[:1] for name, column in seen.items()}
-    if initial is None:
-        state = _init(recipe, objective, example, teachers, key_init)
-    else:
-        state = jax.tree.map(jnp.copy, initial)  # calls give their state's memory away
+    state = _first(recipe, objective, example, teachers, key_init, initial)
+    if initial is not None:
+        state = jax.tree.map(jnp.copy, state)  # calls give their state's memory away
     if steps_per_call is None:
         slow = jax.default_backend() == "cpu" and recipe.convolves(
             state, example, objective, teachers, decay
@@ -203,7 +209,7 @@ def fit(
         history.settle()
         bar.update(done, history.latest)
         if done < steps:
-            bar.note(f"data ended after {done} of {steps} steps")
+            warnings.warn(f"data ended after {done} of {steps} steps", stacklevel=2)
             if evaluate is not None and evaluated != done:
                 history.evaluated(start + done, evaluate(state))
     return state, history.arrays()
@@ -217,6 +223,7 @@ def _stream(
         if batch_size is None:
             raise ValueError("batch_size must be given for arrays in memory")
         columns = {str(name): np.asarray(column) for name, column in data.items()}
+        data_.check(columns, batch_size=batch_size, values=_SEEN)
         return columns, data_.batches(
             columns, key=key, batch_size=batch_size, steps=steps, start=start
         )
@@ -226,8 +233,28 @@ def _stream(
     first = next(stream, None)
     if first is None:
         raise ValueError("data has no batch")
-    data_.check(first)
+    data_.check(first, values=_SEEN)
     return first, itertools.chain([first], stream)
+
+
+_SEEN = ("inputs", "teacher_inputs")
+"""Columns that models see: finite in every row. The objective looks at the others, row by row."""
+
+
+def _named(teachers: Any) -> dict[str, Any]:
+    if teachers is not None and not isinstance(teachers, Mapping):
+        raise TypeError(
+            f"teachers must be a dictionary of teachers by name, got {type(teachers).__name__}: "
+            'pass teachers={"teacher": teacher}'
+        )
+    return dict(teachers or {})
+
+
+def _first(recipe: Recipe, objective, batch, teachers, key, initial: Any) -> TrainState:
+    if initial is None:
+        return _init(recipe, objective, batch, teachers, key)
+    check_initial(initial, jax.eval_shape(recipe.init, objective, batch, teachers, key))
+    return initial
 
 
 def _keys(key: Array) -> tuple[Array, Array]:
@@ -345,6 +372,14 @@ class _History:
         )  # fmt: skip
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+        taken = {"evaluated_at", *self.calls[0]} & values.keys()
+        if taken:
+            raise ValueError(f"evaluate must give names of its own, got {sorted(taken)}")
+        if self.evaluations and self.evaluations[0][1].keys() != values.keys():
+            raise ValueError(
+                f"evaluate must give the same names each time: {sorted(values)} after "
+                f"{sorted(self.evaluations[0][1])}"
+            )
         self.evaluations.append((step, dict(values)))
 
     def arrays(self) -> dict[str, np.ndarray]:

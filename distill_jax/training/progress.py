@@ -38,6 +38,3 @@ class Progress:
             rate=f"{speed:.1f} steps/s" if speed else "",
             parts="  ".join(f"{name} {value:.4g}" for name, value in parts.items()),
         )
-
-    def note(self, text: str) -> None:
-        self._bar.console.print(text)

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
 from distill_jax import _checks
 from distill_jax import teachers as teachers_
-from distill_jax.objectives import Context, Objective
+from distill_jax.objectives import Context, Objective, Term
 from distill_jax.teachers import Teacher
 from distill_jax.types import Batch, Model, Outputs, Params, State
 
@@ -64,16 +65,16 @@ class Recipe:
     ) -> TrainState:
         """The state before the first step; of ``batch`` only shapes and dtypes matter."""
         key_model, key_terms, key_steps = jax.random.split(key, 3)
-        params, state = self.model.init(key_model, batch["inputs"])
+        columns = self._columns(batch, key)
+        params, state = self.model.init(key_model, columns["inputs"])
+        average = teachers_.start_average((params, state)) if self.averaging else None
 
         def first_context():
-            taught = _taught(teachers, batch)
+            taught = self._taught(teachers, columns, average)
             step = jnp.zeros((), jnp.int32)
-            return self._context(params, state, batch, taught, step, key)[0]
+            return self._context(params, state, columns, taught, step, key)[0]
 
-        context = jax.eval_shape(first_context)
-        term_params, term_state = objective.init(key_terms, context)
-        average = teachers_.start_average((params, state)) if self.averaging else None
+        term_params, term_state = objective.init(key_terms, jax.eval_shape(first_context))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -84,6 +85,29 @@ class Recipe:
             average=average,
             key=key_steps,
         )
+
+    def _columns(self, batch: Batch, key: Array) -> dict[str, Any]:
+        """The batch as models and losses see it."""
+        # Whatever cuts the batch out of its array stays out of the step's arithmetic, so that run
+        # and fit, which cut differently, give the same bits.
+        columns = jax.lax.optimization_barrier(dict(batch))
+        if self.augment is not None:
+            columns = dict(self.augment(key, columns))
+        if "where" in columns:
+            # Rows that count nowhere may hold NaN, which a product with a gradient of 0 would keep.
+            keep = columns["where"].reshape(len(columns["where"]), -1).any(1)
+            for name in {"inputs", "teacher_inputs"} & columns.keys():
+                x = columns[name]
+                columns[name] = jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+        return columns
+
+    def _taught(
+        self, teachers: Mapping[str, Teacher], columns: Batch, average: PyTree
+    ) -> dict[str, Outputs]:
+        if self.averaging:
+            teachers = {**teachers, AVERAGE: teachers_.teacher(self.model, *average)}
+        inputs = columns.get("teacher_inputs", columns["inputs"])
+        return {name: teacher(inputs) for name, teacher in teachers.items()}
 
     def _context(
         self,
@@ -108,14 +132,8 @@ class Recipe:
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
         """One step: a new state, and ``loss`` with each term's mean by name."""
         key, key_augment = jax.random.split(jax.random.fold_in(train.key, train.step))
-        # Whatever cuts the batch out of its array stays out of the step's arithmetic, so that run
-        # and fit, which cut differently, give the same bits.
-        columns = jax.lax.optimization_barrier(dict(batch))
-        if self.augment is not None:
-            columns = self.augment(key_augment, columns)
-        if self.averaging:
-            teachers = {**teachers, AVERAGE: teachers_.teacher(self.model, *train.average)}
-        taught = _taught(teachers, columns)
+        columns = self._columns(batch, key_augment)
+        taught = self._taught(teachers, columns, train.average)
 
         def value(trainable):
             context, state = self._context(
@@ -127,6 +145,12 @@ class Recipe:
         trainable = {"student": train.params, "terms": train.term_params}
         (scalar, aux), grads = jax.value_and_grad(value, has_aux=True)(trainable)
         parts, state, term_state = aux
+        # What goes on to the next step keeps its dtype, whatever it was computed with.
+        state, term_state = jax.tree.map(
+            lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype),
+            (state, term_state),
+            (train.state, train.term_state),
+        )
         updates, opt_state = self.optimizer.update(grads, train.opt_state, trainable)
         trainable: Any = optax.apply_updates(trainable, updates)
         average = train.average
@@ -145,7 +169,8 @@ class Recipe:
         return train, {"loss": scalar} | {name: part.mean for name, part in parts.items()}
 
     def convolves(self, *arguments: Any) -> bool:
-        """Whether a step holds a convolution, which XLA's CPU backend runs slowly in a scan."""
+        """Whether a step holds a convolution, which XLA's CPU backend runs slowly in a scan, and
+        may be a program of its own."""
         leaves, structure = jax.tree.flatten(arguments)
         return _convolves(self, structure, tuple(jax.typeof(x) for x in leaves))
 
@@ -155,31 +180,36 @@ def _convolves(recipe: Recipe, structure: Any, kinds: tuple[Any, ...]) -> bool:
     # Tracing a step takes as long as running a few: it is done once for each kind of arguments.
     leaves = [jax.ShapeDtypeStruct(kind.shape, kind.dtype) for kind in kinds]
     arguments = jax.tree.unflatten(structure, leaves)
-    return "conv_general_dilated" in str(jax.make_jaxpr(recipe.step)(*arguments))
+    program = jax.make_jaxpr(recipe.step)(*arguments)
+    # A traced learning rate inside the optimizer: the step runs inside another program.
+    traced = any(isinstance(x, jax.core.Tracer) for x in program.consts)
+    return not traced and "conv_general_dilated" in str(program)
 
 
-def _taught(teachers: Mapping[str, Teacher], batch: Batch) -> dict[str, Outputs]:
-    inputs = batch.get("teacher_inputs", batch["inputs"])
-    return {name: teacher(inputs) for name, teacher in teachers.items()}
-
-
-def check(
-    model: Model,
-    objective: Objective,
-    batch: Batch,
-    teachers: Mapping[str, Any],
-) -> None:
+def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, Any]) -> None:
     """Everything that can be known to be wrong before the first step, by name.
 
-    ``batch`` may be the whole data set: one column for each thing the terms read, with values that
-    are looked at where they are known.
+    ``batch`` may be the whole data set: values are looked at where they are known.
     """
+    if isinstance(objective, Term):
+        raise TypeError("objective must be an Objective, got a Term: wrap it in weighted_sum(term)")
+    kinds = (
+        ("model", recipe.model, Model, "make one with distill_jax.models"),
+        ("objective", objective, Objective, "make one with weighted_sum(term(...), ...)"),
+        ("optimizer", recipe.optimizer, optax.GradientTransformation, "call it: optax.adam(1e-3)"),
+    )
+    for name, value, kind, advice in kinds:
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"{name} must be a {kind.__name__}, got {type(value).__name__}: {advice}"
+            )
     if "inputs" not in batch:
         raise ValueError(f"the data must have a column 'inputs', got {sorted(batch)}")
-    inputs = batch["inputs"]
-    student = jax.eval_shape(
-        lambda key, x: model.predict(*model.init(key, x), x), jax.random.key(0), inputs
-    ).logits
+    key = jax.random.key(0)
+    row = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    columns = jax.eval_shape(lambda batch: recipe._columns(batch, key), row)
+    model, inputs = recipe.model, columns["inputs"]
+    student = jax.eval_shape(lambda x: model.predict(*model.init(key, x), x), inputs).logits
     for name, teacher in teachers.items():
         if name == AVERAGE:
             raise ValueError(f"a teacher may not be named {AVERAGE!r}: that is the student's own")
@@ -190,11 +220,30 @@ def check(
                 "teachers.teacher(model, params, state) or teachers.from_function"
             )
         _checks.class_order(model.classes, teacher.classes, who)
-        seen = batch.get("teacher_inputs", inputs)
+        seen = columns.get("teacher_inputs", inputs)
         taught = jax.eval_shape(lambda t, x: t(x), teacher, seen).logits
         if taught.shape[-1] != student.shape[-1]:
             raise ValueError(
                 f"{who} has {taught.shape[-1]} classes, the student {student.shape[-1]}: they "
                 "must be the same classes"
             )
-    objective.check(batch, student.shape[-1])
+    if recipe.augment is None:  # or else columns may come from it
+        objective.check(batch, student.shape[-1])
+
+
+def check_initial(initial: Any, fresh: Any) -> None:
+    """A state to go on from must be one of this model, objective and optimizer."""
+    if not isinstance(initial, TrainState):
+        raise TypeError(f"initial must be a TrainState, got {type(initial).__name__}")
+    for field in dataclasses.fields(TrainState):
+        ours, theirs = getattr(fresh, field.name), getattr(initial, field.name)
+        for what, of in (("structure", jax.tree.structure), ("shapes", _shapes)):
+            if of(ours) != of(theirs):
+                raise ValueError(
+                    f"initial.{field.name} must have the {what} that model, objective and "
+                    f"optimizer make: expected {of(ours)}, got {of(theirs)}"
+                )
+
+
+def _shapes(tree: Any) -> list[Any]:
+    return [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]

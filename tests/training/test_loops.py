@@ -106,8 +106,12 @@ def test_a_resumed_run_goes_on_to_the_bit():
     )
     same(whole, rest)
     np.testing.assert_array_equal(metrics["loss"], [*before["loss"], *after["loss"]])
-    resumed, _ = run(TEACHER, LABELS, ADAM, DATA, **SMALL | {"steps": 4}, initial=half)
-    same(whole, resumed)
+    options = SMALL | {"steps": 4}
+    same(whole, run(TEACHER, LABELS, ADAM, DATA, **options, initial=half)[0])
+    stacked = jax.tree.map(lambda x: x[None], half)
+    many = jax.vmap(lambda state: run(TEACHER, LABELS, ADAM, DATA, **options, initial=state)[0])
+    vmapped = jax.tree.map(lambda x: x[0], many(stacked))
+    chex.assert_trees_all_close(vmapped.params, whole.params, atol=1e-5)
 
 
 def test_vmap_over_keys_weights_learning_rates_and_teachers():
@@ -215,6 +219,57 @@ def test_a_term_trains_its_own_parameters():
     assert state.term_state["learned"]["calls"] == 10
 
 
+def test_rows_that_do_not_count_may_hold_nan_in_their_inputs():
+    keep = np.arange(40) % 4 != 0
+    dirty = dict(DATA, where=keep, inputs=np.where(keep[:, None], DATA["inputs"], np.nan))
+    clean = dict(DATA, where=keep)
+    options = SMALL | {"steps": 3}
+    same(run(TEACHER, LABELS, ADAM, dirty, **options), run(TEACHER, LABELS, ADAM, clean, **options))
+    assert np.isfinite(run(TEACHER, LABELS, ADAM, dirty, **options)[1]["loss"]).all()
+
+
+@pytest.mark.parametrize("train", [run, fit])
+def test_rows_that_a_term_leaves_out_need_no_label(train):
+    labelled = np.arange(40) % 4 == 0
+    few = dict(DATA, labelled=labelled, labels=np.where(labelled, DATA["labels"], -1))
+    objective = weighted_sum(term("labels", 1.0, cross_entropy, where="labelled"))
+    _, metrics = train(STUDENT, objective, ADAM, few, **SMALL)
+    assert np.isfinite(metrics["loss"]).all()
+
+
+def test_the_average_does_not_take_the_place_of_a_teacher():
+    cached = dict(DATA, teacher_logits=teachers.precompute(big(), DATA["inputs"]))
+    objective = weighted_sum(term("t", 1.0, soft_targets))
+    plain = run(STUDENT, objective, ADAM, cached, **SMALL)
+    averaged = run(STUDENT, objective, ADAM, cached, **SMALL, average_decay=0.9)
+    chex.assert_trees_all_close(plain[1], averaged[1], atol=1e-6)
+
+
+def test_augmentation_may_change_types_and_shapes_and_make_columns():
+    raw = dict(DATA, inputs=(100 + 20 * DATA["inputs"]).astype(np.uint8))
+
+    def ready(key, batch):
+        cropped = batch["inputs"][:, :4].astype(jnp.float32) / 255
+        return dict(batch, inputs=cropped, keep=jax.random.bernoulli(key, 0.5, cropped.shape[:1]))
+
+    objective = weighted_sum(term("labels", 1.0, cross_entropy, where="keep"))
+    state, metrics = run(STUDENT, objective, ADAM, raw, **SMALL, augment=ready)
+    assert state.params["kernel"].shape == (4, 3)
+    assert np.isfinite(metrics["loss"]).all()
+
+
+def test_a_vmapped_optimizer_is_enough_to_scan_a_convnet():
+    model = models.convnet([2], 3, batch_norm=False)
+
+    def trial(rate):
+        options = {"key": KEY, "steps": 2, "batch_size": 6}
+        return run(model, LABELS, optax.sgd(rate), images(), **options)[1]["loss"]
+
+    losses = jax.vmap(trial)(jnp.array([0.0, 0.1]))
+    assert losses.shape == (2, 2)
+    assert losses[0, 1] != losses[1, 1]
+
+
 def test_augmentation_draws_anew_each_step():
     def shuffle_labels(key, batch):
         return dict(batch, labels=jax.random.randint(key, batch["labels"].shape, 0, 3))
@@ -250,7 +305,8 @@ def test_history_evaluation_and_callbacks():
 
 def test_uneven_last_batch_and_data_that_ends():
     batches = [{n: x[a : a + 16] for n, x in DATA.items()} for a in (0, 16, 32)]
-    state, history = fit(STUDENT, LABELS, ADAM, batches, key=KEY, steps=100)
+    with pytest.warns(UserWarning, match="data ended after 3 of 100 steps"):
+        state, history = fit(STUDENT, LABELS, ADAM, batches, key=KEY, steps=100)
     assert int(state.step) == 3
     assert history["loss"].shape == (3,)
 
@@ -308,6 +364,33 @@ class TestMessages:
         with pytest.raises(ValueError, match="has the classes"):
             go(teachers.from_function(three, (), classes=("x", "a", "c")), named)
 
+    def test_slips(self):
+        labels = term("labels", 1.0, cross_entropy)
+        with pytest.raises(TypeError, match="got a Term: wrap it in weighted_sum"):
+            run(STUDENT, labels, ADAM, DATA, **SMALL)
+        with pytest.raises(TypeError, match="teachers must be a dictionary .* got Teacher"):
+            run(STUDENT, both(), ADAM, DATA, **SMALL, teachers=big())
+        with pytest.raises(TypeError, match="optimizer must be .* call it: optax.adam"):
+            run(STUDENT, LABELS, optax.adam, DATA, **SMALL)
+        with pytest.raises(TypeError, match="model must be a Model, got function"):
+            run(cross_entropy, LABELS, ADAM, DATA, **SMALL)
+        with pytest.raises(ValueError, match="steps must be 1 or more"):
+            run(STUDENT, LABELS, ADAM, DATA, **SMALL | {"steps": 0})
+
+    def test_a_state_of_something_else(self):
+        state, _ = run(STUDENT, LABELS, ADAM, DATA, **SMALL)
+        with pytest.raises(ValueError, match="initial.average must have the structure"):
+            run(STUDENT, LABELS, ADAM, DATA, **SMALL, initial=state, average_decay=0.5)
+        with pytest.raises(ValueError, match="initial.opt_state must have the structure"):
+            run(STUDENT, LABELS, optax.sgd(0.1), DATA, **SMALL, initial=state)
+        wide = dict(DATA, inputs=np.ones((40, 6), np.float32))
+        with pytest.raises(ValueError, match="initial.params must have the shapes"):
+            fit(STUDENT, LABELS, ADAM, wide, **SMALL, initial=state)
+
+    def test_names_that_evaluate_may_not_give(self):
+        with pytest.raises(ValueError, match=r"names of its own, got \['loss'\]"):
+            fit(STUDENT, LABELS, ADAM, DATA, **SMALL, evaluate=lambda state: {"loss": 0.0})
+
     def test_integer_inputs(self):
         with pytest.raises(TypeError, match="inputs must be float"):
             run(STUDENT, LABELS, ADAM, dict(DATA, inputs=np.ones((40, 5), np.uint8)), **SMALL)
@@ -321,5 +404,7 @@ class TestMessages:
             fit(STUDENT, LABELS, ADAM, [], key=KEY, steps=1)
         with pytest.raises(ValueError, match="steps must be 1 or more"):
             fit(STUDENT, LABELS, ADAM, DATA, key=KEY, steps=0, batch_size=4)
+        with pytest.raises(ValueError, match="evaluate_every must be 1 or more, and go with"):
+            fit(STUDENT, LABELS, ADAM, DATA, **SMALL, evaluate_every=5)
         with pytest.raises(ValueError, match="average_decay must lie in"):
             fit(STUDENT, LABELS, ADAM, DATA, **SMALL, average_decay=1.5)
