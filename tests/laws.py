@@ -124,7 +124,7 @@ def _entries() -> Iterable[Entry]:
             losses.alpha_beta,
             {"alpha": alpha, "beta": beta},
             swapped=(losses.alpha_beta, {"alpha": beta, "beta": alpha}),
-            bound=1.0 / (alpha * beta) / max(alpha + beta, 1.0) if alpha * beta else math.inf,
+            bound=1.0 / (alpha * beta) if alpha * beta and alpha + beta >= 1 else math.inf,
             refused={"alpha": (-0.1, math.inf), "beta": (-0.1, math.nan)},
         )
     for alpha in (0.3, 0.5, 1.0, 2.0):
@@ -240,12 +240,14 @@ def numerical_gradients(entry: Entry, student, against, step: float = 1e-5) -> t
     )
 
 
+@np.errstate(invalid="ignore")
 def _option_slope(entry: Entry, name: str, student, against, step: float = 1e-5) -> float:
     def at(x: float) -> float:
         moved = dataclasses.replace(entry, options={**entry.options, name: x})
-        return moved.reference(student, against).sum()
+        return np.float64(moved.reference(student, against).sum())
 
     x = entry.options[name]
+    step = min(step, 1e-3 * x) if x else step
     if x == 0 or (x == 1 and any(value == 1.5 for value in entry.refused.get(name, ()))):
         h = step if x == 0 else -step  # one-sided at the end of the range
         return (-3 * at(x) + 4 * at(x + h) - at(x + 2 * h)) / (2 * h)
@@ -303,8 +305,10 @@ def gradient(entry: Entry) -> None:
             size = np.abs(want_against).max()
             close(to_against, want_against, rtol=2e-4, atol=1e-5 * size, what="against")
         size = np.abs(entry.reference(student, against)).sum()
+        if scale > 1.0 and any(x in (0.0, 1.0) or x < 1e-3 for x in entry.options.values()):
+            continue  # the reference bends too sharply there for a difference quotient
         for name, slope in want_options.items():
-            close(to_options[name], slope, rtol=1e-3, atol=1e-4 * size, what=name)
+            close(to_options[name], slope, rtol=1e-3, atol=1e-4 * size + 1e-6, what=name)
 
 
 @functools.cache
@@ -314,18 +318,11 @@ def _transforms(loss: Callable, differentiable: bool) -> Callable:
             return loss(student, moving if differentiable else against, **options)
 
         point = (student, against if differentiable else jnp.zeros(()), options)
-        run = functools.partial(jax.jvp, rows, point)
-        plain, slope = run(direction)
-        one = jax.vmap(lambda s, a: loss(s, a, **options))(student, against)
-        gradient = jax.grad(lambda *x: rows(*x).sum(), (0, 1, 2))
+        plain, slope = jax.jvp(rows, point, direction)
+        mapped = jax.vmap(lambda s, a: loss(s, a, **options))(student, against)
+        gradient = jax.grad(lambda *x: rows(*x).sum(), (0, 1))
         grads, turn = jax.jvp(gradient, point, direction)
-
-        def slope_at(*x):
-            return jax.jvp(rows, x, direction)[1]
-
-        bend = jax.jvp(slope_at, point, direction)[1]
-        twice = jax.grad(lambda *x: slope_at(*x).sum(), (0, 1, 2))(*point)
-        return plain, slope, one, grads, turn, bend, twice
+        return plain, slope, mapped, grads, turn
 
     return _once(transforms, f"transforms {loss.__name__}")
 
@@ -350,24 +347,21 @@ def transforms(entry: Entry) -> None:
         np.asarray,
         _transforms(entry.loss, differentiable)(*inputs, arrays(entry.options), direction),
     )
-    primal, slope, mapped, grads, turn, bend, twice = out
+    primal, slope, mapped, grads, turn = out
     for what, x in (("plain", plain), ("jvp", primal), ("vmap", mapped)):
         close(x, rows, rtol=2e-6, atol=2e-6, what=what)
     close(grads[0], to_student, rtol=1e-5, atol=1e-6, what="grad to the student")
-    moved = direction[:2] if differentiable else direction[:1]
-
-    def along(tree):
-        return sum(float((x * v).sum()) for x, v in zip(tree, moved, strict=False))
-
     if differentiable:
         close(grads[1], to_against, rtol=1e-5, atol=1e-6, what="grad to the teacher")
-    close(slope.sum(), along(grads), rtol=1e-4, atol=1e-5, what="jvp against grad")
+    moved = slice(2 if differentiable else 1)
+
+    def along(tree):  # one value an example
+        return sum((x * v).sum(-1) for x, v in zip(tree[moved], direction[moved], strict=True))
+
+    close(slope, along(grads), rtol=1e-4, atol=1e-5, what="jvp against grad")
     if not entry.smooth:
         return
-    close(bend.sum(), along(turn), rtol=1e-3, atol=1e-4, what="jvp of jvp, jvp of grad")
-    for a, b in zip(turn[:2], twice[:2], strict=True):
-        close(a, b, rtol=1e-3, atol=1e-4, what="jvp of grad, grad of jvp")
-    finite((turn, twice), "second derivative")
+    finite(turn, "second derivative")
 
     def at(h):
         v = direction[0].astype(np.float64), direction[1].astype(np.float64)
@@ -377,7 +371,10 @@ def transforms(entry: Entry) -> None:
 
     h = 1e-4
     curvature = (at(h) - 2 * at(0.0) + at(-h)) / h**2
-    close(bend, curvature, rtol=1e-3, atol=1e-4 * np.abs(curvature).max(), what="curvature")
+    size = np.abs(curvature).max()
+    close(
+        along(turn), curvature, rtol=1e-3, atol=1e-4 * size, what="jvp of grad, twice the reference"
+    )
 
 
 def equality(entry: Entry) -> None:
@@ -393,30 +390,31 @@ def equality(entry: Entry) -> None:
 
 def near_equality(entry: Entry) -> None:
     """Right to 1e-5 at a KL divergence of about 4e-7, also where supports differ."""
-    for seed, shift in ((0, 0.0), (1, 40.0)):
-        student, teacher = nearly_equal(SHAPE, seed)
+    for seed, shift in ((0, 0.0), (1, 40.0 if entry.shift_invariant else 0.0)):
+        student, teacher = nearly_equal(SHAPE, seed, entry.options.get("temperature", 1.0))
         student, teacher = student + np.float32(shift), teacher + np.float32(shift)
         rows, grads = probe(entry, student, teacher)
         want = entry.reference(student, teacher)
-        close(rows, want, rtol=1e-5)
+        close(rows, want, rtol=1e-5, atol=1e-16)  # the rounding of the reference
         finite(grads, "gradient")
 
 
 def near_equality_many_classes(entry: Entry) -> None:
     """The same, with 128 thousand classes."""
-    student, teacher = nearly_equal((2, MANY), 2)
-    close(value(entry, student, teacher), entry.reference(student, teacher), rtol=1e-5)
+    student, teacher = nearly_equal((2, MANY), 2, entry.options.get("temperature", 1.0))
+    want = entry.reference(student, teacher)
+    close(value(entry, student, teacher), want, rtol=1e-5, atol=1e-16)
 
 
-def nearly_equal(shape, seed) -> tuple[np.ndarray, np.ndarray]:
-    """Rows at a KL of about 4e-7: from noise, and in the last row from a class of the student's
-    that the teacher forbids."""
+def nearly_equal(shape, seed, temperature=1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows at a KL of about 4e-7 when softened: from noise, and in the last row from a class of the
+    student's that the teacher forbids."""
     rng = np.random.default_rng(seed)
-    teacher = (2 * rng.standard_normal(shape)).astype(np.float32)
-    student = teacher + (9e-4 * rng.standard_normal(shape)).astype(np.float32)
-    top = np.log(np.exp(teacher[-1].astype(np.float64)).sum())
+    teacher = (2 * temperature * rng.standard_normal(shape)).astype(np.float32)
+    student = teacher + (9e-4 * temperature * rng.standard_normal(shape)).astype(np.float32)
+    top = np.log(np.exp(teacher[-1].astype(np.float64) / temperature).sum())
     student[-1] = teacher[-1]
-    teacher[-1, 1], student[-1, 1] = -np.inf, top + math.log(4e-7)
+    teacher[-1, 1], student[-1, 1] = -np.inf, temperature * (top + math.log(4e-7))
     return student, teacher
 
 
@@ -601,7 +599,7 @@ def extreme_gaps(entry: Entry) -> None:
 def low_precision(entry: Entry) -> None:
     """bfloat16 and float16 in: float32 out, equal to the float64 reference of the rounded inputs;
     the gradient is right to the rounding of its own storage."""
-    for dtype, half_ulp in ((jnp.bfloat16, 2.0**-9), (jnp.float16, 2.0**-11)):
+    for dtype, rounding in ((jnp.bfloat16, 2.0**-8), (jnp.float16, 2.0**-11)):
         student, against = (jnp.asarray(x) for x in data(entry))
         student = student.astype(dtype)
         against = against if entry.kind == "labels" else against.astype(dtype)
@@ -612,7 +610,7 @@ def low_precision(entry: Entry) -> None:
         ]
         close(rows, entry.reference(*plain), rtol=1e-5, atol=2e-6)
         want = numerical_gradients(entry, *plain)
-        floor = half_ulp * 1.01
+        floor = rounding * 1.01
         close(to_student, want[0], rtol=floor, atol=1e-5)
         if to_against is not None:
             close(to_against, want[1], rtol=floor, atol=1e-5)

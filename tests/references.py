@@ -33,9 +33,15 @@ def _kl(log_a, log_b):
     return np.where(np.isneginf(log_a), 0.0, np.exp(log_a) * (log_a - log_b)).sum(-1)
 
 
-def _mix(share, log_a, log_b):
-    """The log of ``share a + (1 - share) b``."""
-    return np.logaddexp(np.log(share) + log_a, np.log1p(-share) + log_b)
+def _kl_to_mixture(share, log_a, log_b):
+    """KL(a || m), m = share a + (1 - share) b, from log(m / a): exact also where m is close to a,
+    for which log a - log m is not, not even in float64."""
+    ratio = np.where(np.isneginf(log_a), 0.0, log_b - log_a)
+    near = np.abs(ratio) < 1
+    close = np.log1p((1 - share) * np.expm1(np.where(near, ratio, 0.0)))
+    far = np.logaddexp(np.log(share), np.log1p(-share) + ratio)
+    terms = np.exp(log_a) * np.where(near, close, far)
+    return -np.where(np.isneginf(log_a), 0.0, terms).sum(-1)
 
 
 def _logs(student, teacher):
@@ -70,8 +76,8 @@ def symmetric_kl(student, teacher):
 def jensen_shannon(student, teacher, beta):
     """Agarwal et al. 2024 (GKD), section 2: beta KL(p || m) + (1 - beta) KL(q || m)."""
     p, q = _logs(student, teacher)
-    mixture = _mix(beta, p, q)
-    return _times(beta, _kl(p, mixture)) + _times(1 - beta, _kl(q, mixture))
+    first, second = _kl_to_mixture(beta, p, q), _kl_to_mixture(1 - beta, q, p)
+    return _times(beta, first) + _times(1 - beta, second)
 
 
 @_float64
@@ -80,22 +86,21 @@ def scaled_jensen_shannon(student, teacher, beta):
     p, q = _logs(student, teacher)
     if beta in (0.0, 1.0):
         return _kl(p, q) if beta == 0 else _kl(q, p)
-    mixture = _mix(beta, p, q)
-    return _kl(p, mixture) / (1 - beta) + _kl(q, mixture) / beta
+    return _kl_to_mixture(beta, p, q) / (1 - beta) + _kl_to_mixture(1 - beta, q, p) / beta
 
 
 @_float64
 def skew_kl(student, teacher, alpha):
     """Ko et al. 2024 (DistiLLM), section 3.1: KL(p || alpha p + (1 - alpha) q)."""
     p, q = _logs(student, teacher)
-    return _kl(p, _mix(alpha, p, q))
+    return _kl_to_mixture(alpha, p, q)
 
 
 @_float64
 def skew_reverse_kl(student, teacher, alpha):
     """Ko et al. 2024 (DistiLLM), section 3.1: KL(q || alpha q + (1 - alpha) p)."""
     p, q = _logs(student, teacher)
-    return _kl(q, _mix(alpha, q, p))
+    return _kl_to_mixture(alpha, q, p)
 
 
 @_float64

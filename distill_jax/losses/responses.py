@@ -5,12 +5,12 @@ Rows ``[...]`` in nats, not reduced, float32 or better; ``where`` as in ``diverg
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from distill_jax import _checks
 from distill_jax.logits import rows
+from distill_jax.losses import _cores
 
 Scalar = float | Float[Array, ""]
 
@@ -69,14 +69,15 @@ def cross_entropy(
     if where is not None:
         student = jnp.where(where[..., None], student, 0.0)
     inside = (labels >= 0) & (labels < classes)
-    lse = jax.nn.logsumexp(student, axis=-1)
-    chosen = jnp.take_along_axis(student, jnp.where(inside, labels, 0)[..., None], axis=-1)[..., 0]
-    value = lse - chosen
+    surprise = -_cores.log_softmax(student)
+    chosen = jnp.where(inside, labels, 0)[..., None]
+    value = jnp.take_along_axis(surprise, chosen, axis=-1)[..., 0]
     if _checks.known(label_smoothing) is None or _checks.known(label_smoothing) != 0:
         live = ~jnp.isneginf(student)
-        gaps = jnp.where(live, lse[..., None] - jnp.where(live, student, 0.0), 0.0)
-        even = gaps.sum(-1) / live.sum(-1)
-        value = jnp.where(smoothing > 0, value + smoothing * (even - value), value)
+        even = jnp.where(live, surprise, 0.0).sum(-1) / live.sum(-1)
+        forbidden = jnp.isposinf(value)
+        smooth = (1.0 - smoothing) * jnp.where(forbidden, 0.0, value) + smoothing * even
+        value = jnp.where(forbidden & (smoothing < 1), value, smooth)
     value = jnp.where(inside, value, jnp.nan)
     return value if where is None else jnp.where(where, value, 0.0)
 
@@ -109,9 +110,9 @@ def cross_entropy_with_targets(
     _checks.same_shape(student_logits=student_logits, targets=targets)
 
     def core(student, targets):
-        lse = jax.nn.logsumexp(student, axis=-1, keepdims=True)
-        counted = targets != 0
-        log_q = jnp.where(counted, student, 0.0) - lse
-        return -jnp.where(counted, targets * log_q, 0.0).sum(-1)
+        dead = jnp.isneginf(student)
+        surprise = jnp.where(dead, 0.0, -_cores.log_softmax(student))
+        forbidden = jnp.where(targets == 0, 0.0, jnp.inf)
+        return jnp.where(dead, forbidden, targets * surprise).sum(-1)
 
     return rows(core, student_logits, targets, where=where)
