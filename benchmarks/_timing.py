@@ -10,6 +10,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
+def first_calls(cases: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Each case's result, to be compared, and the seconds of the call, which compiles."""
+    results, seconds = {}, {}
+    for name, call in cases.items():
+        start = time.perf_counter()
+        results[name] = call()
+        seconds[name] = time.perf_counter() - start
+    return results, seconds
+
+
 def interleaved(
     cases: Mapping[str, Callable[[], Any]],
     *,
@@ -20,9 +30,9 @@ def interleaved(
 ) -> dict[str, dict[str, Any]]:
     """Times calls in rounds, so that whatever slows the machine down slows all cases alike.
 
-    A case's first call, which compiles, is timed apart. A sample is the mean of as many calls as
-    take ``sample`` seconds, after one call that is not timed where that is short: threads that the
-    case before left spinning have stopped by then, and the caches hold this case's arrays.
+    Each case has been called before, so that nothing compiles. A sample is the mean of as many
+    calls as take ``sample`` seconds, after one call that is not timed where that is short: threads
+    that the case before left spinning have stopped by then, and the caches hold this case's arrays.
 
     Args:
       cases: By name; each returns when its work is done.
@@ -32,12 +42,9 @@ def interleaved(
       sample: Seconds in one sample at least.
 
     Returns:
-      By name: ``first`` (seconds of the first call), ``median`` (seconds of a call) and
-      ``samples``, one for each round.
+      By name: ``median``, seconds of a call, and ``samples``, one for each round.
     """
-    first = {name: _time(call, 1) for name, call in cases.items()}
-    once = {name: min(_time(call, 1), _time(call, 1)) for name, call in cases.items()}
-    calls = {name: max(1, round(sample / seconds)) for name, seconds in once.items()}
+    calls = {name: max(1, round(sample / _least(call))) for name, call in cases.items()}
     samples: dict[str, list[float]] = {name: [] for name in cases}
     collecting = gc.isenabled()
     gc.disable()
@@ -56,7 +63,7 @@ def interleaved(
         if collecting:
             gc.enable()
     return {
-        name: {"first": first[name], "median": statistics.median(times), "samples": times}
+        name: {"median": statistics.median(times), "samples": times}
         for name, times in samples.items()
     }
 
@@ -70,6 +77,11 @@ def times_faster(timed: Mapping[str, Mapping[str, Any]], ours: str, theirs: str)
 def emit(**values: Any) -> None:
     """One JSON line."""
     print(json.dumps(values), flush=True)
+
+
+def _least(call: Callable[[], Any]) -> float:
+    once = _time(call, 1)
+    return once if once > 0.05 else min(once, _time(call, 3))
 
 
 def _time(call: Callable[[], Any], times: int) -> float:

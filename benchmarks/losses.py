@@ -34,7 +34,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
-from _timing import emit, interleaved, times_faster  # noqa: E402
+from _timing import emit, first_calls, interleaved, times_faster  # noqa: E402
 
 from distill_jax import losses, report  # noqa: E402
 from distill_jax.logits import total  # noqa: E402
@@ -188,9 +188,12 @@ def measure(name: str, shape: tuple[int, int], seconds: float, compiled: bool) -
         )
     cases = {n: functools.partial(_ready, *case) for n, case in jitted.items()}
     cases |= _torch_cases(with_torch, student, teacher, compiled)
-    _check(name, cases)
     add = jax.jit(lambda s, t: s + t)
     cases["limit"] = lambda: _ready(add, arrays)
+    results, first = first_calls(cases)
+    del results["limit"]
+    _check(name, results)
+    del results
     timed = interleaved(cases, seconds=seconds)
     # Bytes that the program wants beside its arguments and results, on each device.
     memory = {
@@ -203,7 +206,7 @@ def measure(name: str, shape: tuple[int, int], seconds: float, compiled: bool) -
             name=row,
             case=case,
             median_ms=_ms(times["median"]),
-            first_ms=_ms(times["first"]),
+            first_ms=_ms(first[case]),
             rounds=len(times["samples"]),
             temp_bytes=memory.get(case),
             shape=shape,
@@ -235,10 +238,10 @@ def _torch_cases(loss: Callable, student: np.ndarray, teacher: np.ndarray, compi
     return cases
 
 
-def _check(name: str, cases: dict[str, Callable]) -> None:
-    value, gradient = (np.asarray(x) for x in cases["plain"]())
-    for case, call in cases.items():
-        other_value, other_gradient = (np.asarray(x) for x in call())
+def _check(name: str, results: dict[str, Any]) -> None:
+    value, gradient = (np.asarray(x) for x in results["plain"])
+    for case, result in results.items():
+        other_value, other_gradient = (np.asarray(x) for x in result)
         np.testing.assert_allclose(other_value, value, rtol=1e-4, err_msg=f"{name}: {case}")
         np.testing.assert_allclose(
             other_gradient, gradient, rtol=2e-3, atol=2e-5, err_msg=f"{name}: {case}"

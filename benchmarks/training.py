@@ -26,13 +26,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _timing import emit, interleaved, times_faster
+from _timing import emit, first_calls, interleaved, times_faster
 
 from distill_jax import data as data_
 from distill_jax import report, teachers, training
 from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.models import mlp
 from distill_jax.objectives import term, weighted_sum
+from distill_jax.training.step import Recipe
 
 try:
     import torch
@@ -65,10 +66,10 @@ class Task:
         )
         self.optimizer = optax.adam(RATE)
         self.key = jax.random.key(0)
-        self.start, _ = training.run(
-            self.student, self.objective, self.optimizer, self.live, key=self.key, steps=0,
-            batch_size=batch, teachers={"teacher": self.teacher},
-        )  # fmt: skip
+        recipe = Recipe(self.student, self.optimizer)
+        self.start = recipe.init(
+            self.objective, self.live, {"teacher": self.teacher}, jax.random.key(2)
+        )
         # The rows that run and fit take with this key (data.batches).
         order = jax.random.split(self.key)[1]
         self.index = np.asarray(data_.batch_indices(order, rows, batch, steps))
@@ -210,12 +211,12 @@ def products(task: Task, cached: bool) -> Callable[[], Any]:
 
 def measure(task: Task, name: str, cached: bool, seconds: float, compiled: bool) -> list[dict]:
     loops = jax_loops(task, cached) | torch_loops(task, cached, compiled)
-    # Rounding grows as training goes on; the first losses are the same computation.
-    first = {n: loop()[:5] for n, loop in loops.items()}
-    for other in first:
-        np.testing.assert_allclose(first[other], first["run"], rtol=1e-3, err_msg=other)
     cases: dict[str, Callable[[], Any]] = {**loops, "limit": products(task, cached)}
-    timed = interleaved(cases, seconds=seconds, least=3 if task.steps > 10 else 2)
+    results, first = first_calls(cases)
+    # Rounding grows as training goes on; the first losses are the same computation.
+    for loop in loops:
+        np.testing.assert_allclose(results[loop][:5], results["run"][:5], rtol=1e-3, err_msg=loop)
+    timed = interleaved(cases, seconds=seconds, least=3)
     examples = task.steps * task.batch_size
     speed = {n: float(f"{examples / times['median']:.5g}") for n, times in timed.items()}
     for case, times in timed.items():
@@ -224,6 +225,7 @@ def measure(task: Task, name: str, cached: bool, seconds: float, compiled: bool)
             case=case,
             examples_per_second=speed[case],
             step_ms=round(1e3 * times["median"] / task.steps, 3),
+            first_seconds=round(first[case], 3),
             rounds=len(times["samples"]),
             steps=task.steps,
             batch=task.batch_size,
@@ -271,7 +273,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="tiny models, no torch.compile")
-    parser.add_argument("--steps", type=int, default=100, help="steps in one sample")
+    parser.add_argument("--steps", type=int, default=60, help="steps in one sample")
     parser.add_argument("--out", type=pathlib.Path, help="result file")
     args = parser.parse_args(argv)
     here = pathlib.Path(__file__).parent / "results" / "training.json"
@@ -284,7 +286,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         task = Task(features=784, wide=1200, narrow=800, rows=12_800, batch=128, steps=args.steps)
     rows = []
     for name, cached in (("mlp live", False), ("mlp cached", True)):
-        seconds = 0.01 if args.quick else 60.0
+        seconds = 0.01 if args.quick else 45.0
         rows += measure(task, name, cached, seconds, compiled=not args.quick)
     report.show(
         [

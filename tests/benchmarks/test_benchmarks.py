@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -15,6 +16,7 @@ def run_quick(script: str, out: pathlib.Path, *options: str) -> tuple[dict, list
     done = subprocess.run(
         [sys.executable, f"benchmarks/{script}.py", "--quick", *options, "--out", str(out)],
         cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # threads that wait for each other take long
         capture_output=True,
         text=True,
         timeout=300,
