@@ -151,7 +151,7 @@ def _total(static, pair, options, weights, live):
 
     def block(pair, w, m):
         out = loss(*pair, where=m, **options)
-        return (w * out).sum(), out
+        return _weighted(w, out), out
 
     return _scan(block, chunk, (pair, weights, live))
 
@@ -172,7 +172,7 @@ def _total_fwd(static, pair, options, weights, live):
             of, {i: pair[i] for i in wants}, {name: values[1][name] for name in wants_options}
         )
         per_row, shared = pull(w.astype(out.dtype))
-        return ((w * out).sum(), shared), (out, per_row)
+        return (_weighted(w, out), shared), (out, per_row)
 
     (value, shared), (out, per_row) = _scan(block, chunk, (values[0], weights.value, live.value))
     pair_grads = tuple(per_row.get(i) for i in range(2))
@@ -187,6 +187,10 @@ def _total_bwd(static, residuals, cotangents):
 
 
 _total.defvjp(_total_fwd, _total_bwd, symbolic_zeros=True)
+
+
+def _weighted(weights: Array, rows: Array) -> Array:
+    return jnp.where(weights == 0, 0.0, weights * rows).sum()  # an infinite row of weight 0 is 0
 
 
 def _scan(block: Callable, chunk: int, arrays: Any) -> tuple[Any, Any]:

@@ -63,9 +63,11 @@ def cross_entropy(
         _checks.boolean(where=where)
         _checks.shape(student_logits.shape[:-1], where=where)
         labels = jnp.where(where, labels, 0)
-    dtype = jnp.promote_types(student_logits.dtype, jnp.float32)
+    # Narrow integers cannot hold the number of classes to compare with.
+    labels = jnp.asarray(labels).astype(jnp.promote_types(jnp.result_type(labels), jnp.int32))
+    dtype = jnp.promote_types(jnp.result_type(student_logits), jnp.float32)
     smoothing = jnp.asarray(label_smoothing, dtype)
-    student = student_logits.astype(dtype)
+    student = jnp.asarray(student_logits, dtype)
     if where is not None:
         student = jnp.where(where[..., None], student, 0.0)
     inside = (labels >= 0) & (labels < classes)

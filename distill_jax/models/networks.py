@@ -152,7 +152,7 @@ def _flatten(inputs: Any) -> Float[Array, "batch features"]:
     check_floating(inputs)
     if inputs.ndim < 2:
         raise ValueError(f"inputs must have shape [batch, ...features], got {inputs.shape}")
-    return jnp.reshape(inputs, (inputs.shape[0], -1))
+    return jnp.reshape(jnp.asarray(inputs), (inputs.shape[0], -1))
 
 
 def _width(inputs: Any) -> int:

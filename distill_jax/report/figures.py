@@ -149,6 +149,10 @@ def save_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: int = 150)
     return path
 
 
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]
+
+
 def _axes(title: str | None, xlabel: str | None, ylabel: str | None) -> tuple[Figure, Axes]:
     try:
         from matplotlib.figure import Figure
@@ -157,6 +161,7 @@ def _axes(title: str | None, xlabel: str | None, ylabel: str | None) -> tuple[Fi
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.set(title=title or "", xlabel=xlabel or "", ylabel=ylabel or "")
+    axes.set_prop_cycle(color=_COLOURS)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     return figure, axes
