@@ -188,6 +188,20 @@ def draw(rows: list[Any], teacher: dict[str, Any]) -> Figure:
     return figure
 
 
+def standard(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the result file begins like those of all others."""
+    accuracy = row["accuracy_percent"]
+    return {
+        "name": f"{row['model']}, labels {row['labels']}, {row['learns']}",
+        "mean": accuracy["mean"],
+        "std": accuracy["std"],
+        "seeds": accuracy["n"],
+        "unit": "% accuracy on D_P",
+        "better": "higher",
+        "published": None,
+    } | row
+
+
 def demand(gained: list[Any]) -> None:
     """Ends the program if distilling does not help where labels are few or wrong."""
     hard = [x for x in gained if x["labels"] != "all correct"]
@@ -229,7 +243,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     report.show(cost, title="Cost, and how many times less than the teacher's")
 
     command = f"python examples/quickstart.py --steps {args.steps}"
-    results = report.result_file(__file__, [teacher_row, *rows], command)
+    results = report.result_file(__file__, [standard(r) for r in (teacher_row, *rows)], command)
     results |= {"gains": gained, "costs": cost, "seconds": time.perf_counter() - start}
     report.save_json(args.out / "quickstart.json", results)
     report.save_figure(args.out / "quickstart.png", draw(rows, teacher_row), dpi=120)
