@@ -93,7 +93,7 @@ def soft_targets(student: Array, teacher: Array, temperature: Array) -> Array:
     near = jnp.abs(d) < _NEAR
     small = jnp.where(near, d, 0.0)
     # The sum of p (d + exp(-d) - 1), where p exp(-d) is q.
-    far = jnp.where(p > 0, p * d + (q - p), q)
+    far = jnp.where(p == 0, q, p * d + (q - p))
     terms = jnp.where(near, p * small * small * _bend(small), far)
     return temperature * temperature * terms.sum(-1)
 
@@ -159,8 +159,8 @@ def _mixture_terms(a, gap, near, v, over, share, rest):
     u = rest * v
     bend = _series(u, [(-1.0) ** n / (n + 2) for n in range(11)])  # (u - log1p(u)) / u**2
     # Where rest is 0, only the mass that b has and a lacks is left, the limit from above.
-    far = jnp.where(a > 0, gap - a * over, gap)
-    far = jnp.where((rest > 0) | (share == 1.0), far, 0.0)
+    far = jnp.where(a == 0, gap, gap - a * over)
+    far = jnp.where((rest > 0) | (share == 1.0), far, 0.0 * gap)
     return jnp.where(near, a * u * v * bend, far), a * v * v * bend
 
 
@@ -238,8 +238,8 @@ def _expm1_over(y: Array) -> Array:
 
 def _powers(student: Array, teacher: Array) -> tuple[Array, ...]:
     """Log-probabilities, teacher first, 0 where forbidden; their difference, 0 where either is
-    forbidden; and where they are."""
-    dead_p, dead_q = jnp.isneginf(teacher), jnp.isneginf(student)
+    forbidden; and where they are. A row that is forbidden as a whole stays NaN."""
+    dead_p, dead_q = (x & ~x.all(-1, keepdims=True) for x in map(jnp.isneginf, (teacher, student)))
     log_p = jnp.where(dead_p, 0.0, log_softmax(teacher))
     log_q = jnp.where(dead_q, 0.0, log_softmax(student))
     d = jnp.where(dead_p | dead_q, 0.0, _pair(student, teacher, precise=True)[2])
@@ -344,7 +344,9 @@ def renyi(student: Array, teacher: Array, alpha: Array) -> Array:
     )
     settled = near | infinite
     apart = jnp.where(settled, 0.0, log_sum) / jnp.where(settled, 1.0, -rest)
-    return jnp.where(infinite, jnp.inf, jnp.where(near, alpha * total * log_over, apart))
+    nothing = jnp.isneginf(teacher).all(-1) | jnp.isneginf(student).all(-1)
+    value = jnp.where(infinite, jnp.inf, jnp.where(near, alpha * total * log_over, apart))
+    return jnp.where(nothing, jnp.nan, value)
 
 
 def squared_error(student: Array, teacher: Array) -> Array:

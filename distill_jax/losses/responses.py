@@ -115,6 +115,7 @@ def cross_entropy_with_targets(
         dead = jnp.isneginf(student)
         surprise = jnp.where(dead, 0.0, -_cores.log_softmax(student))
         forbidden = jnp.where(targets == 0, 0.0, jnp.inf)
-        return jnp.where(dead, forbidden, targets * surprise).sum(-1)
+        value = jnp.where(dead, forbidden, targets * surprise).sum(-1)
+        return jnp.where(dead.all(-1), jnp.nan, value)
 
     return rows(core, student_logits, targets, where=where)
