@@ -126,6 +126,7 @@ def total(
         if x is not None:
             _checks.shape(batch, **{name: x})
     if chunk is not None:
+        _checks.integer(chunk=chunk)
         _checks.positive(chunk=chunk)
     # Checked here, where options are still known; in the blocks they are traced.
     jax.eval_shape(lambda s, a, m: loss(s, a, where=m, **options), student_logits, against, where)

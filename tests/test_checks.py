@@ -1,0 +1,89 @@
+"""What the checks refuse, by name, and that what is traced passes."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_jax import _checks
+
+NAN, INF = float("nan"), float("inf")
+
+REFUSED = [
+    (lambda: _checks.floating(x=jnp.zeros(2, int)), TypeError, "x must be floating point, got int"),
+    (lambda: _checks.integer(x=jnp.zeros(2)), TypeError, "x must be integers, got float32"),
+    (lambda: _checks.boolean(x=jnp.zeros(2)), TypeError, "x must be booleans (True counts)"),
+    (lambda: _checks.shape((3,), x=jnp.zeros(2)), ValueError, "x must have shape (3,), got (2,)"),
+    (
+        lambda: _checks.same_shape(x=jnp.zeros((2, 3)), y=jnp.zeros((2, 1, 3))),
+        ValueError,
+        "y must have the shape of x, (2, 3), got (2, 1, 3)",
+    ),
+    (lambda: _checks.classes_axis(x=jnp.zeros((4, 1))), ValueError, "see two_class"),
+    (lambda: _checks.classes_axis(x=jnp.zeros(())), ValueError, "x must have shape [..., classes]"),
+    (lambda: _checks.scalar(x=jnp.zeros(1)), ValueError, "x must be a scalar, got shape (1,)"),
+    (lambda: _checks.positive(x=0.0), ValueError, "x must be finite and > 0, got 0.0"),
+    (lambda: _checks.positive(x=INF), ValueError, "x must be finite and > 0, got inf"),
+    (lambda: _checks.positive(x=NAN), ValueError, "x must be finite and > 0, got nan"),
+    (lambda: _checks.at_least(1, x=0), ValueError, "x must be finite and >= 1, got 0"),
+    (lambda: _checks.at_least(1, x=NAN), ValueError, "x must be finite and >= 1, got nan"),
+    (lambda: _checks.between(0, 1, x=1.5), ValueError, "x must lie in [0, 1], got 1.5"),
+    (lambda: _checks.between(0, 1, x=NAN), ValueError, "x must lie in [0, 1], got nan"),
+    (lambda: _checks.finite(x=np.array([1, INF])), ValueError, "x must be finite"),
+    (
+        lambda: _checks.labels_below(3, x=np.array([0, 3])),
+        ValueError,
+        "x must lie in 0 ... 2 for 3 classes, got values from 0 to 3",
+    ),
+    (
+        lambda: _checks.class_order(("a", "b"), ("b", "a"), "teacher"),
+        ValueError,
+        "teacher orders its classes as ['b', 'a'], the student as ['a', 'b']",
+    ),
+    (
+        lambda: _checks.class_order(("a", "b"), ("a", "c"), "teacher"),
+        ValueError,
+        "teacher has the classes ['a', 'c'], the student ['a', 'b']",
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "error", "message"), REFUSED)
+def test_refuses(check, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        check()
+
+
+def test_lets_good_values_pass():
+    _checks.floating(x=jnp.zeros(2, jnp.bfloat16), y=1.0)
+    _checks.integer(x=jnp.zeros(2, jnp.uint8), y=1)
+    _checks.boolean(x=np.ones(2, bool))
+    _checks.same_shape(x=jnp.zeros((2, 3)), y=np.zeros((2, 3)))
+    _checks.classes_axis(x=jnp.zeros((0, 2)))
+    _checks.scalar(x=1.0, y=jnp.zeros(()))
+    _checks.positive(x=1e-9, y=jnp.ones(3))
+    _checks.at_least(0, x=0.0)
+    _checks.between(0, 1, x=0.0, y=1.0)
+    _checks.finite(x=np.zeros((2, 2)))
+    _checks.labels_below(3, x=np.array([0, 2]), y=np.zeros(0, int))
+    _checks.class_order(("a", "b"), ("a", "b"), "teacher")
+    _checks.class_order(None, ("a", "b"), "teacher")
+
+
+def test_what_is_traced_passes():
+    @jax.jit
+    def traced(x, labels):
+        _checks.positive(x=x)
+        _checks.at_least(0, x=x)
+        _checks.between(0, 1, x=x)
+        _checks.finite(x=x)
+        _checks.labels_below(3, labels=labels)
+        assert _checks.known(x) is None
+        return x
+
+    assert traced(-2.0, jnp.array([7])) == -2.0
+    assert _checks.known(3.0) == 3.0
