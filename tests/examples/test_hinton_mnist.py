@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -11,6 +12,16 @@ import pytest
 from examples import hinton_mnist
 
 
+@pytest.fixture
+def compiled_hastily() -> Iterator[None]:
+    """Compiling is most of a quick run, and takes half as long without optimisation."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("compiled_hastily")
 def test_a_quick_run_writes_the_whole_table_and_a_second_one_reads_its_stages(tmp_path, capsys):
     command = ["--quick", "--seeds", "2", "--cache", str(tmp_path / "cache")]
     result = hinton_mnist.main([*command, "--out", str(tmp_path / "result.json")])
