@@ -142,7 +142,8 @@ def total(
         jnp.ones(count, bool) if where is None else where.reshape(count),
     )
     chunk = _even(count, max(1, 262_144 // classes)) if chunk is None else min(chunk, count)
-    value, per_row = _total((loss, chunk), *_vary_alike(arguments))
+    made: Any = _total((loss, chunk), *_vary_alike(arguments))
+    value, per_row = made
     return value, jax.lax.stop_gradient(per_row).reshape(batch)
 
 
@@ -246,6 +247,6 @@ def _vary_alike(tree: Any) -> Any:
             return x
         if hasattr(jax.lax, "pcast"):
             return jax.lax.pcast(x, missing, to="varying")
-        return jax.lax.pvary(x, missing)  # before jax 0.9
+        return getattr(jax.lax, "pvary")(x, missing)  # noqa: B009 - before jax 0.9
 
     return jax.tree.map(vary, tree)
