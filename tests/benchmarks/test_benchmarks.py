@@ -36,15 +36,15 @@ def check_rows(result: dict) -> None:
 
 
 def test_losses(tmp_path):
-    chosen = ["soft_targets", "squared_error"]
+    chosen = ["soft_targets", "total_variation"]
     result, lines, _ = run_quick("losses", tmp_path / "losses.json", "--only", *chosen)
     check_rows(result)
     names = {row["name"] for row in result["rows"]}
-    assert {"soft_targets 8x10", "soft_targets 8x10 two devices", "squared_error 8x10"} <= names
+    assert {"soft_targets 8x10", "soft_targets 8x10 two devices", "total_variation 8x10"} <= names
     cases = {line["case"] for line in lines}
-    assert {"plain", "total", "two devices", "optax", "limit"} <= cases
+    assert {"plain", "total", "two devices", "optax", "jax.numpy", "limit"} <= cases
     for row in result["rows"]:
-        assert row["temp_megabytes"].keys() == {"plain", "total", "two devices", "optax"}
+        assert {"plain", "total", "two devices"} < row["temp_megabytes"].keys()
 
 
 def test_training(tmp_path):
