@@ -220,3 +220,15 @@ def test_two_class_is_the_sigmoid():
     laws.close(jax.nn.softmax(pair)[:, 1], jax.nn.sigmoid(z)[:, 0], rtol=1e-6)
     np.testing.assert_array_equal(pair.argmax(-1), [1, 0, 0])  # argmax says z > 0
     assert two_class(pair) is pair
+
+
+def test_an_infinite_row_of_weight_zero_is_zero():
+    student = jnp.array([[0.0, -jnp.inf], [0.0, 1.0]])
+
+    def value(student):
+        weights = jnp.array([0.0, 1.0])
+        return total(forward_kl, student, jnp.zeros((2, 2)), weights=weights)[0]
+
+    got, grad = jax.value_and_grad(value)(student)
+    laws.close(got, forward_kl(student[1], jnp.zeros(2)), rtol=1e-6)
+    assert not grad[0].any() and grad[1].any()

@@ -6,7 +6,7 @@ Rows ``[...]`` in nats, not reduced, float32 or better; ``where`` as in ``diverg
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 from distill_jax import _checks
 from distill_jax.logits import rows
@@ -17,7 +17,7 @@ Scalar = float | Float[Array, ""]
 
 def cross_entropy(
     student_logits: Float[Array, "*batch classes"],
-    labels: Int[Array, "*batch"],
+    labels: Integer[Array, "*batch"],
     *,
     label_smoothing: Scalar = 0.0,
     where: Bool[Array, "*batch"] | None = None,

@@ -167,3 +167,11 @@ def test_take_gathers_every_column():
     rows = take(numbered(5), np.array([4, 0]))
     np.testing.assert_array_equal(rows["labels"], [4, 0])
     np.testing.assert_array_equal(rows["inputs"], [[4.0], [0.0]])
+
+
+def test_where_a_stream_goes_on_may_be_traced():
+    key, whole = jax.random.key(3), batch_indices(jax.random.key(3), 7, 3, 12)
+    starts = jnp.array([0, 2, 5, 9])
+    parts = jax.vmap(lambda start: batch_indices(key, 7, 3, 3, start=start))(starts)
+    for start, part in zip(starts.tolist(), parts, strict=True):
+        np.testing.assert_array_equal(part, whole[start : start + 3])

@@ -136,6 +136,14 @@ def test_a_live_teacher_and_its_stored_logits_are_the_same():
     assert got["kl_to_teacher"] > 0
 
 
+def test_a_teacher_may_look_at_inputs_of_its_own():
+    data = drawn()
+    turned = data | {"teacher_inputs": -5.0 * data["inputs"]}
+    live = as_teacher(MODEL, STILL, {})
+    stored = data | {"teacher_logits": np.asarray(live(turned["teacher_inputs"]).logits)}
+    compare(evaluate(MODEL, STILL, {}, turned, teacher=live), evaluate(MODEL, STILL, {}, stored))
+
+
 def test_a_student_that_is_its_teacher():
     got = evaluate(MODEL, STILL, {}, drawn(), teacher=as_teacher(MODEL, STILL, {}))
     assert (got["agreement"], got["top_k_overlap"], got["kl_to_teacher"]) == (1.0, 1.0, 0.0)

@@ -69,3 +69,10 @@ def test_targets_are_taken_as_they_are():
     p = jax.nn.softmax(LOGITS)
     entropy = -(np.asarray(p) * np.log(np.asarray(p))).sum(-1)
     laws.close(losses.cross_entropy_with_targets(LOGITS, p), entropy, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [(np.uint8, 256), (np.uint8, 300), (np.int8, 200)])
+def test_labels_in_narrow_integers(dtype, classes):
+    logits = jnp.linspace(-1.0, 1.0, 2 * classes).reshape(2, classes)
+    labels = np.array([1, 100], dtype)
+    np.testing.assert_array_equal(traced(logits, labels), traced(logits, labels.astype(np.int32)))

@@ -225,3 +225,18 @@ def test_wrong_arguments_are_named(library_errors):
     params, state = variables(mlp([5], 3), True)
     with pytest.raises(ValueError, match="must have the 4 features of the kernel"):
         mlp([5], 3).predict(params, state, FLAT[:, :3])
+
+
+@pytest.mark.usefixtures("library_errors")
+def test_numpy_numbers_and_lists_of_classes_are_taken():
+    model = mlp([np.int64(4)], 3, dropout=np.float32(0.0), classes=["a", "b", "c"])
+    assert model.classes == ("a", "b", "c")
+    assert hash(model) == hash(model)
+    params, state = model.init(KEY, FLAT)
+    assert params["hidden"]["0"]["kernel"].shape == (4, 4)
+    np.testing.assert_array_equal(
+        model.predict(params, state, np.asarray(FLAT)).logits,
+        model.predict(params, state, FLAT).logits,
+    )
+    with pytest.raises(ValueError, match="True"):
+        mlp([True], 3)
