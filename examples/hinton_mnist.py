@@ -63,11 +63,11 @@ FULL: dict[str, Any] = {
         "epochs": 70,
     },
     "hard": STUDENT | {"sizes": [800, 800], "epochs": 15, "labels": 1.0},
-    "soft": STUDENT | {"sizes": [800, 800], "epochs": 25},
+    "soft": STUDENT | {"sizes": [800, 800], "epochs": 50},
     "no_threes": STUDENT | {"sizes": [800, 800], "epochs": 16, "labels": 0.0},
     "sevens_eights": STUDENT | {"sizes": [800, 800], "epochs": 20, "labels": 0.0},
-    "sweep_300": STUDENT | {"sizes": [300, 300], "epochs": 6, "temperatures": TEMPERATURES},
-    "sweep_30": STUDENT | {"sizes": [30, 30], "epochs": 12, "temperatures": TEMPERATURES},
+    "sweep_300": STUDENT | {"sizes": [300, 300], "epochs": 15, "temperatures": TEMPERATURES},
+    "sweep_30": STUDENT | {"sizes": [30, 30], "epochs": 30, "temperatures": TEMPERATURES},
 }
 SMALL = {"sizes": [16, 16], "epochs": 4, "batch": 50}
 QUICK = {name: stage | SMALL for name, stage in FULL.items() if name != "sweep_300"}
