@@ -242,7 +242,7 @@ def _vary_alike(tree: Any) -> Any:
     everywhere = frozenset[Any]().union(*(axes(x) for x in jax.tree.leaves(tree)))
 
     def vary(x: Any) -> Any:
-        missing = tuple(everywhere - axes(x))
+        missing = tuple(sorted(everywhere - axes(x), key=str))
         if not missing:
             return x
         if hasattr(jax.lax, "pcast"):

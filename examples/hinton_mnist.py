@@ -150,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"Above the published figure: {', '.join(above) or 'none'}.")
     command = "python examples/hinton_mnist.py" + (" --quick" if args.quick else "")
     result = report.result_file(__file__, rows, command) | {"config": config}
+    wrong = taught["train"].argmax(-1) != train["labels"]
+    result["teacher_errors_on_training_rows"] = int(wrong.sum())
     if args.out is not None:
         report.save_json(args.out, result)
     return result

@@ -96,9 +96,10 @@ class Recipe:
         if "where" in columns:
             # Rows that count nowhere may hold NaN, which a product with a gradient of 0 would keep.
             keep = columns["where"].reshape(len(columns["where"]), -1).any(1)
-            for name in {"inputs", "teacher_inputs"} & columns.keys():
-                x = columns[name]
-                columns[name] = jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+            for name in ("inputs", "teacher_inputs"):
+                if name in columns:
+                    x = columns[name]
+                    columns[name] = jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
         return columns
 
     def _taught(
