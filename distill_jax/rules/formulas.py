@@ -253,7 +253,9 @@ class Rule:
       formula: What should hold.
       name: Its own name, or None.
       strength: How firmly it is held.
-      line: Where it was written, from 1; 0 for none. Rules that differ in it alone are equal.
+      line: Where it was written, from 1; 0 for none.
+      source: Its text as it was written, for messages. Rules that differ in line and source alone
+        are equal.
       definition: Whether it is a Horn clause, ``head :- body.``: its formula is then
         ``Implies(body, head)``, and a head that is no class *defines* a predicate: it holds where
         one of its clauses' bodies does.
@@ -264,6 +266,7 @@ class Rule:
     strength: Strength = Strength()
     definition: bool = False
     line: int = dataclasses.field(default=0, compare=False)
+    source: str = dataclasses.field(default="", compare=False)
 
     def __str__(self) -> str:
         from distill_jax.rules.printing import to_text
