@@ -1,1 +1,56 @@
-"""Rules: written once, bound to columns and classes, and compiled to what a user needs."""
+"""Rules: written once, bound to columns and classes, and compiled to what a user needs.
+
+``parse`` reads a text, ``bind`` turns it into a ``Book`` for a ``Schema``, and ``encode`` a table
+into the columns that the pure functions of this package take.
+"""
+
+from __future__ import annotations
+
+from distill_jax.rules.book import Book, RuleWarning, bind, encode
+from distill_jax.rules.building import (
+    all_of,
+    any_of,
+    at_least,
+    at_most,
+    col,
+    exactly_one,
+    iff,
+    implies,
+    label,
+    rule,
+)
+from distill_jax.rules.formulas import Rule, RuleError
+from distill_jax.rules.logic import energies, fires, forbidden, truth, violation
+from distill_jax.rules.printing import to_text
+from distill_jax.rules.schema import Column, Schema, encode_columns, infer_schema
+from distill_jax.rules.syntax import parse
+
+__all__ = [
+    "Book",
+    "Column",
+    "Rule",
+    "RuleError",
+    "RuleWarning",
+    "Schema",
+    "all_of",
+    "any_of",
+    "at_least",
+    "at_most",
+    "bind",
+    "col",
+    "encode",
+    "encode_columns",
+    "energies",
+    "exactly_one",
+    "fires",
+    "forbidden",
+    "iff",
+    "implies",
+    "infer_schema",
+    "label",
+    "parse",
+    "rule",
+    "to_text",
+    "truth",
+    "violation",
+]

@@ -1,0 +1,351 @@
+"""A rule book: rules bound to a schema, as arrays that compiled functions take."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from distill_jax.rules import formulas as f
+from distill_jax.rules.building import Built, formula
+from distill_jax.rules.circuit import FALSE, TRUE, Circuit
+from distill_jax.rules.ground import Grounder, Piece, rule_error
+from distill_jax.rules.schema import Schema, encode_columns, missing, read
+from distill_jax.rules.syntax import parse
+
+Logic = Literal["product", "lukasiewicz", "godel", "sigmoidal"]
+LOGICS = ("product", "lukasiewicz", "godel", "sigmoidal")
+
+
+class RuleWarning(UserWarning):
+    """Rules that are allowed, and say nothing or contradict themselves."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What a book knows on the host. Books with equal info share compiled programs."""
+
+    schema: Schema
+    rules: tuple[f.Rule, ...]
+    definitions: tuple[f.Rule, ...]
+    patterns: tuple[tuple[str, str | None], ...]
+    logic: Logic
+    soft: bool
+
+    @functools.cached_property
+    def _hash(self) -> int:  # looked up at every call of a compiled function
+        return hash((self.schema, self.rules, self.definitions, self.logic))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["strengths", "hard", "learn", "circuit", "fires", "violated", "pieces"],
+    meta_fields=["info"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Book:
+    """Rules bound to a schema; made by ``bind``. A pytree: it goes through ``jit`` as an argument.
+
+    Attributes:
+      strengths: Log-odds of each rule, ``[rules]``; 0 for hard ones and for those to be learned.
+      hard: Which rules may never be violated, ``[rules]``.
+      learn: Which rules' strengths are to be trained, ``[rules]``.
+      circuit: The graph over columns and labels.
+      fires: The node that says where a rule can be violated, ``[rules]``.
+      violated: For label sets, the node of a rule's violation, ``[rules]``; else empty.
+      pieces: For exclusive classes, see ``Pieces``.
+      info: Rules, schema and choices, on the host.
+    """
+
+    strengths: Float[Array, " rules"]
+    hard: Bool[Array, " rules"]
+    learn: Bool[Array, " rules"]
+    circuit: Circuit
+    fires: Any
+    violated: Any
+    pieces: Pieces
+    info: Info
+
+    @property
+    def schema(self) -> Schema:
+        """Columns and classes that the rules speak of."""
+        return self.info.schema
+
+    @property
+    def rules(self) -> tuple[f.Rule, ...]:
+        """The rules, without the clauses that define predicates."""
+        return self.info.rules
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Each rule's own name, or else its text."""
+        return tuple(rule.name or str(rule.formula) for rule in self.rules)
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+    def __str__(self) -> str:
+        return "\n".join(str(rule) for rule in (*self.info.definitions, *self.rules))
+
+    def __repr__(self) -> str:
+        return f"<Book of {len(self)} rules over {len(self.schema.classes)} classes>"
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["guard", "rule", "seen", "table"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Rules over exclusive classes in parts: where ``guard`` holds, and each view shows the class
+    ``seen``, the classes in ``table`` violate ``rule``.
+
+    Attributes:
+      guard: Nodes, ``[pieces]``.
+      rule: Which rule, ``[pieces]``, ascending.
+      seen: Classes that views show, ``[pieces, views]``; as many as there are classes for any.
+      table: 1 for a class that violates, ``[pieces, classes]``.
+    """
+
+    guard: Any
+    rule: Any
+    seen: Any
+    table: Any
+
+
+def bind(
+    rules: str | Sequence[f.Rule | f.Formula | Built],
+    schema: Schema,
+    *,
+    logic: Logic = "product",
+    widths: Mapping[str, float] | None = None,
+) -> Book:
+    """Binds rules to columns and classes.
+
+    Args:
+      rules: A text with one rule a line, or rules and formulas that were built or parsed.
+      schema: Columns and classes.
+      logic: For label sets, how truth is computed from probabilities; see ``truth``. Exclusive
+        classes have one exact answer and need none.
+      widths: Makes comparisons with a numeric column soft, so that gradients reach the column:
+        ``{"age": 2.0}`` gives ``age > 55`` the truth sigmoid((age − 55) / 2). Keys are columns, or
+        arithmetic as it prints.
+
+    Returns:
+      The book. It can be printed back to text, and taken by every function here.
+
+    Raises:
+      RuleError: for names that neither the schema nor a clause knows, types that do not fit,
+        clauses that go in a circle, rules that nothing can satisfy, and what is not built yet; with
+        the line and a caret where the rule was written as text.
+
+    Warns:
+      RuleWarning: for rules that nothing can violate.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema
+      >>> schema = Schema((Column("age"), Column("smoker", "boolean")), ("healthy", "disease"))
+      >>> book = bind("[w=2] smoking: smoker and age > 60 => disease", schema)
+      >>> book
+      <Book of 1 rules over 2 classes>
+      >>> print(book)
+      [w=2] smoking: smoker and age > 60 => disease
+    """
+    if logic not in LOGICS:
+        raise ValueError(f"logic must be one of {LOGICS}, got {logic!r}")
+    if not isinstance(schema, Schema):
+        raise TypeError(f"schema must be a Schema, got {type(schema).__name__}: see infer_schema")
+    written = _rules(rules)
+    classes = schema.classes
+    definitions = tuple(r for r in written if r.definition and _head(r) not in classes)
+    kept = tuple(r for r in written if not (r.definition and _head(r) not in classes))
+    _check(kept, definitions, schema)
+    widths = _widths(widths)
+    grounder = Grounder(schema, definitions, widths)
+    grounder.patterns_of(written)
+    grounder.start()
+    for clause in definitions:
+        grounder.check(clause)
+    if schema.exclusive:
+        pieces = [grounder.pieces(rule) for rule in kept]
+        fires = [grounder.builder.any(piece.guard for piece in parts) for parts in pieces]
+        violated: list[int] = []
+        _satisfiable(kept, pieces, len(classes))
+    else:
+        pieces = [[] for _ in kept]
+        pairs = [grounder.violated(rule) for rule in kept]
+        violated, fires = [v for v, _ in pairs], [p for _, p in pairs]
+        for rule, node in zip(kept, violated, strict=True):
+            if node == TRUE:
+                raise rule_error(rule, "nothing can satisfy this rule")
+    _worth(kept, fires)
+    flat = [(i, piece) for i, parts in enumerate(pieces) for piece in parts]
+    circuit, places = grounder.builder.circuit([*fires, *violated, *(p.guard for _, p in flat)])
+    unused = sorted(set(widths) - grounder.softened)
+    if unused:
+        raise ValueError(
+            f"widths has keys that no comparison of order uses: {unused}; there are "
+            f"{sorted(grounder.compared)}"
+        )
+    n, k = len(kept), len(classes)
+    seen = [[k if s is None else s for s in piece.seen] for _, piece in flat]
+    return Book(
+        strengths=jnp.asarray(
+            [0.0 if r.strength.kind == "hard" else r.strength.log_odds for r in kept], jnp.float32
+        ),
+        hard=jnp.asarray([r.strength.kind == "hard" for r in kept], bool),
+        learn=jnp.asarray([r.strength.kind == "learn" for r in kept], bool),
+        circuit=jax.tree.map(jnp.asarray, circuit),
+        fires=jnp.asarray(places[:n]),
+        violated=jnp.asarray(places[n : n + len(violated)]),
+        pieces=Pieces(
+            guard=jnp.asarray(places[n + len(violated) :]),
+            rule=jnp.asarray([i for i, _ in flat], jnp.int32),
+            seen=jnp.asarray(
+                np.reshape(np.asarray(seen, np.int32), (len(flat), len(schema.views)))
+            ),
+            table=jnp.asarray(
+                np.reshape(np.asarray([p.table for _, p in flat], np.float32), (len(flat), k))
+            ),
+        ),
+        info=Info(schema, kept, definitions, tuple(grounder.patterns), logic, bool(widths)),
+    )
+
+
+def encode(book: Book, table: Any) -> np.ndarray:
+    """A table as the columns that compiled functions take.
+
+    The columns of the schema as ``encode_columns`` gives them, then a 0/1 column for each regular
+    expression of the rules, which are matched here, on the host. Numbers are float32, and so are
+    thresholds.
+
+    Args:
+      book: Says which columns and patterns are needed.
+      table: A pandas data frame, a dictionary of columns, or a NumPy structured array; or an array
+        of numbers, if the rules look into no text.
+
+    Returns:
+      float32 ``[batch, columns]``; NaN where a value is missing.
+
+    Raises:
+      ValueError: if a column is missing or not of its kind.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema
+      >>> schema = Schema((Column("text", "text"),), ("ham", "spam"))
+      >>> book = bind('text matches r"call.*free" => spam', schema)
+      >>> print(encode(book, {"text": ["call now, it is free", "see you", None]}))
+      [[ 1.]
+       [ 0.]
+       [nan]]
+    """
+    columns = encode_columns(book.schema, table)
+    if not book.info.patterns:
+        return columns
+    made = [_match(read(table, name), pattern) for name, pattern in book.info.patterns]
+    return np.concatenate([columns, np.stack(made, 1)], 1, dtype=np.float32)
+
+
+def number_of_columns(book: Book) -> int:
+    """How many columns ``encode`` gives."""
+    return len(book.schema.encoded) + len(book.info.patterns)
+
+
+def _match(values: np.ndarray, pattern: str | None) -> np.ndarray:
+    unknown = missing(values)
+    if pattern is None:
+        return unknown.astype(np.float32)
+    compiled = re.compile(pattern)
+    found = np.full(len(values), np.nan, np.float32)
+    found[~unknown] = [compiled.search(str(x)) is not None for x in values[~unknown]]
+    return found
+
+
+def _rules(rules: Any) -> tuple[f.Rule, ...]:
+    if isinstance(rules, str):
+        found = parse(rules)
+    elif isinstance(rules, Sequence):
+        found = tuple(x if isinstance(x, f.Rule) else f.Rule(formula(x)) for x in rules)
+    else:
+        raise TypeError(
+            f"rules must be a text or a list of rules and formulas, got {type(rules).__name__}"
+        )
+    if not found:
+        raise f.RuleError("rules must hold one rule or more, got none")
+    return found
+
+
+def _check(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: Schema) -> None:
+    if not kept:
+        heads = sorted({_head(r) for r in definitions})
+        raise f.RuleError(
+            f"no clause says anything about a class: they define {heads}, and the classes are "
+            f"{list(schema.classes)}"
+        )
+    columns = {column.name for column in schema.columns}
+    for rule in definitions:
+        if _head(rule) in columns or _head(rule) == schema.target:
+            raise rule_error(
+                rule, f"a clause may not define {_head(rule)!r}, which is a column", _head(rule)
+            )
+        if rule.strength.kind:
+            raise rule_error(rule, "a clause that defines a predicate has no strength of its own")
+    names = [rule.name for rule in kept if rule.name]
+    for rule in kept:
+        if rule.name and names.count(rule.name) > 1:
+            raise rule_error(rule, f"two rules are named {rule.name!r}", rule.name)
+        if rule.strength.kind == "budget":
+            raise rule_error(rule, "[budget] is part of the language, but not built yet")
+
+
+def _satisfiable(rules: Sequence[f.Rule], pieces: Sequence[Sequence[Piece]], classes: int) -> None:
+    for rule, parts in zip(rules, pieces, strict=True):
+        always = np.zeros(classes, bool)
+        for piece in parts:
+            if piece.guard == TRUE and all(s is None for s in piece.seen):
+                always |= np.asarray(piece.table)
+        if always.all():
+            raise rule_error(rule, "nothing can satisfy this rule: every class violates it")
+        views = any(s is not None for piece in parts for s in piece.seen)
+        if rule.strength.kind == "hard" and views:
+            raise rule_error(
+                rule,
+                "a hard rule may not depend on a view, whose class is itself uncertain: give it "
+                "a strength, as in [w=6]",
+            )
+
+
+def _worth(rules: Sequence[f.Rule], fires: Sequence[int]) -> None:
+    idle = [rule for rule, node in zip(rules, fires, strict=True) if node == FALSE]
+    if idle:
+        listed = "; ".join((f"line {r.line}: " if r.line else "") + str(r) for r in idle[:5])
+        more = f" and {len(idle) - 5} more" if len(idle) > 5 else ""
+        warnings.warn(
+            f"{len(idle)} of {len(rules)} rules can never be violated, since their bodies never "
+            f"hold or their heads always do: {listed}{more}",
+            RuleWarning,
+            stacklevel=3,
+        )
+
+
+def _widths(widths: Mapping[str, float] | None) -> dict[str, float]:
+    widths = dict(widths or {})
+    for name, width in widths.items():
+        if not (np.isfinite(width) and width > 0):
+            raise ValueError(f"widths[{name!r}] must be finite and > 0, got {width}")
+    return widths
+
+
+def _head(clause: f.Rule) -> str:
+    head = clause.formula.head if isinstance(clause.formula, f.Implies) else clause.formula
+    return head.name if isinstance(head, f.Name) else str(head)

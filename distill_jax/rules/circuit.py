@@ -1,0 +1,358 @@
+"""Formulas as arrays: a program whose size does not grow with the number of rules.
+
+A formula in negation normal form is a graph: literals at the bottom, then levels of conjunctions
+and disjunctions over earlier nodes. ``Builder`` makes the graph on the host, sharing equal nodes;
+``Circuit`` holds it as arrays.
+
+A literal on features is an interval: ``low <= register <= high``, or, ``inverted``, the opposite.
+Every comparison is one (``x > 3`` is an interval from the next float32 on), or a disjunction of two
+(``x != 3``). A register that is NaN lies in no interval, so that a comparison with an unknown value
+is false, and so is its negation; ``x is missing`` is the inverted interval of all numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+FALSE, TRUE = 0, 1
+FAN_IN = 8
+"""Nodes with more children become trees, so that padding stays small."""
+
+
+class Arithmetic(NamedTuple):
+    """Registers made from earlier ones: operator 0 + 1 - 2 * 3 /, and where the operands lie."""
+
+    operator: Any
+    left: Any
+    right: Any
+
+
+class Level(NamedTuple):
+    """Conjunctions, then disjunctions, over nodes of lower levels.
+
+    Attributes:
+      ands: Children ``[n, fan in]``, filled up with TRUE.
+      ors: Children ``[n, fan in]``, filled up with FALSE.
+    """
+
+    ands: Any
+    ors: Any
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "constants", "arithmetic", "register", "low", "high", "inverted", "width",
+        "label", "negated", "levels",
+    ],
+    meta_fields=[],
+)  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class Circuit:
+    """A graph over columns and labels. Nodes: FALSE, TRUE, literals on features, those on labels,
+    then each level's conjunctions and disjunctions.
+
+    Attributes:
+      constants: Numbers that arithmetic uses, ``[constants]``; registers are the columns, the
+        constants, then what each step of ``arithmetic`` makes.
+      arithmetic: Steps, one a depth.
+      register, low, high, inverted: Literals on features, ``[literals]``.
+      width: Of a soft comparison, > 0; 0 for a crisp one.
+      label, negated: Literals on labels, ``[label literals]``: which probability, and whether it is
+        subtracted from 1. Labels of views follow the labels themselves.
+      levels: From the bottom up.
+    """
+
+    constants: Any
+    arithmetic: tuple[Arithmetic, ...]
+    register: Any
+    low: Any
+    high: Any
+    inverted: Any
+    width: Any
+    label: Any
+    negated: Any
+    levels: tuple[Level, ...]
+
+    @property
+    def number_of_literals(self) -> int:
+        """On features and on labels."""
+        return self.register.shape[0] + self.label.shape[0]
+
+
+class Interval(NamedTuple):
+    """A literal on features; see ``Circuit``."""
+
+    register: int
+    low: float
+    high: float
+    inverted: bool = False
+    width: float = 0.0
+
+
+class Builder:
+    """Makes a circuit on the host. Nodes are numbers; equal nodes are one."""
+
+    def __init__(self, columns: int):
+        self.columns = columns
+        self.nodes: list[Any] = [None, None]  # FALSE, TRUE
+        self._known: dict[Any, int] = {}
+        self._registers: dict[Any, int] = {}
+        self._made: list[tuple[Any, int]] = []  # what a register is made of, and its depth
+
+    # Registers
+
+    def constant(self, value: float) -> int:
+        """The register of a number."""
+        return self._register(("constant", float(value)), 0)
+
+    def arithmetic(self, operator: str, left: int, right: int) -> int:
+        """The register of ``left operator right``."""
+        depth = 1 + max(self._depth(left), self._depth(right))
+        return self._register(("+-*/".index(operator), left, right), depth)
+
+    def _register(self, key: Any, depth: int) -> int:
+        if key not in self._registers:
+            self._registers[key] = self.columns + len(self._made)
+            self._made.append((key, depth))
+        return self._registers[key]
+
+    def _depth(self, register: int) -> int:
+        return 0 if register < self.columns else self._made[register - self.columns][1]
+
+    # Nodes
+
+    def interval(self, literal: Interval) -> int:
+        """``low <= register <= high``; FALSE if no number lies there."""
+        if not literal.inverted and literal.low > literal.high:
+            return FALSE
+        return self._node(literal)
+
+    def label(self, index: int, negated: bool) -> int:
+        """A label that holds, or does not."""
+        return self._node(("label", index, negated))
+
+    def all(self, parts: Iterable[int]) -> int:
+        """The conjunction. Intervals of one register meet; a contradiction is FALSE."""
+        flat = self._flat("and", parts)
+        if FALSE in flat:
+            return FALSE
+        flat = self._meet([part for part in flat if part != TRUE])
+        if FALSE in flat or self._opposed(flat):
+            return FALSE
+        return self._join("and", flat, TRUE)
+
+    def any(self, parts: Iterable[int]) -> int:
+        """The disjunction."""
+        flat = self._flat("or", parts)
+        if TRUE in flat or self._opposed(flat):
+            return TRUE
+        return self._join("or", [part for part in flat if part != FALSE], FALSE)
+
+    def at_least(self, number: int, parts: list[int]) -> int:
+        """``number`` of the parts or more, as conjunctions and disjunctions of halves."""
+        known: dict[tuple[int, int, int], int] = {}
+
+        def count(n: int, start: int, stop: int) -> int:
+            if n <= 0:
+                return TRUE
+            if n > stop - start:
+                return FALSE
+            if n == 1:
+                return self.any(parts[start:stop])
+            if n == stop - start:
+                return self.all(parts[start:stop])
+            if (n, start, stop) not in known:
+                half = (start + stop) // 2
+                splits = [
+                    self.all([count(i, start, half), count(n - i, half, stop)])
+                    for i in range(n + 1)
+                ]
+                known[n, start, stop] = self.any(splits)
+            return known[n, start, stop]
+
+        return count(number, 0, len(parts))
+
+    def children(self, node: int) -> tuple[str, tuple[int, ...]]:
+        """``("and", parts)``, ``("or", parts)``, or ``("", ())`` of a literal."""
+        made = self.nodes[node]
+        return made if isinstance(made, tuple) and made[0] in ("and", "or") else ("", ())
+
+    def _node(self, key: Any) -> int:
+        if key not in self._known:
+            self._known[key] = len(self.nodes)
+            self.nodes.append(key)
+        return self._known[key]
+
+    def _flat(self, kind: str, parts: Iterable[int]) -> list[int]:
+        found: dict[int, None] = {}
+        for part in parts:
+            inner_kind, inner = self.children(part)
+            found.update(dict.fromkeys(inner if inner_kind == kind else (part,)))
+        return list(found)
+
+    def _meet(self, parts: list[int]) -> list[int]:
+        """Intervals of one register become one; FALSE if they have nothing in common."""
+        met: dict[Any, Interval] = {}
+        others = []
+        for part in parts:
+            literal = self.nodes[part]
+            if not isinstance(literal, Interval):
+                others.append(part)
+                continue
+            # A soft literal meets none: its truth is a product.
+            key = literal if literal.width else (literal.register, literal.inverted)
+            if key in met and not literal.inverted:
+                old = met[key]
+                low, high = max(old.low, literal.low), min(old.high, literal.high)
+                literal = Interval(literal.register, low, high)
+            met[key] = literal
+        for literal in met.values():  # missing, and in an interval
+            if literal.inverted and (literal.register, False) in met:
+                return [FALSE]
+        return [self.interval(literal) for literal in met.values()] + others
+
+    def _opposed(self, parts: list[int]) -> bool:
+        """Whether a label and its negation are among the parts."""
+        labels = {self.nodes[p][1:] for p in parts if _is_label(self.nodes[p])}
+        return any((index, not negated) in labels for index, negated in labels)
+
+    def _join(self, kind: str, parts: list[int], neutral: int) -> int:
+        if not parts:
+            return neutral
+        if len(parts) == 1:
+            return parts[0]
+        return self._node((kind, tuple(sorted(parts))))
+
+    # Arrays
+
+    def circuit(self, outputs: list[int]) -> tuple[Circuit, np.ndarray]:
+        """The arrays that compute ``outputs``, and the outputs' nodes in them."""
+        nodes, outputs = self._balanced(outputs)
+        intervals = [n for n in nodes if isinstance(self.nodes[n], Interval)]
+        labels = [n for n in nodes if _is_label(self.nodes[n])]
+        place = {FALSE: FALSE, TRUE: TRUE}
+        for node in (*intervals, *labels):
+            place[node] = len(place)
+        levels = []
+        waiting = [n for n in nodes if n not in place]
+        while waiting:
+            ready = [n for n in waiting if all(c in place for c in self.nodes[n][1])]
+            ands = [n for n in ready if self.nodes[n][0] == "and"]
+            ors = [n for n in ready if self.nodes[n][0] == "or"]
+            level = Level(
+                _padded([[place[c] for c in self.nodes[n][1]] for n in ands], TRUE),
+                _padded([[place[c] for c in self.nodes[n][1]] for n in ors], FALSE),
+            )
+            for node in (*ands, *ors):
+                place[node] = len(place)
+            levels.append(level)
+            waiting = [n for n in waiting if n not in place]
+        literals = [self.nodes[n] for n in intervals]
+        constants, arithmetic, moved = self._program()
+        circuit = Circuit(
+            constants=np.asarray(constants, np.float32),
+            arithmetic=arithmetic,
+            register=np.asarray([moved[x.register] for x in literals], np.int32),
+            low=np.asarray([x.low for x in literals], np.float32),
+            high=np.asarray([x.high for x in literals], np.float32),
+            inverted=np.asarray([x.inverted for x in literals], bool),
+            width=np.asarray([x.width for x in literals], np.float32),
+            label=np.asarray([self.nodes[n][1] for n in labels], np.int32),
+            negated=np.asarray([self.nodes[n][2] for n in labels], bool),
+            levels=tuple(levels),
+        )
+        return circuit, np.asarray([place[n] for n in outputs], np.int32)
+
+    def _balanced(self, outputs: list[int]) -> tuple[list[int], list[int]]:
+        """Nodes that the outputs need, children first, none with more than FAN_IN children."""
+        new: dict[int, int] = {FALSE: FALSE, TRUE: TRUE}
+        order: dict[int, None] = {}
+
+        def visit(root: int) -> None:
+            stack = [root]
+            while stack:
+                node = stack[-1]
+                kind, children = self.children(node)
+                missing = [c for c in children if c not in new]
+                if missing:
+                    stack.extend(missing)
+                    continue
+                stack.pop()
+                if node in new:
+                    continue
+                parts = [new[c] for c in children]
+                while len(parts) > FAN_IN:
+                    groups = [parts[i : i + FAN_IN] for i in range(0, len(parts), FAN_IN)]
+                    parts = [self._join(kind, g, TRUE) if len(g) > 1 else g[0] for g in groups]
+                    order.update((p, None) for p in parts)
+                new[node] = self._node((kind, tuple(parts))) if kind else node
+                order[new[node]] = None
+
+        for output in outputs:
+            visit(output)
+        return list(order), [new[output] for output in outputs]
+
+    def _program(self) -> tuple[list[float], tuple[Arithmetic, ...], dict[int, int]]:
+        """Constants, arithmetic a depth at a time, and where each register has moved."""
+        moved = {i: i for i in range(self.columns)}
+        constants = []
+        for i, (key, depth) in enumerate(self._made):
+            if depth == 0:
+                moved[self.columns + i] = self.columns + len(constants)
+                constants.append(key[1])
+        steps = []
+        for depth in range(1, 1 + max((d for _, d in self._made), default=0)):
+            step = []
+            for i, (key, own) in enumerate(self._made):
+                if own == depth:
+                    step.append((key[0], moved[key[1]], moved[key[2]]))
+                    moved[self.columns + i] = len(moved)
+            steps.append(Arithmetic(*(np.asarray(x, np.int32) for x in zip(*step, strict=True))))
+        return constants, tuple(steps), moved
+
+
+def bounds(operator: str, threshold: float) -> list[tuple[float, float]]:
+    """The intervals of float32 numbers for which a comparison holds: one, or two for ``!=``."""
+    t = float(np.float32(threshold))
+    ranges = {
+        "<": [(-math.inf, _before(t))],
+        "<=": [(-math.inf, t)],
+        ">": [(_after(t), math.inf)],
+        ">=": [(t, math.inf)],
+        "==": [(t, t)],
+        "!=": [(-math.inf, _before(t)), (_after(t), math.inf)],
+    }
+    return ranges[operator]
+
+
+def _after(t: float) -> float:
+    # Compiled code treats numbers below the smallest normal one as 0, so they are stepped over.
+    tiny = float(np.finfo(np.float32).tiny)
+    if -tiny <= t < 0.0:
+        return 0.0
+    if 0.0 <= t < tiny:
+        return tiny
+    return float(np.nextafter(np.float32(t), np.float32(np.inf)))
+
+
+def _before(t: float) -> float:
+    return -_after(-t)
+
+
+def _is_label(node: Any) -> bool:
+    return isinstance(node, tuple) and node[0] == "label"
+
+
+def _padded(rows: list[list[int]], fill: int) -> np.ndarray:
+    out = np.full((len(rows), max(map(len, rows), default=1)), fill, np.int32)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out

@@ -1,0 +1,528 @@
+"""Grounding: the names in a formula become columns, classes and views; formulas become nodes.
+
+A rule is grounded in *worlds*. With exclusive classes a world says which class is right, and which
+one the student sees on each view; in it, label atoms are true or false, and what is left of a rule
+is a formula over features. With label sets there is one world, and label atoms are literals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.rules import formulas as f
+from distill_jax.rules.circuit import FALSE, TRUE, Builder, Interval, bounds
+from distill_jax.rules.schema import Schema, nearest
+from distill_jax.rules.syntax import error_at, name_offset, unknown_name
+
+NEGATION = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
+FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
+MOST_WORLDS = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A part of a rule over exclusive classes: where ``guard`` holds and the views show the classes
+    ``seen``, the classes in ``table`` violate the rule.
+
+    Attributes:
+      guard: A node over features.
+      seen: For each view the class that it shows, or None for any.
+      table: Which classes violate, ``[classes]``.
+    """
+
+    guard: int
+    seen: tuple[int | None, ...]
+    table: tuple[bool, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Atom:
+    """A statement about classes: its truth in every world, ``[classes, classes of view 0, …]``
+    with axes of length 1 where it does not depend on one."""
+
+    text: str
+    truth: np.ndarray = dataclasses.field(compare=False, hash=False)
+
+
+class Grounder:
+    """Grounds the rules of one book: names, then nodes of one ``Builder``."""
+
+    def __init__(self, schema: Schema, definitions: Sequence[f.Rule], widths: Mapping[str, float]):
+        self.schema = schema
+        self.places = {name: i for i, name in enumerate(schema.encoded)}
+        self.columns = {column.name: column for column in schema.columns}
+        self.patterns: list[tuple[str, str | None]] = []
+        self.widths = dict(widths)
+        self.clauses: dict[str, list[f.Rule]] = {}
+        for clause in definitions:
+            assert isinstance(clause.formula, f.Implies)  # parsed so
+            self.clauses.setdefault(_head(clause), []).append(clause)
+        self.softened: set[str] = set()
+        self.compared: set[str] = set()
+        self.rule: f.Rule = f.Rule(f.Name(""))
+        self._open: list[str] = []
+
+    # Rules
+
+    def patterns_of(self, rules: Sequence[f.Rule]) -> None:
+        """Finds the host-made columns first: registers of arithmetic come after them."""
+        for rule in rules:
+            self.rule = rule
+            for tree in _walk(rule.formula):
+                if isinstance(tree, f.Matches | f.Missing) and isinstance(tree.value, f.Name):
+                    column = self.columns.get(tree.value.name)
+                    text = column is not None and column.kind == "text"
+                    pattern = tree.pattern if isinstance(tree, f.Matches) else None
+                    if column is not None and (pattern is not None or text):
+                        self._pattern(column.name, pattern)
+
+    def start(self) -> None:
+        """Makes the builder, once all columns are known."""
+        self.builder = Builder(len(self.places) + len(self.patterns))
+
+    def check(self, clause: f.Rule) -> None:
+        """Raises for what is wrong with a clause that defines a predicate, used or not."""
+        self.rule = clause
+        self._lower(f.Name(_head(clause)), True, lambda atom, positive: TRUE)
+
+    def pieces(self, rule: f.Rule) -> list[Piece]:
+        """A rule over exclusive classes, as parts that say which classes violate it where."""
+        self.rule = rule
+        atoms: dict[Atom, None] = {}
+        real, self.builder = self.builder, Builder(self.builder.columns)
+
+        def collect(atom: Atom, positive: bool) -> int:
+            atoms[atom] = None
+            return self.builder.label(list(atoms).index(atom), not positive)
+
+        self._lower(rule.formula, False, collect)
+        self.builder = real
+        found = list(atoms)
+        K, views = len(self.schema.classes), len(self.schema.views)
+        used = [v for v in range(views) if any(a.truth.shape[1 + v] > 1 for a in found)]
+        shape = (K, *(K if v in used else 1 for v in range(views)))
+        if np.prod(shape) > MOST_WORLDS:
+            raise self._error(
+                f"it speaks of {len(used)} views of {K} classes each, which are too many cases; "
+                "split it into several rules"
+            )
+        truths = np.stack(
+            [np.broadcast_to(a.truth, shape).ravel() for a in found]
+            or [np.zeros(int(np.prod(shape)), bool)]
+        )
+        kinds, which = np.unique(truths, axis=1, return_inverse=True)
+        guards = []
+        for column in kinds.T:
+            world = dict(zip(found, column, strict=False))
+            guards.append(
+                self._lower(rule.formula, False, lambda a, positive, w=world: int(w[a] == positive))
+            )
+        guard = np.asarray(guards)[which.ravel()].reshape(shape)
+        return _merged(guard, shape)
+
+    def violated(self, rule: f.Rule) -> tuple[int, int]:
+        """A rule over label sets: the node of its violation, and of where it can be violated."""
+        self.rule = rule
+        offsets = {None: 0} | {
+            v: (1 + i) * len(self.schema.classes) for i, v in enumerate(self.schema.views)
+        }
+
+        def literal(atom: Atom, positive: bool) -> int:
+            view, name = atom.text.split(":", 1) if ":" in atom.text else (None, atom.text)
+            index = offsets[view or None] + self.schema.classes.index(name)
+            return self.builder.label(index, not positive)
+
+        violated = self._lower(rule.formula, False, literal)
+        possible = self._lower(rule.formula, False, lambda atom, positive: TRUE)
+        return violated, possible
+
+    # Formulas
+
+    def _lower(self, x: f.Formula, positive: bool, atom: Callable[[Atom, bool], int]) -> int:
+        """The node of ``x`` (or, not ``positive``, of its negation)."""
+        build, lower = self.builder, self._lower
+        if isinstance(x, f.Not):
+            return lower(x.part, not positive, atom)
+        if isinstance(x, f.And | f.Or):
+            join = build.all if isinstance(x, f.And) == positive else build.any
+            return join([lower(part, positive, atom) for part in x.parts])
+        if isinstance(x, f.Implies):
+            join = build.any if positive else build.all
+            return join([lower(x.body, not positive, atom), lower(x.head, positive, atom)])
+        if isinstance(x, f.Iff):
+            return self._same(
+                lambda p: lower(x.left, p, atom), lambda p: lower(x.right, p, atom), positive
+            )
+        if isinstance(x, f.Count):
+            return self._count(x, positive, atom)
+        if isinstance(x, f.Compare):
+            pairs = zip(x.operands, x.operators, x.operands[1:], strict=False)
+            join = build.all if positive else build.any
+            return join([self._pair(a, op, b, positive, atom) for a, op, b in pairs])
+        if isinstance(x, f.Between):
+            ends = ((x.low, "<=", x.value), (x.value, "<=", x.high))
+            join = build.all if positive else build.any
+            return join([self._pair(a, op, b, positive, atom) for a, op, b in ends])
+        if isinstance(x, f.In):
+            join = build.any if positive != x.negated else build.all
+            wanted = positive != x.negated
+            return join([self._pair(x.value, "==", c, wanted, atom) for c in x.choices])
+        if isinstance(x, f.Missing):
+            return self._missing(x, positive)
+        if isinstance(x, f.Matches):
+            return self._matches(x, positive)
+        if isinstance(x, f.Name | f.Of):
+            return self._name(x, positive, atom)
+        if isinstance(x, f.Trend):
+            raise self._error(f"{x.kind}(…) is part of the language, but not built yet")
+        raise self._error(f"{x} is no formula: it has no truth value")
+
+    def _same(
+        self, left: Callable[[bool], int], right: Callable[[bool], int], positive: bool
+    ) -> int:
+        build = self.builder
+        both = build.all([left(True), right(positive)])
+        neither = build.all([left(False), right(not positive)])
+        return build.any([both, neither])
+
+    def _count(self, x: f.Count, positive: bool, atom: Callable[[Atom, bool], int]) -> int:
+        n = len(x.parts)
+        low, high = {
+            "exactly_one": (1, 1),
+            "at_most": (0, x.number),
+            "at_least": (x.number, n),
+            "all_of": (n, n),
+            "any_of": (1, n),
+        }[x.kind]
+        assert low is not None and high is not None  # parsed so
+        held = [self._lower(part, True, atom) for part in x.parts]
+        broken = [self._lower(part, False, atom) for part in x.parts]
+        build = self.builder
+        if positive:  # low or more hold, and n - high or more do not
+            return build.all([build.at_least(low, held), build.at_least(n - high, broken)])
+        return build.any([build.at_least(n - low + 1, broken), build.at_least(high + 1, held)])
+
+    def _name(self, x: f.Name | f.Of, positive: bool, atom: Callable[[Atom, bool], int]) -> int:
+        if isinstance(x, f.Of) or x.name in self.schema.classes:
+            return atom(self._label(x), positive)
+        column = self.columns.get(x.name)
+        if column is not None:
+            if column.kind != "boolean":
+                raise self._error(
+                    f"column {x.name!r} is {column.kind}, so it is neither true nor false: "
+                    "compare it with a value",
+                    x.name,
+                )
+            return self._interval(self.places[x.name], "==", 1.0 if positive else 0.0)
+        if x.name in self.clauses:
+            return self._defined(x.name, positive, atom)
+        if x.name == self.schema.target:
+            raise self._error(
+                f"{x.name!r} is the class variable: compare it, as in "
+                f"{x.name} == {self.schema.classes[0]!r}",
+                x.name,
+            )
+        raise unknown_name(self.rule, x.name, self._known())
+
+    def _defined(self, name: str, positive: bool, atom: Callable[[Atom, bool], int]) -> int:
+        if name in self._open:
+            cycle = [*self._open[self._open.index(name) :], name]
+            raise self._error("clauses may not go in a circle: " + " :- ".join(cycle), name)
+        self._open.append(name)
+        outer = self.rule
+        parts = []
+        for clause in self.clauses[name]:
+            self.rule = clause
+            assert isinstance(clause.formula, f.Implies)
+            parts.append(self._lower(clause.formula.body, positive, atom))
+        self.rule = outer
+        self._open.pop()
+        return self.builder.any(parts) if positive else self.builder.all(parts)
+
+    # Atoms over labels
+
+    def _label(self, x: f.Name | f.Of) -> Atom:
+        """A class or label that holds, on the example itself or on a view."""
+        view = x.view if isinstance(x, f.Of) else None
+        if isinstance(x, f.Of):
+            if view is None:
+                raise self._error(
+                    f"{x} is a probability: it stands in budgets and trends, which are not "
+                    "built yet",
+                    x.name,
+                )
+            if view not in self.schema.views:
+                raise unknown_name(self.rule, view, self.schema.views)
+        if x.name == self.schema.target:
+            raise self._error(f"{x} is the class variable: compare it with a class", x.name)
+        if x.name not in self.schema.classes:
+            raise unknown_name(self.rule, x.name, self.schema.classes)
+        place = self.schema.classes.index(x.name)
+        text = x.name if view is None else f"{view}:{x.name}"
+        return Atom(text, self._along(view, np.arange(len(self.schema.classes)) == place))
+
+    def _along(self, view: str | None, truth: np.ndarray) -> np.ndarray:
+        """A table over the classes of one view, with an axis for each view."""
+        axis = 0 if view is None else 1 + self.schema.views.index(view)
+        shape = [1] * (1 + len(self.schema.views))
+        shape[axis] = len(truth)
+        return truth.reshape(shape)
+
+    def _is_target(self, x: f.Value) -> bool:
+        name = x.name if isinstance(x, f.Name | f.Of) else None
+        return name is not None and name == self.schema.target
+
+    def _is_label(self, x: f.Value) -> bool:
+        return isinstance(x, f.Of) or (isinstance(x, f.Name) and x.name in self.schema.classes)
+
+    def _pair(
+        self,
+        left: f.Value,
+        operator: str,
+        right: f.Value,
+        positive: bool,
+        atom: Callable[[Atom, bool], int],
+    ) -> int:
+        """The node of ``left operator right``, or of its negation."""
+        if self._is_target(left) or self._is_target(right):
+            if not self._is_target(left):
+                left, operator, right = right, FLIPPED[operator], left
+            self._only_equality(left, operator)
+            return atom(self._target(left, right), positive == (operator == "=="))
+        if self._is_label(left) or self._is_label(right):
+            self._only_equality(left if self._is_label(left) else right, operator)
+            if not (isinstance(left, f.Name | f.Of) and isinstance(right, f.Name | f.Of)):
+                raise self._error(
+                    f"{left} {operator} {right} compares a class with a value: a class is a "
+                    "formula by itself, true or not",
+                )
+            return self._same(
+                lambda p: self._name(left, p, atom),
+                lambda p: self._name(right, p, atom),
+                positive == (operator == "=="),
+            )
+        return self._features(left, operator, right, positive)
+
+    def _target(self, left: f.Value, right: f.Value) -> Atom:
+        """``species == 'cat'``, or ``sentiment == view(v).sentiment``."""
+        assert isinstance(left, f.Name | f.Of)
+        view = left.view if isinstance(left, f.Of) else None
+        classes = self.schema.classes
+        if self._is_target(right):
+            assert isinstance(right, f.Name | f.Of)
+            other = right.view if isinstance(right, f.Of) else None
+            for name in (view, other):
+                if name is not None and name not in self.schema.views:
+                    raise unknown_name(self.rule, name, self.schema.views)
+            truth = np.zeros([1] * (1 + len(self.schema.views)), bool)
+            for k in range(len(classes)):
+                one = np.arange(len(classes)) == k
+                truth = truth | (self._along(view, one) & self._along(other, one))
+            return Atom(f"{left} == {right}", truth)
+        name = right.value if isinstance(right, f.String) else str(right).strip("`")
+        if not isinstance(right, f.String | f.Name) or name not in classes:
+            raise unknown_name(self.rule, name, classes)
+        return self._label(f.Name(name) if view is None else f.Of(view, name))
+
+    def _only_equality(self, x: f.Value, operator: str) -> None:
+        if operator not in ("==", "!="):
+            raise self._error(f"{x} has no order: compare it with == or !=, not {operator}")
+
+    # Atoms over features
+
+    def _features(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
+        if isinstance(left, f.String | f.Number) and not isinstance(right, f.String | f.Number):
+            left, operator, right = right, FLIPPED[operator], left
+        kinds = [self._kind(left), self._kind(right)]
+        if kinds[0] == "constant":
+            raise self._error(f"{left} {operator} {right} compares two constants")
+        if "text" in kinds:
+            name = left if kinds[0] == "text" else right
+            raise self._error(
+                f'column {name} is text: look into it with {name} matches r"…", or declare it '
+                "categorical"
+            )
+        if "categorical" in kinds:
+            return self._category(left, operator, right, positive)
+        if isinstance(right, f.String):
+            raise self._error(
+                f"{left} is {kinds[0]}, and {right} a string: compare it with a number"
+            )
+        operator = operator if positive else NEGATION[operator]
+        number = _number(right)
+        if number is not None:
+            return self._interval(self._register(left), operator, number, str(left))
+        difference = f.Arithmetic("-", left, right)
+        return self._interval(self._register(difference), operator, 0.0, str(difference))
+
+    def _category(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
+        if self._kind(left) != "categorical":
+            left, operator, right = right, FLIPPED[operator], left
+        assert isinstance(left, f.Name)
+        column = self.columns[left.name]
+        if operator not in ("==", "!="):
+            raise self._error(
+                f"column {left} is categorical and has no order: compare it with == or !=, not "
+                f"{operator}; its categories are {list(column.categories)}",
+                left.name,
+            )
+        operator = operator if positive else NEGATION[operator]
+        if isinstance(right, f.Name) and right.name in self.columns:
+            other = self.columns[right.name]
+            if other.categories != column.categories:
+                raise self._error(
+                    f"columns {left} and {right} have different categories: "
+                    f"{list(column.categories)} and {list(other.categories)}"
+                )
+            difference = self.builder.arithmetic(
+                "-", self.places[left.name], self.places[right.name]
+            )
+            return self._interval(difference, operator, 0.0)
+        number = _number(right)
+        value = right.value if isinstance(right, f.String) else None
+        value = f"{number:g}" if number is not None else value
+        if value is None:
+            raise self._error(f"column {left} is categorical: compare it with a string")
+        if value not in column.categories:
+            raise self._error(
+                f"column {left} has no category {value!r}; {nearest(value, column.categories)}",
+                value,
+            )
+        place = self.places[left.name]
+        return self._interval(place, operator, float(column.categories.index(value)))
+
+    def _interval(self, register: int, operator: str, threshold: float, text: str = "") -> int:
+        width = 0.0
+        if text and operator not in ("==", "!="):
+            self.compared.add(text)
+            if text in self.widths:
+                self.softened.add(text)
+                width = self.widths[text]
+        nodes = [
+            self.builder.interval(Interval(register, low, high, False, width))
+            for low, high in bounds(operator, threshold)
+        ]
+        return self.builder.any(nodes)
+
+    def _missing(self, x: f.Missing, positive: bool) -> int:
+        wanted = positive != x.negated
+        if self._is_target(x.value) or self._is_label(x.value):
+            raise self._error(f"{x.value} is predicted: it is never missing")
+        if self._kind(x.value) == "text":
+            assert isinstance(x.value, f.Name)
+            place = self._pattern(x.value.name, None)
+            return self._interval(place, "==", 1.0 if wanted else 0.0)
+        everything = Interval(self._register(x.value), -np.inf, np.inf, wanted)
+        return self.builder.interval(everything)
+
+    def _matches(self, x: f.Matches, positive: bool) -> int:
+        if self._kind(x.value) not in ("text", "categorical"):
+            raise self._error(f"{x.value} holds no text: matches is for text and categories")
+        assert isinstance(x.value, f.Name)
+        place = self._pattern(x.value.name, x.pattern)
+        return self._interval(place, "==", 1.0 if positive else 0.0)
+
+    def _pattern(self, column: str, pattern: str | None) -> int:
+        """The place of a column that is made on the host from a text column."""
+        if (column, pattern) not in self.patterns:
+            self.patterns.append((column, pattern))
+        return len(self.places) + self.patterns.index((column, pattern))
+
+    def _kind(self, x: f.Value) -> str:
+        """Of a value: constant, numeric, categorical, boolean or text."""
+        if isinstance(x, f.String | f.Number):
+            return "constant"
+        if isinstance(x, f.Name):
+            if x.name in self.columns:
+                return self.columns[x.name].kind
+            if x.name in self.clauses:
+                raise self._error(f"{x.name!r} is defined by clauses: it has no value", x.name)
+            raise unknown_name(self.rule, x.name, self._known())
+        if isinstance(x, f.Call):
+            raise self._error(f"{x} is a budget: part of the language, but not built yet")
+        return "numeric"
+
+    def _register(self, x: f.Value) -> int:
+        number = _number(x)
+        if number is not None:
+            return self.builder.constant(number)
+        if isinstance(x, f.Negative):
+            return self.builder.arithmetic("-", self.builder.constant(0.0), self._register(x.value))
+        if isinstance(x, f.Arithmetic):
+            return self.builder.arithmetic(
+                x.operator, self._register(x.left), self._register(x.right)
+            )
+        kind = self._kind(x)
+        if kind not in ("numeric", "boolean") or not isinstance(x, f.Name):
+            is_constant = isinstance(x, f.String)
+            raise self._error(
+                f"{x} is {'a string' if is_constant else kind}: arithmetic takes numbers"
+            )
+        return self.places[x.name]
+
+    # Messages
+
+    def _known(self) -> list[str]:
+        target = [] if self.schema.target is None else [self.schema.target]
+        return [*self.columns, *self.schema.classes, *target, *self.clauses]
+
+    def _error(self, message: str, name: str | None = None) -> f.RuleError:
+        return rule_error(self.rule, message, name)
+
+
+def rule_error(rule: f.Rule, message: str, name: str | None = None) -> f.RuleError:
+    """An error that shows the rule, with a caret under ``name`` where its text is known."""
+    if rule.source:
+        offset = name_offset(rule.source, name) if name else None
+        return error_at(message, rule.source, rule.line, offset or 0)
+    return f.RuleError(f"{message}; in the rule: {rule}")
+
+
+def _head(clause: f.Rule) -> str:
+    assert isinstance(clause.formula, f.Implies)
+    head = clause.formula.head
+    return head.name if isinstance(head, f.Name) else str(head)
+
+
+def _walk(tree: Any) -> Any:
+    """A tree and all trees in it."""
+    if isinstance(tree, f.Tree):
+        yield tree
+        for field in dataclasses.fields(tree):  # type: ignore[arg-type]
+            value = getattr(tree, field.name)
+            for part in value if isinstance(value, tuple) else (value,):
+                yield from _walk(part)
+
+
+def _number(x: f.Value) -> float | None:
+    if isinstance(x, f.Number):
+        return x.value
+    if isinstance(x, f.Negative):
+        inner = _number(x.value)
+        return None if inner is None else -inner
+    if isinstance(x, f.Arithmetic):
+        left, right = _number(x.left), _number(x.right)
+        if left is None or right is None or (x.operator == "/" and right == 0):
+            return None
+        return {"+": left + right, "-": left - right, "*": left * right}.get(
+            x.operator, left / right if right else None
+        )
+    return None
+
+
+def _merged(guard: np.ndarray, shape: tuple[int, ...]) -> list[Piece]:
+    """Pieces of a rule, from the guard of its violation in each world."""
+    pieces = []
+    for seen in itertools.product(*(range(n) for n in shape[1:])):
+        own = guard[(slice(None), *seen)]
+        shown = tuple(k if n > 1 else None for k, n in zip(seen, shape[1:], strict=True))
+        for node in np.unique(own):
+            if node != FALSE:
+                table = tuple(bool(x) for x in own == node)
+                pieces.append(Piece(int(node), shown, table))
+    return pieces
