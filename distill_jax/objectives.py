@@ -34,6 +34,8 @@ class Context(NamedTuple):
       batch: The batch.
       step: Number of optimizer steps taken so far, a scalar.
       key: A key of this step, for losses that draw, or None.
+      views: The student's outputs on other views of the examples, by name, in evaluation mode; no
+        gradient passes.
     """
 
     student: Outputs
@@ -41,6 +43,7 @@ class Context(NamedTuple):
     batch: Batch = {}
     step: Any = 0
     key: Any = None
+    views: Mapping[str, Outputs] = {}
 
 
 class Part(NamedTuple):
@@ -150,6 +153,7 @@ def term(
     - ``student_logits``; ``teacher_logits``: of the teacher named like the term, or else of the
       only teacher, or else the batch's column of that name (a teacher cached beforehand);
     - ``student_features``, ``teacher_features``: need an entry in ``reads``;
+    - ``views``: the student's outputs on other views of the examples, by name;
     - any other name: the batch's column of that name (``labels``, ``targets``).
 
     Args:
@@ -334,7 +338,8 @@ class Objective:
                         f"{column.shape}: they must begin with the same axes"
                     )
                 checked = {name: column} if mask is None else {name: column, "where": mask}
-                data_.check(checked, values=(name,))
+                may_miss = (name,) if parameter == "columns" else ()
+                data_.check(checked, values=(name,), missing=may_miss)
                 if parameter == "labels":
                     _checks.integer(**{name: column})
                     values = _checks.known(column)
@@ -418,6 +423,8 @@ def _read(t: Term, parameter: str, context: Context) -> Any:
         return context
     if parameter == "student_logits":
         return context.student.logits
+    if parameter == "views" and source is None:
+        return context.views
     if parameter == "teacher_logits":
         return _teacher_logits(t.name, source, context)
     if parameter == "student_features" and source is not None:

@@ -11,7 +11,9 @@ from jaxtyping import Array, PyTree
 Batch = Mapping[str, Any]
 """Named arrays, of JAX or NumPy, with one leading axis: ``inputs``, often ``labels`` or
 ``targets``, and optionally ``where`` (``[batch]`` booleans: False rows are padding and count
-in no loss; they do enter the statistics of a batch norm, as zeros)."""
+in no loss; they do enter the statistics of a batch norm, as zeros). ``columns`` is an encoded
+table for rules, in which NaN stands for a missing value; ``inputs:clause`` the inputs of another
+view of the examples, named ``clause``."""
 
 Params = PyTree
 """Arrays that gradients reach."""
@@ -47,11 +49,13 @@ class Model:
       apply: ``(params, state, inputs, *, key=None, train=False) -> (Outputs, state)``.
       classes: The names of the classes in the order of the logits, where they are known. Two
         models that both declare them must agree before one can teach the other.
+      missing: Whether ``inputs`` may hold NaN, for values that are missing.
     """
 
     init: Callable[[Array, Any], tuple[Params, State]]
     apply: Callable[..., tuple[Outputs, State]]
     classes: tuple[str, ...] | None = None
+    missing: bool = False
 
     def __post_init__(self) -> None:
         if self.classes is not None:  # a list would have no hash

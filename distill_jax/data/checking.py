@@ -19,6 +19,7 @@ def check(
     batch_size: int | None = None,
     num_classes: int | None = None,
     values: Sequence[str] | None = None,
+    missing: Sequence[str] = ("columns",),
 ) -> None:
     """Raises an error that names the column, if the data cannot be trained on.
 
@@ -30,6 +31,7 @@ def check(
       batch_size: Rows in a batch; must lie between 1 and the number of rows.
       num_classes: Labels must be below it.
       values: The columns whose values are looked at; None looks at all.
+      missing: Columns in which NaN stands for a missing value.
 
     Raises:
       TypeError: if ``labels`` are not integers, or ``where`` is not boolean.
@@ -58,7 +60,7 @@ def check(
     for name in looked_at:
         column = _checks.known(data[name])
         if column is not None and jnp.issubdtype(column.dtype, jnp.floating):
-            _finite(name, column if counted.all() else column[counted])
+            _finite(name, column if counted.all() else column[counted], name in missing)
     if "labels" in data and "labels" in looked_at:
         _labels(_checks.known(data["labels"]), where, num_classes)
 
@@ -78,14 +80,15 @@ def _rows(data: Mapping[str, Any]) -> int:
     return n
 
 
-def _finite(name: str, values: np.ndarray) -> None:
-    bad = ~np.isfinite(values)
+def _finite(name: str, values: np.ndarray, missing: bool) -> None:
+    bad = np.isinf(values) if missing else ~np.isfinite(values)
     if name.endswith("logits"):
         bad &= ~np.isneginf(values)
     rows = int(bad.reshape(len(values), -1).any(axis=1).sum()) if values.size else 0
     if rows:
         raise ValueError(
-            f"{name} must be finite, got NaN or inf in {rows} of {len(values)} rows: mend or drop "
+            f"{name} must be finite{' or NaN (missing)' if missing else ''}, got "
+            f"{'inf' if missing else 'NaN or inf'} in {rows} of {len(values)} rows: mend or drop "
             "them, or mark them with where=False"
         )
 

@@ -276,13 +276,14 @@ def _totals(
     data = {name: data[name] for name in _COLUMNS if name in data}
     if teacher is not None:
         data.pop("teacher_logits", None)
-    check(data)
+    missing = ("inputs",) if model.missing else ()
+    check(data, missing=missing)
     run = functools.partial(program, teacher=teacher, top_k=top_k, bins=bins)
     found = []
     for batch in padded_batches(data, min(batch_size, len(data["inputs"]))):
         found.append(run(batch))
         if len(found) == 1 and "labels" in data:
-            check(data, num_classes=found[0]["class_count"].shape[-1])
+            check(data, num_classes=found[0]["class_count"].shape[-1], missing=missing)
     # Fetched together at the end, so that the device never waits for the host.
     found = jax.device_get(found)
     totals = {name: np.sum([x[name] for x in found], axis=0, dtype=np.float64) for name in found[0]}

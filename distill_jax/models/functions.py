@@ -17,6 +17,7 @@ def from_function(
     apply: Callable[..., Any],
     *,
     classes: tuple[str, ...] | None = None,
+    missing: bool = False,
 ) -> Model:
     """A model from any pair of functions.
 
@@ -34,6 +35,7 @@ def from_function(
       init: Makes the params, and the state if there is one. It may be traced.
       apply: The forward pass.
       classes: The names of the classes in the order of the logits.
+      missing: Whether ``apply`` knows what to do with NaN in ``inputs``, a missing value.
 
     Raises:
       TypeError: if ``apply`` takes neither ``(params, inputs)`` nor ``(params, state, inputs)``.
@@ -91,4 +93,4 @@ def from_function(
             )
         return as_outputs(made[0], classes), made[1]
 
-    return Model(model_init, model_apply, classes)
+    return Model(model_init, model_apply, classes, missing)

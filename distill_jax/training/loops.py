@@ -24,7 +24,7 @@ from distill_jax import data as data_
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training.progress import Progress
-from distill_jax.training.step import Augment, Recipe, TrainState, check, check_initial
+from distill_jax.training.step import VIEW, Augment, Recipe, TrainState, check, check_initial
 from distill_jax.types import Batch, Model
 
 Metrics = dict[str, Float[Array, " steps"]]
@@ -95,7 +95,7 @@ def run(
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
     data = {name: jnp.asarray(column) for name, column in data.items()}
-    data_.check(data, batch_size=batch_size, values=_SEEN)
+    data_.check(data, batch_size=batch_size, values=_seen(data), missing=_may_miss(model))
     key_init, key_order = _keys(key)
     recipe = Recipe(model, optimizer, augment, average_decay is not None)
     decay = _decay(average_decay)
@@ -177,7 +177,7 @@ def fit(
         )
     key_init, key_order = _keys(key)
     start = 0 if initial is None else int(initial.step)
-    seen, stream = _stream(data, key_order, batch_size, steps, start)
+    seen, stream = _stream(data, key_order, batch_size, steps, start, _may_miss(model))
     recipe = Recipe(model, optimizer, augment, average_decay is not None)
     check(recipe, objective, seen, teachers)
     decay = _decay(average_decay)
@@ -216,14 +216,19 @@ def fit(
 
 
 def _stream(
-    data: Batch | Iterable[Batch], key: Array, batch_size: int | None, steps: int, start: int
+    data: Batch | Iterable[Batch],
+    key: Array,
+    batch_size: int | None,
+    steps: int,
+    start: int,
+    missing: tuple[str, ...],
 ) -> tuple[Batch, Iterator[Batch]]:
     """What can be looked at before the first step (all rows, or a batch), and the batches."""
     if isinstance(data, Mapping):
         if batch_size is None:
             raise ValueError("batch_size must be given for arrays in memory")
         columns = {str(name): np.asarray(column) for name, column in data.items()}
-        data_.check(columns, batch_size=batch_size, values=_SEEN)
+        data_.check(columns, batch_size=batch_size, values=_seen(columns), missing=missing)
         return columns, data_.batches(
             columns, key=key, batch_size=batch_size, steps=steps, start=start
         )
@@ -233,12 +238,17 @@ def _stream(
     first = next(stream, None)
     if first is None:
         raise ValueError("data has no batch")
-    data_.check(first, values=_SEEN)
+    data_.check(first, values=_seen(first), missing=missing)
     return first, itertools.chain([first], stream)
 
 
-_SEEN = ("inputs", "teacher_inputs")
-"""Columns that models see: finite in every row. The objective looks at the others, row by row."""
+def _seen(data: Batch) -> list[str]:
+    """Columns that models see, looked at in every row; the objective looks at the others."""
+    return [n for n in data if n in ("inputs", "teacher_inputs") or n.startswith(VIEW)]
+
+
+def _may_miss(model: Any) -> tuple[str, ...]:
+    return ("inputs",) if getattr(model, "missing", False) else ()
 
 
 def _named(teachers: Any) -> dict[str, Any]:

@@ -22,6 +22,9 @@ from distill_jax.types import Batch, Model, Outputs, Params, State
 AVERAGE = "average"
 """The name under which a student's moving average teaches it."""
 
+VIEW = "inputs:"
+"""How the names of columns begin that hold the inputs of another view of the examples."""
+
 Augment = Callable[[Array, dict[str, Any]], dict[str, Any]]
 
 
@@ -96,9 +99,8 @@ class Recipe:
         if "where" in columns:
             # Rows that count nowhere may hold NaN, which a product with a gradient of 0 would keep.
             keep = columns["where"].reshape(len(columns["where"]), -1).any(1)
-            for name in ("inputs", "teacher_inputs"):
-                if name in columns:
-                    x = columns[name]
+            for name, x in columns.items():
+                if name in ("inputs", "teacher_inputs") or name.startswith(VIEW):
                     columns[name] = jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
         return columns
 
@@ -120,8 +122,13 @@ class Recipe:
         key: Array,
     ) -> tuple[Context, State]:
         key_model, key_terms = jax.random.split(key)
+        views = {
+            name.removeprefix(VIEW): jax.lax.stop_gradient(self.model.predict(params, state, x))
+            for name, x in batch.items()
+            if name.startswith(VIEW)
+        }
         student, state = self.model.apply(params, state, batch["inputs"], key=key_model, train=True)
-        return Context(student, taught, batch, step, key_terms), state
+        return Context(student, taught, batch, step, key_terms, views), state
 
     def step(
         self,

@@ -408,3 +408,53 @@ class TestMessages:
             fit(STUDENT, LABELS, ADAM, DATA, **SMALL, evaluate_every=5)
         with pytest.raises(ValueError, match="average_decay must lie in"):
             fit(STUDENT, LABELS, ADAM, DATA, **SMALL, average_decay=1.5)
+
+
+def test_a_model_that_knows_missing_values_may_be_given_nan() -> None:
+    def known(inputs):
+        return jnp.where(jnp.isnan(inputs), 0.0, inputs)
+
+    def make(missing):
+        return models.from_function(
+            lambda key, inputs: jnp.zeros((inputs.shape[-1], 2)),
+            lambda params, inputs: known(inputs) @ params,
+            missing=missing,
+        )
+
+    columns = {"inputs": np.array([[1.0], [np.nan]], np.float32), "labels": np.array([1, 0])}
+    how = {"key": jax.random.key(0), "steps": 1, "batch_size": 2}
+    objective = weighted_sum(term("labels", 1.0, cross_entropy))
+    state, _ = run(make(True), objective, optax.sgd(0.1), columns, **how)
+    assert np.isfinite(state.params).all()
+    with pytest.raises(ValueError, match="inputs must be finite, got NaN"):
+        run(make(False), objective, optax.sgd(0.1), columns, **how)
+    worse = {**columns, "inputs": np.array([[np.inf], [0.0]], np.float32)}
+    with pytest.raises(ValueError, match="finite or NaN"):
+        run(make(True), objective, optax.sgd(0.1), worse, **how)
+
+
+def test_a_loss_sees_the_students_outputs_on_other_views_without_gradient() -> None:
+    seen = {}
+
+    def loss(student_logits, views, columns):
+        assert columns.ndim == 2
+        seen["names"] = sorted(views)
+        return (student_logits + views["clause"].logits).sum(-1)
+
+    model = models.from_function(
+        lambda key, inputs: jnp.ones((1, 2)), lambda params, inputs: inputs @ params
+    )
+    columns = {
+        "inputs": jnp.ones((3, 1)),
+        "inputs:clause": 2 * jnp.ones((3, 1)),
+        "columns": jnp.full((3, 1), jnp.nan),  # a missing value there is no error
+    }
+    how = {"key": jax.random.key(0), "steps": 1, "batch_size": 3}
+    objective = weighted_sum(term("views", 1.0, loss))
+    state, history = run(model, objective, optax.sgd(1.0), columns, **how)
+    assert seen["names"] == ["clause"]
+    np.testing.assert_allclose(history["loss"], 6.0)  # 2 of the sentence, 4 of the clause
+    np.testing.assert_allclose(state.params, 0.0, atol=1e-6)  # the gradient of the sentence alone
+    with pytest.raises(ValueError, match="inputs:clause must be finite"):
+        bad = {**columns, "inputs:clause": jnp.full((3, 1), jnp.nan)}
+        run(model, objective, optax.sgd(1.0), bad, **how)
