@@ -14,6 +14,9 @@ from typing import Any
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 ARITHMETIC = ("+", "-", "*", "/")
 COUNTS = ("exactly_one", "at_most", "at_least", "all_of", "any_of")
+AVERAGES = ("mean",)
+TRENDS = ("increasing", "decreasing")
+MAX_DEPTH = 100  # of trees that have a text: code that walks a tree may recurse
 
 
 class Tree:
@@ -204,6 +207,17 @@ class Trend(Formula):
     kind: str
     value: Value
     by: Value
+
+
+def depth(tree: Tree) -> int:
+    """How many trees are nested in one another; 1 for a name. A tree of any depth will do."""
+    deepest, level = 0, [tree]
+    while level:
+        deepest += 1
+        fields = [x for part in level for x in vars(part).values()]
+        inner = [y for x in fields for y in (x if isinstance(x, tuple) else (x,))]
+        level = list({id(x): x for x in inner if isinstance(x, Tree)}.values())
+    return deepest
 
 
 @_node

@@ -1,0 +1,181 @@
+"""Rules and formulas as text: the inverse of ``syntax.parse``, exactly.
+
+Parentheses stand only where the text would be read as another tree without them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from distill_jax.rules import formulas as f
+from distill_jax.rules._tokens import escaped, is_word
+
+_IFF, _IMPLIES, _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _MINUS, _ATOM = range(1, 11)
+
+
+def to_text(what: f.Tree | f.Rule | Sequence[f.Rule]) -> str:
+    """The text of a formula, a value, a rule, or of rules, one a line.
+
+    Parsed again it is the same tree.
+
+    Raises:
+      ValueError: for a tree that has no text: an empty list or ``And`` with one part, an unknown
+        operator, a Horn clause whose formula is no implication of a name, or nesting beyond
+        ``formulas.MAX_DEPTH``.
+      TypeError: for anything else than rules and trees.
+
+    Example:
+      >>> from distill_jax.rules import formulas as f
+      >>> a, b = f.Name("a"), f.Name("b c")
+      >>> print(to_text(f.And((f.Or((a, b)), f.Compare((a, f.Number(3)), (">=",))))))
+      (a or `b c`) and a >= 3
+    """
+    if isinstance(what, f.Rule):
+        return _rule(what)
+    if isinstance(what, f.Tree):
+        _check_depth(what)
+        return _text(what, False)[0]
+    if isinstance(what, Sequence) and all(isinstance(rule, f.Rule) for rule in what):
+        return "\n".join(_rule(rule) for rule in what)
+    raise TypeError(f"a rule, several rules, or a formula was expected, got {what!r}")
+
+
+def quoted(name: str) -> str:
+    """A name as it stands in a rule: in back-ticks where it needs them."""
+    return name if is_word(name) else escaped(name, "`")
+
+
+def number(value: float) -> str:
+    """A number that is read back as the same float."""
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
+def strength(what: f.Strength) -> str:
+    """``[w=2]``, or an empty text where nothing is to be written."""
+    if what.kind in ("w", "p"):
+        return f"[{what.kind}={number(float(what.number or 0.0))}]"
+    return f"[{what.kind}]" if what.kind else ""
+
+
+def _rule(rule: f.Rule) -> str:
+    _check_depth(rule.formula)
+    before = strength(rule.strength) + " " * bool(rule.strength.kind)
+    before += "" if rule.name is None else f"{quoted(rule.name)}: "
+    if not rule.definition:
+        return before + _text(rule.formula, False)[0]
+    formula = rule.formula
+    if not (isinstance(formula, f.Implies) and isinstance(formula.head, f.Name)):
+        raise ValueError(f"a Horn clause must say body => name, got {to_text(formula)}")
+    parts = _parts(formula.body) if isinstance(formula.body, f.And) else (formula.body,)
+    body = ", ".join(_within(part, _NOT, True) for part in parts)
+    return f"{before}{_name(formula.head.name, True)} :- {body}."
+
+
+def _check_depth(tree: f.Tree) -> None:
+    if f.depth(tree) > f.MAX_DEPTH:
+        raise f.RuleError(
+            f"the formula has more than {f.MAX_DEPTH} levels of nesting: split it into rules, or "
+            "group a long sum"
+        )
+
+
+def _name(name: str, clause: bool) -> str:
+    return name if is_word(name, hyphens=clause) else escaped(name, "`")
+
+
+def _within(tree: f.Tree, level: int, clause: bool) -> str:
+    """The text, in parentheses if it binds more loosely than ``level``."""
+    text, own = _text(tree, clause)
+    return text if own >= level else f"({text})"
+
+
+def _parts(tree: f.And | f.Or) -> tuple[f.Formula, ...]:
+    if len(tree.parts) < 2:
+        raise ValueError(f"And and Or need two parts or more, got {tree!r}")
+    return tree.parts
+
+
+def _text(tree: f.Tree, clause: bool) -> tuple[str, int]:
+    """The text and how tightly its loosest sign binds."""
+
+    def within(part: f.Tree, level: int) -> str:
+        return _within(part, level, clause)
+
+    def join(sign: str, parts: Sequence[f.Tree], level: int) -> str:
+        return sign.join(within(part, level) for part in parts)
+
+    match tree:
+        case f.Name(name):
+            return _name(name, clause), _ATOM
+        case f.Number(value):
+            return number(value), _MINUS
+        case f.String(value):
+            return escaped(value, '"' if "'" in value and '"' not in value else "'"), _ATOM
+        case f.Of(view, name):
+            owner = "p" if view is None else f"view({_name(view, clause)})"
+            return f"{owner}.{_name(name, clause)}", _ATOM
+        case f.Negative(f.Number() as value):  # -3 is the number itself
+            return f"-({within(value, 0)})", _MINUS
+        case f.Negative(value):
+            return f"-{within(value, _MINUS)}", _MINUS
+        case f.Arithmetic(sign, left, right) if sign in f.ARITHMETIC:
+            level = _SUM if sign in "+-" else _PRODUCT
+            return f"{within(left, level)} {sign} {within(right, level + 1)}", level
+        case f.Call(function, value, where) if function in f.AVERAGES:
+            option = "" if where is None else f", where={within(where, 0)}"
+            return f"{function}({within(value, _SUM)}{option})", _ATOM
+        case f.Compare(operands, signs) if len(operands) == len(signs) + 1 >= 2:
+            return _compare(operands, signs, clause), _COMPARISON
+        case f.In(value, choices, negated) if choices:
+            sign = "not in" if negated else "in"
+            return f"{within(value, _SUM)} {sign} [{join(', ', choices, _SUM)}]", _COMPARISON
+        case f.Between(value, low, high):
+            ends = join(" and ", (low, high), _SUM)
+            return f"{within(value, _SUM)} between {ends}", _COMPARISON
+        case f.Missing(value, negated):
+            return f"{within(value, _SUM)} is{' not' * negated} missing", _COMPARISON
+        case f.Matches(value, pattern):
+            return f"{within(value, _SUM)} matches {_pattern(pattern)}", _COMPARISON
+        case f.Not(part):
+            return f"not {within(part, _NOT)}", _NOT
+        case f.And():
+            return join(" and ", _parts(tree), _AND + 1), _AND
+        case f.Or():
+            return join(" or ", _parts(tree), _OR + 1), _OR
+        case f.Implies(body, head):
+            return f"{within(body, _IMPLIES + 1)} => {within(head, _IMPLIES)}", _IMPLIES
+        case f.Iff(left, right):
+            return join(" <=> ", (left, right), _IFF + 1), _IFF
+        case f.Count(kind, count, parts) if parts and (count is not None) == kind.startswith("at_"):
+            first = "" if count is None else f"{count}, "
+            return f"{kind}({first}{join(', ', parts, 0)})", _ATOM
+        case f.Trend(kind, value, by) if kind in f.TRENDS:
+            return f"{kind}({within(value, _SUM)}, by={within(by, _SUM)})", _ATOM
+    raise ValueError(f"no text says {tree!r}")
+
+
+def _compare(operands: Sequence[f.Value], signs: Sequence[str], clause: bool) -> str:
+    if not set(signs) <= set(f.COMPARISONS):
+        raise ValueError(f"a comparison is one of {f.COMPARISONS}, got {signs}")
+    match operands:
+        # The form of Horn clauses: p-37=c.
+        case (f.Name(name), f.String(word)) if (
+            clause
+            and signs[0] == "=="
+            and is_word(name, hyphens=True)
+            and is_word(word, hyphens=True)
+        ):
+            return f"{name}={word}"
+    text = _within(operands[0], _SUM, clause)
+    for sign, operand in zip(signs, operands[1:], strict=True):
+        text += f" {sign} {_within(operand, _SUM, clause)}"
+    return text
+
+
+def _pattern(pattern: str) -> str:
+    for quote in ("'", '"')[::-1]:
+        raw = f"r{quote}{pattern}{quote}"
+        if pattern.isprintable() and re.fullmatch(rf"(?:[^{quote}\\]|\\.)*+", pattern):
+            return raw
+    return escaped(pattern, '"')
