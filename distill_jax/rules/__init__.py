@@ -21,6 +21,17 @@ from distill_jax.rules.building import (
 )
 from distill_jax.rules.formulas import Rule, RuleError
 from distill_jax.rules.logic import energies, fires, forbidden, truth, violation
+from distill_jax.rules.penalties import dual_ascent, encourage, log_truth, penalty
+from distill_jax.rules.posterior import (
+    corrected,
+    imitation,
+    learned,
+    posterior_kl,
+    project,
+    remainder,
+    rule_teacher,
+    teach,
+)
 from distill_jax.rules.printing import to_text
 from distill_jax.rules.schema import Column, Schema, encode_columns, infer_schema
 from distill_jax.rules.syntax import parse
@@ -38,18 +49,30 @@ __all__ = [
     "at_most",
     "bind",
     "col",
+    "corrected",
+    "dual_ascent",
     "encode",
     "encode_columns",
+    "encourage",
     "energies",
     "exactly_one",
     "fires",
     "forbidden",
     "iff",
+    "imitation",
     "implies",
     "infer_schema",
     "label",
+    "learned",
+    "log_truth",
     "parse",
+    "penalty",
+    "posterior_kl",
+    "project",
+    "remainder",
     "rule",
+    "rule_teacher",
+    "teach",
     "to_text",
     "truth",
     "violation",

@@ -1,0 +1,431 @@
+r"""The rules' correction of a distribution: predicted with, taught with, learned.
+
+Over exclusive classes the distribution that is closest to the model's own and pays for violations,
+
+.. math:: q(y|x) \propto p(y|x) \exp\Big(-\sum_r w_r \, \text{violation}_r(x, y)\Big),
+
+has this closed form (posterior regularisation). Strengths :math:`w_r` are log-odds: a rule of
+strength 2 multiplies the odds of all that satisfies it by e². Hard rules leave a violating class no
+probability. So soft rules shift a prediction, and hard rules hold.
+
+- ``project`` corrects predictions;
+- ``teach`` distils the corrected distribution into the student that it is made from;
+- ``rule_teacher`` and ``corrected`` are teachers, for an objective that mixes them with others.
+
+Where hard rules leave an example no class (they contradict each other there, or leave only classes
+that the model itself excludes with a logit at ``-inf``), they are ignored for that example; the
+soft ones still count. Never NaN.
+
+Everywhere here, ``columns`` come from ``encode``, and ``views`` are the model's logits (or
+``Outputs``) on other views of the examples, by name.
+
+References:
+  Hu et al., `Harnessing Deep Neural Networks with Logic Rules
+  <https://arxiv.org/abs/1603.06318>`_, 2016; Ganchev et al., `Posterior Regularization for
+  Structured Latent Variable Models <https://jmlr.org/papers/v11/ganchev10a.html>`_, 2010.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from distill_jax import _checks
+from distill_jax.losses import cross_entropy, soft_targets
+from distill_jax.objectives import Context, Term, term
+from distill_jax.rules import _inputs
+from distill_jax.rules._inputs import Views
+from distill_jax.rules.book import Book
+from distill_jax.rules.logic import energies, forbidden
+from distill_jax.teachers import Teacher
+from distill_jax.types import Outputs, Params, State
+
+
+def project(
+    book: Book,
+    columns: Float[Any, "batch columns"],
+    logits: Float[Any, "batch classes"],
+    *,
+    strengths: Float[Any, " rules"] | None = None,
+    views: Views | None = None,
+) -> Float[Array, "batch classes"]:
+    """A prediction as the rules correct it.
+
+    Args:
+      book: Rules over exclusive classes.
+      columns: From ``encode``.
+      logits: What the model says, ``[batch, classes]``.
+      strengths: In place of the book's own, ``[rules]``; may be traced. Those of hard rules are
+        not looked at.
+      views: The model's logits on other views, where the rules use them.
+
+    Returns:
+      Log-probabilities of the corrected distribution, ``-inf`` for classes that hard rules forbid;
+      float32 or better. Gradients reach the logits and the strengths.
+
+    Raises:
+      ValueError: for label sets, other shapes, or a missing view.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> schema = Schema((Column("age"),), ("well", "sick"))
+      >>> book = bind("[w=2] age > 60 => sick", schema)
+      >>> corrected = jnp.exp(project(book, jnp.array([[70.0], [50.0]]), jnp.zeros((2, 2))))
+      >>> [f"{p:.3f}" for p in corrected[:, 1]]  # e² : 1 where the rule fires
+      ['0.881', '0.500']
+    """
+    _inputs.exclusive(book, "project")
+    logits, columns, views = _inputs.clean(book, logits, columns, views)
+    against = energies(book, columns, strengths=strengths, views=_inputs.seen(book, views))
+    return jax.nn.log_softmax(hold(book, columns, logits - against), axis=-1)
+
+
+def hold(
+    book: Book, columns: Float[Any, "batch columns"], logits: Float[Array, "batch classes"]
+) -> Float[Array, "batch classes"]:
+    """Logits with the classes that hard rules forbid at ``-inf``, where that leaves any class."""
+    without = forbidden(book, columns)
+    left = (~without & ~jnp.isneginf(logits)).any(-1, keepdims=True)
+    return jnp.where(without & left, -jnp.inf, logits)
+
+
+def posterior_kl(
+    student_logits: Float[Array, "batch classes"],
+    columns: Float[Any, "batch columns"],
+    views: Views,
+    *,
+    rules: Book,
+    strengths: Float[Any, " rules"] | None = None,
+    temperature: float | Float[Array, ""] = 1.0,
+    where: Bool[Array, " batch"] | None = None,
+) -> Float[Array, " batch"]:
+    """KL divergence from the student's own distribution, as the rules correct it, to the student.
+
+    No gradient passes to the corrected distribution. 0 where the rules change nothing.
+
+    Args:
+      student_logits: ``[batch, classes]``.
+      columns: From ``encode``.
+      views: The student's logits on other views; {} where the rules use none.
+      rules: The book.
+      strengths: In place of the book's own, ``[rules]``.
+      temperature: Softens both sides, as in ``soft_targets``.
+      where: Rows to count; the others get loss 0 and gradient 0.
+
+    Returns:
+      Nats, ``[batch]``.
+    """
+    _inputs.exclusive(rules, "posterior_kl")
+    logits, columns, views = _inputs.clean(rules, student_logits, columns, views, where)
+    taught = project(rules, columns, logits, strengths=strengths, views=views)
+    taught = jax.lax.stop_gradient(taught)
+    return soft_targets(logits, taught, temperature=temperature, where=where)
+
+
+def teach(
+    name: str,
+    weight: Any,
+    book: Book,
+    *,
+    learn: bool = False,
+    strengths: Any = None,
+    temperature: Any = 1.0,
+    labelled: str | None = None,
+    where: str | Callable | None = None,
+    reads: Mapping[str, Any] | None = None,
+) -> Term:
+    """A term that makes the student imitate itself as the rules correct it.
+
+    The corrected student is made anew in each step from the current one. Put a term for the labels
+    beside it: ``pi = imitation(...)``, then ``teach("rules", pi, book)`` and
+    ``term("labels", remainder(pi), cross_entropy)``.
+
+    With ``learn``, the term owns the strengths of the rules marked ``[learn]``: its parameter
+    ``{"strengths": [rules]}`` starts at 0 and is added to the book's own. They are trained to make
+    the labels likely under the corrected distribution: its cross-entropy with the labels is added
+    to the imitation. The student gets its gradient from the imitation alone, the strengths theirs
+    from the labels alone. ``weight`` multiplies both, so strengths wait while it is 0. Labels that
+    hard rules forbid say nothing here. Afterwards, ``learned(book, params)`` puts the strengths
+    into the book.
+
+    Args:
+      name: The term's name.
+      weight: A number, a traced value, or a schedule, ``imitation`` for example.
+      book: Rules over exclusive classes.
+      learn: Whether to train the strengths of rules marked ``[learn]``.
+      strengths: In place of the book's own: ``[rules]``, or a schedule ``step -> [rules]``.
+      temperature: Softens both sides, as in ``soft_targets``; a number or a schedule.
+      labelled: With ``learn``, the batch's boolean column that says which rows have a label; all
+        where None.
+      where: Rows that count, as in ``term``.
+      reads: Where ``columns`` come from, if not from the batch's column of that name:
+        ``{"columns": "inputs"}`` where the model's inputs are the encoded columns. Also
+        ``views``, ``student_logits``, and, with ``learn``, ``labels``.
+
+    Raises:
+      ValueError: for label sets, or ``learn`` without a rule to learn.
+    """
+    _inputs.exclusive(book, "teach")
+    if not callable(strengths) and strengths is not None:
+        _checks.shape((len(book),), strengths=strengths)
+        _checks.finite(strengths=strengths)
+    if not callable(temperature):
+        _checks.positive(temperature=temperature)
+    options = dict(rules=book, strengths=strengths, temperature=temperature)
+    if not learn:
+        return term(name, weight, posterior_kl, where=where, reads=reads, **options)
+    known = _checks.known(book.learn)
+    if known is not None and not known.any():
+        raise ValueError("learn needs a rule marked [learn], and the book has none")
+    if strengths is not None:
+        raise ValueError("learn starts from the book's own strengths: leave strengths out")
+    loss = _Learned(_inputs.Reader(name, _given, tuple((reads or {}).items())), labelled)
+    return term(
+        name,
+        weight,
+        loss,
+        where=where,
+        init=_Start(jnp.shape(book.strengths)[0]),
+        rules=book,
+        temperature=temperature,
+    )
+
+
+def learned(book: Book, params: Mapping[str, Any]) -> Book:
+    """The book with the strengths that a term made by ``teach(..., learn=True)`` has trained.
+
+    Args:
+      book: The term's book.
+      params: The term's parameters, ``train_state.term_params[name]``.
+    """
+    return dataclasses.replace(book, strengths=_strengths(book, params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Imitation:
+    """A schedule ``step -> min(ceiling, 1 - alpha ** t)``; made by ``imitation``."""
+
+    alpha: float
+    ceiling: float
+    steps_per_epoch: float
+    first: int
+
+    def __call__(self, step: Any) -> Any:
+        epochs = (jnp.asarray(step, jnp.float32) + self.first) / self.steps_per_epoch
+        return jnp.minimum(self.ceiling, 1.0 - self.alpha**epochs)
+
+
+def imitation(
+    alpha: float = 0.95, *, steps_per_epoch: float, ceiling: float = 1.0, first: int = 1
+) -> Imitation:
+    r"""How much weight the rule teacher has as training goes on, :math:`\min(\pi_0, 1 - \alpha^t)`.
+
+    Labels get the rest, ``remainder`` of it, so that a student that knows nothing yet does not
+    imitate itself. The defaults are those of the authors' code, which counts ``t`` in epochs, as a
+    fraction within each, from the first batch as batch 1, with no ceiling (``get_pi`` and
+    ``pi_params=[0.95, 0]`` in ``logicnn_sentiment.py`` of ``ZhitingHu/logicnn``; their second
+    number is 1 − ceiling). The paper's equation has a ceiling below 1, and counts from iteration 0:
+    ``imitation(alpha, steps_per_epoch=n, ceiling=0.9, first=0)``.
+
+    Args:
+      alpha: In [0, 1]: how fast it rises; 0 is at the ceiling from the start, 1 never rises.
+      steps_per_epoch: Steps in one unit of ``t``; 1 where ``t`` counts steps.
+      ceiling: :math:`\pi_0` in [0, 1].
+      first: What the first step counts as.
+
+    Returns:
+      A function ``step -> value``; equal arguments give equal functions.
+
+    Example:
+      >>> pi = imitation(0.5, steps_per_epoch=10, ceiling=0.9)
+      >>> print(pi(9), pi(99), remainder(pi)(9))
+      0.5 0.9 0.5
+    """
+    _checks.between(0.0, 1.0, alpha=alpha, ceiling=ceiling)
+    _checks.positive(steps_per_epoch=steps_per_epoch)
+    return Imitation(float(alpha), float(ceiling), float(steps_per_epoch), int(first))
+
+
+@dataclasses.dataclass(frozen=True)
+class Remainder:
+    """A schedule ``step -> 1 - schedule(step)``; made by ``remainder``."""
+
+    schedule: Callable[[Any], Any]
+
+    def __call__(self, step: Any) -> Any:
+        return 1.0 - self.schedule(step)
+
+
+def remainder(schedule: Callable[[Any], Any]) -> Remainder:
+    """What a schedule leaves to the others: 1 minus it. For the labels beside ``teach``."""
+    return Remainder(schedule)
+
+
+def rule_teacher(
+    book: Book,
+    *,
+    prior: Float[Any, " classes"] | None = None,
+    strengths: Float[Any, " rules"] | None = None,
+    columns: Callable[[Any], Any] = _inputs.identity,
+) -> Teacher:
+    """Rules alone, as a teacher: it predicts from the columns, and has seen no data.
+
+    Args:
+      book: Rules over exclusive classes, without views.
+      prior: Probabilities of the classes where no rule fires, ``[classes]``; equal where None.
+      strengths: In place of the book's own, ``[rules]``.
+      columns: A function from the teacher's inputs to the encoded columns; define it once, at
+        module level. By default they are the inputs.
+
+    Returns:
+      A teacher with the book's classes. Its params are ``{"prior": logits, "strengths": ...}``.
+
+    Raises:
+      ValueError: for label sets, views, or a prior that is no distribution.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> schema = Schema((Column("age"),), ("well", "sick"))
+      >>> rules = rule_teacher(bind("[p=0.9] age > 60 => sick", schema))
+      >>> [f"{p:.3f}" for p in jnp.exp(rules(jnp.array([[70.0], [50.0]])).logits)[:, 1]]
+      ['0.900', '0.500']
+    """
+    _teaches(book, "rule_teacher")
+    classes = len(book.schema.classes)
+    prior = jnp.full(classes, 1.0 / classes) if prior is None else _inputs.wide(prior)
+    _checks.shape((classes,), prior=prior)
+    _checks.at_least(0.0, prior=prior)
+    total = _checks.known(prior.sum())
+    if total is not None and not abs(total - 1.0) < 1e-4:
+        raise ValueError(f"prior must sum to 1, got {total}")
+    params = {"prior": jnp.log(prior), "strengths": _own(book, strengths)}
+    return Teacher(_RulesAlone(columns), params, {"book": book}, book.schema.classes)
+
+
+def corrected(
+    teacher: Teacher,
+    book: Book,
+    *,
+    strengths: Float[Any, " rules"] | None = None,
+    columns: Callable[[Any], Any] = _inputs.identity,
+) -> Teacher:
+    """A teacher whose predictions the rules correct.
+
+    Args:
+      teacher: Any teacher of the book's classes.
+      book: Rules over exclusive classes, without views.
+      strengths: In place of the book's own, ``[rules]``.
+      columns: A function from the teacher's inputs to the encoded columns, as in ``rule_teacher``.
+
+    Returns:
+      A teacher with the same features. Its params are ``{"teacher": ..., "strengths": ...}``.
+
+    Raises:
+      ValueError: for label sets, views, or other classes.
+    """
+    _teaches(book, "corrected")
+    _checks.class_order(book.schema.classes, teacher.classes, "teacher")
+    return Teacher(
+        _Corrected(teacher.predict, columns),
+        {"teacher": teacher.params, "strengths": _own(book, strengths)},
+        {"teacher": teacher.state, "book": book},
+        book.schema.classes,
+    )
+
+
+# Predict functions and losses compare by content, so that equal ones share compiled programs.
+
+
+@dataclasses.dataclass(frozen=True)
+class _RulesAlone:
+    columns: Callable[[Any], Any]
+
+    def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
+        columns = self.columns(inputs)
+        prior = jnp.broadcast_to(params["prior"], (columns.shape[0], *params["prior"].shape))
+        return Outputs(project(state["book"], columns, prior, strengths=params["strengths"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Corrected:
+    predict: Callable[..., Outputs]
+    columns: Callable[[Any], Any]
+
+    def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
+        outputs = self.predict(params["teacher"], state["teacher"], inputs)
+        columns = self.columns(inputs)
+        logits = project(state["book"], columns, outputs.logits, strengths=params["strengths"])
+        return outputs._replace(logits=logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    rules: int
+
+    def __call__(self, key: Array, context: Context) -> tuple[Params, State]:
+        return {"strengths": jnp.zeros(self.rules)}, {}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Learned:
+    """Imitation for the student, and the labels' cross-entropy for the strengths."""
+
+    reader: _inputs.Reader
+    labelled: str | None
+
+    def __call__(
+        self,
+        params: Params,
+        state: State,
+        context: Context,
+        *,
+        rules: Book,
+        temperature: Any = 1.0,
+        where: Any = None,
+    ) -> tuple[Array, State]:
+        student_logits, columns, views, labels = self.reader(context)
+        logits, columns, views = _inputs.clean(rules, student_logits, columns, views, where)
+        strengths = _strengths(rules, params)
+        fixed = jax.lax.stop_gradient(strengths)
+        rows = posterior_kl(
+            logits,
+            columns,
+            views,
+            rules=rules,
+            strengths=fixed,
+            temperature=temperature,
+            where=where,
+        )
+        given = jnp.ones(labels.shape, bool) if where is None else where
+        if self.labelled is not None:
+            given = given & context.batch[self.labelled]
+        logits = jax.lax.stop_gradient(logits)
+        taught = project(rules, columns, logits, strengths=strengths, views=views)
+        safe = jnp.where(given, labels, 0)[:, None]
+        given = given & ~jnp.isneginf(jnp.take_along_axis(taught, safe, axis=1)[:, 0])
+        return rows + cross_entropy(taught, labels, where=given), state
+
+
+def _given(student_logits: Any, columns: Any, views: Any, labels: Any) -> None:
+    """What a term that learns reads."""
+
+
+def _strengths(book: Book, params: Mapping[str, Any]) -> Array:
+    return jnp.where(book.learn, book.strengths + params["strengths"], book.strengths)
+
+
+def _own(book: Book, strengths: Any) -> Array:
+    strengths = book.strengths if strengths is None else _inputs.wide(strengths)
+    _checks.shape((len(book),), strengths=strengths)
+    _checks.finite(strengths=strengths)
+    return strengths
+
+
+def _teaches(book: Book, who: str) -> None:
+    _inputs.exclusive(book, who)
+    _inputs.without_views(book, who)
