@@ -113,7 +113,8 @@ def _first_in_line(text: str, i: int) -> bool:
 
 def _token(text: str, i: int, clause: bool, before: list[Token]) -> Token:
     c = text[i]
-    touches = bool(before) and before[-1].end == i
+    last = before[-1] if before else None
+    touches = last is not None and last.end == i and last.kind in ("name", "quoted", "number", ")")
     raw = c == "r" and text[i + 1 : i + 2] in ("'", '"')
     if c in _QUOTED or raw:
         return _quoted(text, i, raw)
@@ -237,13 +238,14 @@ def error_at(message: str, source: str, line: int, offset: int) -> RuleError:
     row = line + source.count("\n", 0, start)
     where = f"line {row}, column {column + 1}: " if line else ""
     low, high = max(column - 70, 0), column + 50  # a long line is shown in part
-    before, after = _visible(shown[low:column]), _visible(shown[column:high])
+    before, after = visible(shown[low:column]), visible(shown[column:high])
     before, after = "…" * (low > 0) + before, after + "…" * (len(shown) > high)
     indent = "".join(c if c == "\t" else " " * _width(c) for c in before)
     return RuleError(f"{where}{message}\n    {before}{after}\n    {indent}^")
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """The text without characters that a terminal might obey."""
     return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
 
 
