@@ -19,6 +19,7 @@ from distill_jax.rules.building import (
     label,
     rule,
 )
+from distill_jax.rules.enforcement import enforce, max_constraint_loss
 from distill_jax.rules.formulas import Rule, RuleError
 from distill_jax.rules.logic import energies, fires, forbidden, truth, violation
 from distill_jax.rules.penalties import dual_ascent, encourage, log_truth, penalty
@@ -55,6 +56,7 @@ __all__ = [
     "encode_columns",
     "encourage",
     "energies",
+    "enforce",
     "exactly_one",
     "fires",
     "forbidden",
@@ -65,6 +67,7 @@ __all__ = [
     "label",
     "learned",
     "log_truth",
+    "max_constraint_loss",
     "parse",
     "penalty",
     "posterior_kl",

@@ -68,6 +68,13 @@ def seen(book: Book, views: Mapping[str, Array]) -> dict[str, Array]:
     return {name: probabilities(book, x) for name, x in views.items()}
 
 
+def log_sigmoid(x: Array) -> Array:
+    """Also at infinity, with gradient 0 there."""
+    finite = jnp.isfinite(x)
+    ends = jnp.where(x > 0, 0.0, x)  # NaN stays NaN
+    return jnp.where(finite, jax.nn.log_sigmoid(jnp.where(finite, x, 0.0)), ends)
+
+
 def wide(x: Any) -> Array:
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -332,8 +332,8 @@ def _log_truth_of_labels(
     of_label = everything.T[circuit.label]
     of_label = jnp.where(circuit.negated[:, None], -of_label, of_label)
     ends = jnp.broadcast_to(jnp.array([[-jnp.inf], [0.0]], logits.dtype), (2, logits.shape[0]))
-    yes = jnp.concatenate([ends, held[0], _log_sigmoid(of_label)])
-    no = jnp.concatenate([ends[::-1], held[1], _log_sigmoid(-of_label)])
+    yes = jnp.concatenate([ends, held[0], _inputs.log_sigmoid(of_label)])
+    no = jnp.concatenate([ends[::-1], held[1], _inputs.log_sigmoid(-of_label)])
     for level in circuit.levels:
         and_yes, and_no = _log_and(yes[level.ands], no[level.ands])
         or_no, or_yes = _log_and(no[level.ors], yes[level.ors])
@@ -352,7 +352,7 @@ def _log_literals(circuit: Any, columns: Array) -> tuple[Array, Array]:
     above = jnp.where(jnp.isfinite(low), safe - jnp.where(jnp.isfinite(low), low, 0.0), jnp.inf)
     below = jnp.where(jnp.isfinite(high), jnp.where(jnp.isfinite(high), high, 0.0) - safe, jnp.inf)
     ends = jnp.stack([above / scale, below / scale], axis=1)
-    pair = _log_and(_log_sigmoid(ends), _log_sigmoid(-ends))
+    pair = _log_and(_inputs.log_sigmoid(ends), _inputs.log_sigmoid(-ends))
     crisp = jnp.where(inside, 0.0, -jnp.inf), jnp.where(inside, -jnp.inf, 0.0)
     yes, no = (
         jnp.where(soft, jnp.where(known, p, end), c)
@@ -367,12 +367,6 @@ def _log_and(yes: Array, no: Array) -> tuple[Array, Array]:
     before = jnp.concatenate([jnp.zeros_like(yes[:, :1]), before[:, :-1]], axis=1)
     terms = no + before
     return yes.sum(1), _log_sum_exp(terms, ~jnp.isneginf(terms), axis=1)
-
-
-def _log_sigmoid(x: Array) -> Array:
-    finite = jnp.isfinite(x)
-    ends = jnp.where(x > 0, 0.0, x)  # NaN stays NaN
-    return jnp.where(finite, jax.nn.log_sigmoid(jnp.where(finite, x, 0.0)), ends)
 
 
 def _log_sum_exp(x: Array, allowed: Array, axis: int) -> Array:
@@ -413,7 +407,8 @@ class _DualAscent:
         step_size: Any,
         where: Any = None,
     ) -> tuple[Array, State]:
-        each = _each(*self.reader(context), rules, "linear", where)
+        student_logits, columns, views = self.reader(context)
+        each = _each(student_logits, columns, views, rules, "linear", where)
         multipliers = jax.lax.stop_gradient(state["multipliers"])
         rows = _inputs.masked(_weighted(each, multipliers[None, :]), where)
         keep = jnp.ones(each.shape[:1], bool) if where is None else jnp.asarray(where)

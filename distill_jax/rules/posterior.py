@@ -176,7 +176,7 @@ def teach(
         _checks.finite(strengths=strengths)
     if not callable(temperature):
         _checks.positive(temperature=temperature)
-    options = dict(rules=book, strengths=strengths, temperature=temperature)
+    options: dict[str, Any] = dict(rules=book, strengths=strengths, temperature=temperature)
     if not learn:
         return term(name, weight, posterior_kl, where=where, reads=reads, **options)
     known = _checks.known(book.learn)
