@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
-import warnings
 from typing import Any, NamedTuple, NoReturn
 
 from distill_jax.rules import formulas as f
@@ -265,12 +263,8 @@ class Parser:
         if self.now.kind != "string":
             self.fail(f'expected a pattern, matches r"...", got {self.shown(self.now)}')
         token = self.take()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # on sets that a later Python may read otherwise
-                re.compile(token.value)
-        except (re.error, OverflowError, RecursionError) as error:
-            self.fail(f"not a regular expression: {error}", token.start)
+        if (problem := f.pattern_problem(token.value)) is not None:
+            self.fail(f"not a regular expression: {problem}", token.start)
         return token.value
 
     # Calls

@@ -90,6 +90,10 @@ class Built:
 
     def is_in(self, choices: Sequence[Any]) -> Built:
         """``self in [choices]``."""
+        if isinstance(choices, str):
+            raise TypeError(f"choices must be a list, got the string {choices!r}")
+        if not len(choices):
+            raise ValueError("choices must hold one choice or more: in [] would never hold")
         return Built(f.In(_value(self), tuple(_value(x) for x in choices)))
 
     def between(self, low: Any, high: Any) -> Built:
@@ -102,12 +106,14 @@ class Built:
 
     def matches(self, pattern: str) -> Built:
         """``self matches r"pattern"``: the regular expression is found in the text."""
+        if (problem := f.pattern_problem(pattern)) is not None:
+            raise ValueError(f"pattern is not a regular expression: {problem}, got {pattern!r}")
         return Built(f.Matches(_value(self), pattern))
 
 
 def col(name: str) -> Built:
     """A feature column."""
-    return Built(f.Name(name))
+    return Built(f.Name(_known_name(name)))
 
 
 def label(name: str, *, view: str | None = None) -> Built:
@@ -117,7 +123,7 @@ def label(name: str, *, view: str | None = None) -> Built:
       >>> print(implies(col("has_but"), label("sentiment") == label("sentiment", view="clause")))
       has_but => sentiment == view(clause).sentiment
     """
-    return Built(f.Name(name) if view is None else f.Of(view, name))
+    return Built(f.Name(_known_name(name)) if view is None else f.Of(view, _known_name(name)))
 
 
 def implies(body: Built, head: Built) -> Built:
@@ -220,7 +226,18 @@ def _value(x: Any) -> f.Value:
         return f.String(tree)
     if isinstance(tree, int | float) and not isinstance(tree, bool):
         return f.Number(tree)
-    raise TypeError(f"a formula compares columns, numbers and strings, got {x!r}")
+    raise TypeError(
+        f"a formula compares columns, numbers and strings, got {x!r}. Two formulas are compared by "
+        "iff, a boolean column stands by itself, and what may be missing has is_missing()"
+    )
+
+
+def _known_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {name!r}")
+    if not name:
+        raise ValueError("name must not be empty")
+    return name
 
 
 def _compare(left: Any, operator: str, right: Any) -> Built:

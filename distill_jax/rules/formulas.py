@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import warnings
 from typing import Any
 
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
@@ -207,6 +209,17 @@ class Trend(Formula):
     kind: str
     value: Value
     by: Value
+
+
+def pattern_problem(pattern: str) -> str | None:
+    """What keeps a text from being a regular expression; None if it is one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on sets that a later Python may read otherwise
+            re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        return str(error)
+    return None
 
 
 def depth(tree: Tree) -> int:

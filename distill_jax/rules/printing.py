@@ -35,7 +35,7 @@ def to_text(what: f.Tree | f.Rule | Sequence[f.Rule]) -> str:
         return _rule(what)
     if isinstance(what, f.Tree):
         _check_depth(what)
-        return _text(what, False)[0]
+        return _text(what, False)
     if isinstance(what, Sequence) and all(isinstance(rule, f.Rule) for rule in what):
         return "\n".join(_rule(rule) for rule in what)
     raise TypeError(f"a rule, several rules, or a formula was expected, got {what!r}")
@@ -63,12 +63,12 @@ def _rule(rule: f.Rule) -> str:
     before = strength(rule.strength) + " " * bool(rule.strength.kind)
     before += "" if rule.name is None else f"{quoted(rule.name)}: "
     if not rule.definition:
-        return before + _text(rule.formula, False)[0]
+        return before + _text(rule.formula, False)
     formula = rule.formula
     if not (isinstance(formula, f.Implies) and isinstance(formula.head, f.Name)):
         raise ValueError(f"a Horn clause must say body => name, got {to_text(formula)}")
     parts = _parts(formula.body) if isinstance(formula.body, f.And) else (formula.body,)
-    body = ", ".join(_within(part, _NOT, True) for part in parts)
+    body = _join(", ", parts, True, _NOT)
     return f"{before}{_name(formula.head.name, True)} :- {body}."
 
 
@@ -84,92 +84,87 @@ def _name(name: str, clause: bool) -> str:
     return name if is_word(name, hyphens=clause) else escaped(name, "`")
 
 
-def _within(tree: f.Tree, level: int, clause: bool) -> str:
-    """The text, in parentheses if it binds more loosely than ``level``."""
-    text, own = _text(tree, clause)
-    return text if own >= level else f"({text})"
-
-
 def _parts(tree: f.And | f.Or) -> tuple[f.Formula, ...]:
     if len(tree.parts) < 2:
         raise ValueError(f"And and Or need two parts or more, got {tree!r}")
     return tree.parts
 
 
-def _text(tree: f.Tree, clause: bool) -> tuple[str, int]:
-    """The text and how tightly its loosest sign binds."""
-
-    def within(part: f.Tree, level: int) -> str:
-        return _within(part, level, clause)
-
-    def join(sign: str, parts: Sequence[f.Tree], level: int) -> str:
-        return sign.join(within(part, level) for part in parts)
-
+def _text(tree: f.Tree, clause: bool, level: int = 0) -> str:
+    """The text, in parentheses if it binds more loosely than ``level``."""
+    own = _ATOM
     match tree:
         case f.Name(name):
-            return _name(name, clause), _ATOM
+            text = _name(name, clause)
         case f.Number(value):
-            return number(value), _MINUS
+            text, own = number(value), _MINUS
         case f.String(value):
-            return escaped(value, '"' if "'" in value and '"' not in value else "'"), _ATOM
+            text = escaped(value, '"' if "'" in value and '"' not in value else "'")
         case f.Of(view, name):
             owner = "p" if view is None else f"view({_name(view, clause)})"
-            return f"{owner}.{_name(name, clause)}", _ATOM
-        case f.Negative(f.Number() as value):  # -3 is the number itself
-            return f"-({within(value, 0)})", _MINUS
+            text = f"{owner}.{_name(name, clause)}"
         case f.Negative(value):
-            return f"-{within(value, _MINUS)}", _MINUS
+            # -3 is the number itself, so its negative stands in parentheses.
+            inner = _ATOM if isinstance(value, f.Number) else _MINUS
+            text, own = f"-{_text(value, clause, inner)}", _MINUS
         case f.Arithmetic(sign, left, right) if sign in f.ARITHMETIC:
-            level = _SUM if sign in "+-" else _PRODUCT
-            return f"{within(left, level)} {sign} {within(right, level + 1)}", level
+            own = _SUM if sign in "+-" else _PRODUCT
+            text = f"{_text(left, clause, own)} {sign} {_text(right, clause, own + 1)}"
         case f.Call(function, value, where) if function in f.AVERAGES:
-            option = "" if where is None else f", where={within(where, 0)}"
-            return f"{function}({within(value, _SUM)}{option})", _ATOM
+            option = "" if where is None else f", where={_text(where, clause)}"
+            text = f"{function}({_text(value, clause, _SUM)}{option})"
         case f.Compare(operands, signs) if len(operands) == len(signs) + 1 >= 2:
-            return _compare(operands, signs, clause), _COMPARISON
+            text, own = _compare(operands, signs, clause), _COMPARISON
         case f.In(value, choices, negated) if choices:
-            sign = "not in" if negated else "in"
-            return f"{within(value, _SUM)} {sign} [{join(', ', choices, _SUM)}]", _COMPARISON
+            sign, own = "not in" if negated else "in", _COMPARISON
+            text = f"{_text(value, clause, _SUM)} {sign} [{_join(', ', choices, clause, _SUM)}]"
         case f.Between(value, low, high):
-            ends = join(" and ", (low, high), _SUM)
-            return f"{within(value, _SUM)} between {ends}", _COMPARISON
+            ends = _join(" and ", (low, high), clause, _SUM)
+            text, own = f"{_text(value, clause, _SUM)} between {ends}", _COMPARISON
         case f.Missing(value, negated):
-            return f"{within(value, _SUM)} is{' not' * negated} missing", _COMPARISON
+            sign, own = "is not missing" if negated else "is missing", _COMPARISON
+            text = f"{_text(value, clause, _SUM)} {sign}"
         case f.Matches(value, pattern):
-            return f"{within(value, _SUM)} matches {_pattern(pattern)}", _COMPARISON
+            text, own = f"{_text(value, clause, _SUM)} matches {_pattern(pattern)}", _COMPARISON
         case f.Not(part):
-            return f"not {within(part, _NOT)}", _NOT
+            text, own = f"not {_text(part, clause, _NOT)}", _NOT
         case f.And():
-            return join(" and ", _parts(tree), _AND + 1), _AND
+            text, own = _join(" and ", _parts(tree), clause, _AND + 1), _AND
         case f.Or():
-            return join(" or ", _parts(tree), _OR + 1), _OR
+            text, own = _join(" or ", _parts(tree), clause, _OR + 1), _OR
         case f.Implies(body, head):
-            return f"{within(body, _IMPLIES + 1)} => {within(head, _IMPLIES)}", _IMPLIES
+            own = _IMPLIES
+            text = f"{_text(body, clause, own + 1)} => {_text(head, clause, own)}"
         case f.Iff(left, right):
-            return join(" <=> ", (left, right), _IFF + 1), _IFF
-        case f.Count(kind, count, parts) if parts and (count is not None) == kind.startswith("at_"):
+            text, own = _join(" <=> ", (left, right), clause, _IFF + 1), _IFF
+        case f.Count(kind, count, parts) if (
+            parts and kind in f.COUNTS and (count is not None) == kind.startswith("at_")
+        ):
             first = "" if count is None else f"{count}, "
-            return f"{kind}({first}{join(', ', parts, 0)})", _ATOM
+            text = f"{kind}({first}{_join(', ', parts, clause, 0)})"
         case f.Trend(kind, value, by) if kind in f.TRENDS:
-            return f"{kind}({within(value, _SUM)}, by={within(by, _SUM)})", _ATOM
-    raise ValueError(f"no text says {tree!r}")
+            text = f"{kind}({_text(value, clause, _SUM)}, by={_text(by, clause, _SUM)})"
+        case _:
+            raise ValueError(f"no text says {tree!r}")
+    return text if own >= level else f"({text})"
+
+
+def _join(sign: str, parts: Sequence[f.Tree], clause: bool, level: int) -> str:
+    return sign.join([_text(part, clause, level) for part in parts])
 
 
 def _compare(operands: Sequence[f.Value], signs: Sequence[str], clause: bool) -> str:
     if not set(signs) <= set(f.COMPARISONS):
         raise ValueError(f"a comparison is one of {f.COMPARISONS}, got {signs}")
-    match operands:
-        # The form of Horn clauses: p-37=c.
-        case (f.Name(name), f.String(word)) if (
-            clause
-            and signs[0] == "=="
-            and is_word(name, hyphens=True)
-            and is_word(word, hyphens=True)
-        ):
-            return f"{name}={word}"
-    text = _within(operands[0], _SUM, clause)
+    if clause and signs[0] == "==":  # the form of Horn clauses: p-37=c
+        match operands:
+            case (f.Name(name), f.String(word)) if is_word(name, hyphens=True) and is_word(
+                word, hyphens=True
+            ):
+                return f"{name}={word}"
+    text = _text(operands[0], clause, _SUM)
     for sign, operand in zip(signs, operands[1:], strict=True):
-        text += f" {sign} {_within(operand, _SUM, clause)}"
+        text += f" {sign} {_text(operand, clause, _SUM)}"
     return text
 
 
