@@ -19,9 +19,13 @@ from distill_jax.rules.building import (
     label,
     rule,
 )
+from distill_jax.rules.conflicts import Conflict, conflicts
+from distill_jax.rules.drifting import RuleModel, drift
 from distill_jax.rules.enforcement import enforce, max_constraint_loss
 from distill_jax.rules.formulas import Rule, RuleError
+from distill_jax.rules.linear import pull_to_start, to_logistic_regression
 from distill_jax.rules.logic import energies, fires, forbidden, truth, violation
+from distill_jax.rules.networks import to_network
 from distill_jax.rules.penalties import dual_ascent, encourage, log_truth, penalty
 from distill_jax.rules.posterior import (
     corrected,
@@ -40,8 +44,10 @@ from distill_jax.rules.syntax import parse
 __all__ = [
     "Book",
     "Column",
+    "Conflict",
     "Rule",
     "RuleError",
+    "RuleModel",
     "RuleWarning",
     "Schema",
     "all_of",
@@ -50,7 +56,9 @@ __all__ = [
     "at_most",
     "bind",
     "col",
+    "conflicts",
     "corrected",
+    "drift",
     "dual_ascent",
     "encode",
     "encode_columns",
@@ -72,10 +80,13 @@ __all__ = [
     "penalty",
     "posterior_kl",
     "project",
+    "pull_to_start",
     "remainder",
     "rule",
     "rule_teacher",
     "teach",
+    "to_logistic_regression",
+    "to_network",
     "to_text",
     "truth",
     "violation",
