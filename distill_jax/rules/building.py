@@ -250,7 +250,7 @@ def _arithmetic(operator: str, left: Any, right: Any) -> Built:
 
 def _parts(kind: type[f.And] | type[f.Or], x: Any) -> tuple[f.Formula, ...]:
     tree = formula(x)
-    return tree.parts if isinstance(tree, kind) else (tree,)
+    return tree.parts if isinstance(tree, f.And | f.Or) and type(tree) is kind else (tree,)
 
 
 def _count(kind: str, number: Any, parts: Sequence[Any]) -> Built:
