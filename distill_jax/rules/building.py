@@ -249,8 +249,13 @@ def _arithmetic(operator: str, left: Any, right: Any) -> Built:
 
 
 def _parts(kind: type[f.And] | type[f.Or], x: Any) -> tuple[f.Formula, ...]:
-    tree = formula(x)
-    return tree.parts if isinstance(tree, f.And | f.Or) and type(tree) is kind else (tree,)
+    match formula(x):
+        case f.And(parts) if kind is f.And:
+            return parts
+        case f.Or(parts) if kind is f.Or:
+            return parts
+        case other:
+            return (other,)
 
 
 def _count(kind: str, number: Any, parts: Sequence[Any]) -> Built:

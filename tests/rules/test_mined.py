@@ -13,7 +13,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from distill_jax.rules import formulas as f
 from distill_jax.rules.building import col, label
-from distill_jax.rules.learned import from_rule_strings, from_tree
+from distill_jax.rules.mined import from_rule_strings, from_tree
 from distill_jax.rules.syntax import parse
 
 INPUTS, LABELS = load_iris(return_X_y=True)
