@@ -22,9 +22,11 @@ from distill_jax.rules.building import (
 from distill_jax.rules.conflicts import Conflict, conflicts
 from distill_jax.rules.drifting import RuleModel, drift
 from distill_jax.rules.enforcement import enforce, max_constraint_loss
+from distill_jax.rules.exchange import from_table, read_rules, to_table, write_rules
 from distill_jax.rules.formulas import Rule, RuleError
 from distill_jax.rules.linear import pull_to_start, to_logistic_regression
 from distill_jax.rules.logic import energies, fires, forbidden, truth, violation
+from distill_jax.rules.mined import from_rule_strings, from_tree
 from distill_jax.rules.networks import to_network
 from distill_jax.rules.penalties import dual_ascent, encourage, log_truth, penalty
 from distill_jax.rules.posterior import (
@@ -39,7 +41,7 @@ from distill_jax.rules.posterior import (
 )
 from distill_jax.rules.printing import to_text
 from distill_jax.rules.schema import Column, Schema, encode_columns, infer_schema
-from distill_jax.rules.syntax import parse
+from distill_jax.rules.syntax import parse, parse_formula
 
 __all__ = [
     "Book",
@@ -68,6 +70,9 @@ __all__ = [
     "exactly_one",
     "fires",
     "forbidden",
+    "from_rule_strings",
+    "from_table",
+    "from_tree",
     "iff",
     "imitation",
     "implies",
@@ -77,17 +82,21 @@ __all__ = [
     "log_truth",
     "max_constraint_loss",
     "parse",
+    "parse_formula",
     "penalty",
     "posterior_kl",
     "project",
     "pull_to_start",
+    "read_rules",
     "remainder",
     "rule",
     "rule_teacher",
     "teach",
     "to_logistic_regression",
     "to_network",
+    "to_table",
     "to_text",
     "truth",
     "violation",
+    "write_rules",
 ]
