@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
 
 from distill_jax.rules import formulas as f
 from distill_jax.rules.building import Built, formula
 from distill_jax.rules.circuit import FALSE, TRUE, Circuit
+from distill_jax.rules.conflicts import conflicts as find_conflicts
 from distill_jax.rules.ground import Grounder, Piece, rule_error
 from distill_jax.rules.schema import Schema, encode_columns, missing, read
 from distill_jax.rules.syntax import parse
@@ -68,9 +67,9 @@ class Book:
       info: Rules, schema and choices, on the host.
     """
 
-    strengths: Float[Array, " rules"]
-    hard: Bool[Array, " rules"]
-    learn: Bool[Array, " rules"]
+    strengths: Any
+    hard: Any
+    learn: Any
     circuit: Circuit
     fires: Any
     violated: Any
@@ -129,6 +128,7 @@ def bind(
     *,
     logic: Logic = "product",
     widths: Mapping[str, float] | None = None,
+    conflicts: Literal["raise", "warn", "ignore"] = "raise",
 ) -> Book:
     """Binds rules to columns and classes.
 
@@ -140,17 +140,20 @@ def bind(
       widths: Makes comparisons with a numeric column soft, so that gradients reach the column:
         ``{"age": 2.0}`` gives ``age > 55`` the truth sigmoid((age − 55) / 2). Keys are columns, or
         arithmetic as it prints.
+      conflicts: What to do about hard rules that contradict each other on some example: raise (and
+        warn of what only may happen), warn, or not look; see ``conflicts``.
 
     Returns:
       The book. It can be printed back to text, and taken by every function here.
 
     Raises:
       RuleError: for names that neither the schema nor a clause knows, types that do not fit,
-        clauses that go in a circle, rules that nothing can satisfy, and what is not built yet; with
-        the line and a caret where the rule was written as text.
+        clauses that go in a circle, rules that nothing can satisfy, hard rules that contradict each
+        other, and what is not built yet; with the line and a caret where the rule was written as
+        text.
 
     Warns:
-      RuleWarning: for rules that nothing can violate.
+      RuleWarning: for rules that nothing can violate, and hard ones that may contradict each other.
 
     Example:
       >>> from distill_jax.rules import Column, Schema
@@ -163,6 +166,8 @@ def bind(
     """
     if logic not in LOGICS:
         raise ValueError(f"logic must be one of {LOGICS}, got {logic!r}")
+    if conflicts not in ("raise", "warn", "ignore"):
+        raise ValueError(f"conflicts must be 'raise', 'warn' or 'ignore', got {conflicts!r}")
     if not isinstance(schema, Schema):
         raise TypeError(f"schema must be a Schema, got {type(schema).__name__}: see infer_schema")
     written = _rules(rules)
@@ -199,27 +204,27 @@ def bind(
         )
     n, k = len(kept), len(classes)
     seen = [[k if s is None else s for s in piece.seen] for _, piece in flat]
-    return Book(
-        strengths=jnp.asarray(
-            [0.0 if r.strength.kind == "hard" else r.strength.log_odds for r in kept], jnp.float32
-        ),
-        hard=jnp.asarray([r.strength.kind == "hard" for r in kept], bool),
-        learn=jnp.asarray([r.strength.kind == "learn" for r in kept], bool),
-        circuit=jax.tree.map(jnp.asarray, circuit),
-        fires=jnp.asarray(places[:n]),
-        violated=jnp.asarray(places[n : n + len(violated)]),
+    kinds = np.array([rule.strength.kind for rule in kept])
+    odds = np.array([rule.strength.log_odds for rule in kept], np.float32)
+    book = Book(
+        strengths=np.where(kinds == "hard", np.float32(0), odds),
+        hard=kinds == "hard",
+        learn=kinds == "learn",
+        circuit=circuit,
+        fires=places[:n],
+        violated=places[n : n + len(violated)],
         pieces=Pieces(
-            guard=jnp.asarray(places[n + len(violated) :]),
-            rule=jnp.asarray([i for i, _ in flat], jnp.int32),
-            seen=jnp.asarray(
-                np.reshape(np.asarray(seen, np.int32), (len(flat), len(schema.views)))
-            ),
-            table=jnp.asarray(
-                np.reshape(np.asarray([p.table for _, p in flat], np.float32), (len(flat), k))
-            ),
+            guard=places[n + len(violated) :],
+            rule=np.array([i for i, _ in flat], np.int32),
+            seen=np.array(seen, np.int32).reshape(len(flat), len(schema.views)),
+            table=np.array([piece.table for _, piece in flat], np.float32).reshape(len(flat), k),
         ),
         info=Info(schema, kept, definitions, tuple(grounder.patterns), logic, bool(widths)),
     )
+    book = jax.device_put(book)  # all at once: an array at a time, each is a program to compile
+    if conflicts != "ignore":
+        _contradictions(book, conflicts == "raise")
+    return book
 
 
 def encode(book: Book, table: Any) -> np.ndarray:
@@ -300,10 +305,17 @@ def _check(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: Schema
             )
         if rule.strength.kind:
             raise rule_error(rule, "a clause that defines a predicate has no strength of its own")
-    names = [rule.name for rule in kept if rule.name]
+    for rule in (*kept, *definitions):
+        if f.depth(rule.formula) > f.MAX_DEPTH:
+            raise f.RuleError(
+                f"rules may be nested {f.MAX_DEPTH} levels deep, got one of "
+                f"{f.depth(rule.formula)}: define parts of it by clauses"
+            )
+    names: set[str] = set()
     for rule in kept:
-        if rule.name and names.count(rule.name) > 1:
+        if rule.name in names:
             raise rule_error(rule, f"two rules are named {rule.name!r}", rule.name)
+        names |= {rule.name} if rule.name else set()
         if rule.strength.kind == "budget":
             raise rule_error(rule, "[budget] is part of the language, but not built yet")
 
@@ -336,6 +348,28 @@ def _worth(rules: Sequence[f.Rule], fires: Sequence[int]) -> None:
             RuleWarning,
             stacklevel=3,
         )
+
+
+def _contradictions(book: Book, strict: bool) -> None:
+    found = find_conflicts(book, most=10)
+    for certain in (True, False):
+        own = [conflict for conflict in found if conflict.certain == certain]
+        if not own:
+            continue
+        shown = [f"{conflict}{_lines(book, conflict.indices)}" for conflict in own[:5]]
+        more = [f"and {len(own) - 5} conflicts more"] if len(own) > 5 else []
+        message = "\n".join([*shown, *more])
+        if certain and strict:
+            raise f.RuleError(
+                f"{message}\nmake one of them soft with a strength, as in [w=6], or narrow it; "
+                'bind(…, conflicts="warn") goes on'
+            )
+        warnings.warn(message, RuleWarning, stacklevel=3)
+
+
+def _lines(book: Book, indices: Sequence[int]) -> str:
+    written = [book.rules[i] for i in indices if book.rules[i].line]
+    return "".join(f"\n  line {r.line}: {r}" for r in written[:5])
 
 
 def _widths(widths: Mapping[str, float] | None) -> dict[str, float]:

@@ -413,11 +413,17 @@ class Grounder:
         wanted = positive != x.negated
         if self._is_target(x.value) or self._is_label(x.value):
             raise self._error(f"{x.value} is predicted: it is never missing")
-        if self._kind(x.value) == "text":
+        kind = self._kind(x.value)
+        if kind == "text":
             assert isinstance(x.value, f.Name)
             place = self._pattern(x.value.name, None)
             return self._interval(place, "==", 1.0 if wanted else 0.0)
-        everything = Interval(self._register(x.value), -np.inf, np.inf, wanted)
+        if kind == "categorical":
+            assert isinstance(x.value, f.Name)
+            register = self.places[x.value.name]
+        else:
+            register = self._register(x.value)
+        everything = Interval(register, -np.inf, np.inf, wanted)
         return self.builder.interval(everything)
 
     def _matches(self, x: f.Matches, positive: bool) -> int:
