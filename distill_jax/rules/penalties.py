@@ -365,8 +365,11 @@ def _log_and(yes: Array, no: Array) -> tuple[Array, Array]:
     """Of parts ``[n, parts, batch]``: the first that fails does so after all before it hold."""
     before = jnp.cumsum(yes, axis=1)
     before = jnp.concatenate([jnp.zeros_like(yes[:, :1]), before[:, :-1]], axis=1)
+    all_hold = yes.sum(1)
     terms = no + before
-    return yes.sum(1), _log_sum_exp(terms, ~jnp.isneginf(terms), axis=1)
+    fails = _log_sum_exp(terms, ~jnp.isneginf(terms), axis=1)
+    rare = all_hold < -1.0  # then log(1 − t) is near 0, and a sum of exponentials has few digits
+    return all_hold, jnp.where(rare, jnp.log1p(-jnp.exp(jnp.where(rare, all_hold, -1.0))), fails)
 
 
 def _log_sum_exp(x: Array, allowed: Array, axis: int) -> Array:
