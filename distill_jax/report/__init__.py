@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distill_jax.report.figures import bars, curves, save_figure
 from distill_jax.report.results import result_file, save_json
+from distill_jax.report.rules import show_check, show_explanation
 from distill_jax.report.spread import interval95, mean_std
 from distill_jax.report.tables import show, table
 
@@ -16,5 +17,7 @@ __all__ = [
     "save_figure",
     "save_json",
     "show",
+    "show_check",
+    "show_explanation",
     "table",
 ]

@@ -19,10 +19,12 @@ from distill_jax.rules.building import (
     label,
     rule,
 )
+from distill_jax.rules.checking import Check, check
 from distill_jax.rules.conflicts import Conflict, conflicts
 from distill_jax.rules.drifting import RuleModel, drift
 from distill_jax.rules.enforcement import enforce, max_constraint_loss
 from distill_jax.rules.exchange import from_table, read_rules, to_table, write_rules
+from distill_jax.rules.explaining import Explanation, explain
 from distill_jax.rules.formulas import Rule, RuleError
 from distill_jax.rules.linear import pull_to_start, to_logistic_regression
 from distill_jax.rules.logic import energies, fires, forbidden, truth, violation
@@ -45,8 +47,10 @@ from distill_jax.rules.syntax import parse, parse_formula
 
 __all__ = [
     "Book",
+    "Check",
     "Column",
     "Conflict",
+    "Explanation",
     "Rule",
     "RuleError",
     "RuleModel",
@@ -57,6 +61,7 @@ __all__ = [
     "at_least",
     "at_most",
     "bind",
+    "check",
     "col",
     "conflicts",
     "corrected",
@@ -68,6 +73,7 @@ __all__ = [
     "energies",
     "enforce",
     "exactly_one",
+    "explain",
     "fires",
     "forbidden",
     "from_rule_strings",

@@ -89,6 +89,14 @@ def exclusive(book: Book, who: str) -> None:
         )
 
 
+def has_views(book: Book, views: Views | None) -> None:
+    """Raises if a view that the book speaks of is missing."""
+    if missing := set(book.schema.views) - set(views or {}):
+        raise ValueError(
+            f"views must hold the model's logits on {sorted(missing)}, got {sorted(views or {})}"
+        )
+
+
 def without_views(book: Book, who: str) -> None:
     """Raises for a book that speaks of other views."""
     if book.schema.views:

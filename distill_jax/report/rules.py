@@ -1,0 +1,102 @@
+"""What rules do, as tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from distill_jax.report.tables import show
+from distill_jax.rules import Check, Explanation
+
+_CHECK = {
+    "rule": "rule", "strength": "strength", "coverage": "coverage", "silent": "silent",
+    "precision": "precision", "lift": "lift", "mean_violation": "mean violation",
+    "violated": "violated", "contradicts_hard": "against hard", "head": "head", "body": "body",
+    "note": "",
+}  # fmt: skip
+_PAIRS = {
+    "rule": "rule", "other": "and", "together": "both fire", "jaccard": "overlap",
+    "clash": "no class left",
+}  # fmt: skip
+_EXPLANATION = {
+    "rule": "rule", "strength": "strength", "violated": "violated", "violation": "violation",
+    "label": "label", "moved": "log-odds", "probability": "with", "without": "without it",
+    "change": "change", "note": "",
+}  # fmt: skip
+
+
+def show_check(check: Check, *, pairs: bool = True, console: Console | None = None) -> None:
+    """Prints what ``rules.check`` found: a line for each rule, then pairs that clash or overlap.
+
+    Columns that say nothing (no labels, no model, no hard rules) are left out. All values are in
+    ``check.rows``.
+
+    Args:
+      check: From ``rules.check``.
+      pairs: Whether to print the pairs.
+      console: Where to print; see :func:`show`.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind, check
+      >>> book = bind("old: age > 60 => sick", Schema((Column("age"),), ("well", "sick")))
+      >>> show_check(check(book, {"age": [70, 65, 50, 40]}, labels=[1, 0, 0, 0]))
+      ┏━━━━━━┳━━━━━━━━━━┳━━━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━┓
+      ┃ rule ┃ strength ┃ coverage ┃ precision ┃  lift ┃
+      ┡━━━━━━╇━━━━━━━━━━╇━━━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━┩
+      │ old  │    1.000 │   0.5000 │    0.5000 │ 2.000 │
+      └──────┴──────────┴──────────┴───────────┴───────┘
+    """
+    rows = [{**row, "note": _note(row)} for row in check.rows]
+    # Nothing but 0 is nothing to show in these.
+    dull = {name for name in ("silent", "contradicts_hard") if not any(r[name] for r in rows)}
+    dull |= {"head", "body"} if not any(r["body"] for r in rows) else set()
+    show(rows, columns=_told(rows, _CHECK, dull), console=console)
+    if pairs and check.pairs:
+        show(check.pairs, columns=_told(check.pairs, _PAIRS), console=console)
+
+
+def show_explanation(explanation: Explanation, *, console: Console | None = None) -> None:
+    """Prints what ``rules.explain`` found: a line for each rule that fired on the example.
+
+    Args:
+      explanation: From ``rules.explain``.
+      console: Where to print; see :func:`show`.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind, explain
+      >>> book = bind("[w=2] old: age > 60 => sick", Schema((Column("age"),), ("well", "sick")))
+      >>> show_explanation(explain(book, {"age": 70}, jnp.array([1.0, 0.0])))
+                  prediction: sick (before the rules: well)
+      ┏━━━━━━┳━━━━━━━━━━┳━━━━━━━━━━┳━━━━━━━━━━┳━━━━━━━━┳━━━━━━━━━━━━┳━━━━━━━━┓
+      ┃ rule ┃ strength ┃ violated ┃ log-odds ┃   with ┃ without it ┃ change ┃
+      ┡━━━━━━╇━━━━━━━━━━╇━━━━━━━━━━╇━━━━━━━━━━╇━━━━━━━━╇━━━━━━━━━━━━╇━━━━━━━━┩
+      │ old  │    2.000 │ yes      │    2.000 │ 0.7311 │     0.2689 │ 0.4621 │
+      └──────┴──────────┴──────────┴──────────┴────────┴────────────┴────────┘
+    """
+    said, before = (explanation.summary.get(name) for name in ("prediction", "before"))
+    title = ", ".join(said) if isinstance(said, list) else str(said)
+    if before is not None and before != said:
+        title += f" (before the rules: {before})"
+    rows = [{**row, "note": "a value is missing" if row["silent"] else None} for row in
+            explanation.rows]  # fmt: skip
+    title = f"prediction: {title or 'no label'}"
+    show(rows, title=title, columns=_told(rows, _EXPLANATION), console=console)
+
+
+def _told(
+    rows: Sequence[Mapping[str, Any]], headings: Mapping[str, str], dull: set[str] | None = None
+) -> dict[str, str]:
+    """The headings of columns that hold anything."""
+    return {
+        name: heading
+        for name, heading in headings.items()
+        if name not in (dull or ()) and any(row.get(name) is not None for row in rows)
+    }
+
+
+def _note(row: Mapping[str, Any]) -> str | None:
+    if row["fires"] == 0:
+        return "never fires"
+    return "always holds" if row["always_holds"] else None
