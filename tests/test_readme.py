@@ -11,7 +11,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/rules_language.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/guide.md", "docs/rules.md", "docs/rules_language.md"]
+)
 def test_python_blocks_run(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
