@@ -7,6 +7,7 @@ at prediction. A value that is missing is 0 in every feature that it would have 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -100,7 +101,12 @@ class Atoms:
     book: Book | None
     places: tuple[int, ...]
 
-    @property
+    @functools.cached_property
+    def place(self) -> dict[f.Formula, int]:
+        """Where each atom stands."""
+        return {formula: i for i, formula in enumerate(self.formulas)}
+
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Of the features: the atoms as text, then ``"unknown: "`` and a negated atom."""
         texts = [str(formula) for formula in self.formulas]
@@ -120,8 +126,9 @@ class Atoms:
 
 def atoms(book: Book, found: Sequence[tuple[f.Formula, bool]]) -> Atoms:
     """Atoms with their signs, as features over the columns of ``book``."""
-    formulas = tuple(dict.fromkeys(formula for formula, _ in found))
-    negated = dict.fromkeys(formulas.index(formula) for formula, positive in found if not positive)
+    place = {formula: i for i, formula in enumerate(dict.fromkeys(x for x, _ in found))}
+    formulas = tuple(place)
+    negated = dict.fromkeys(place[formula] for formula, positive in found if not positive)
     if not formulas:
         return Atoms((), (), None, ())
     head = f.Name(book.schema.classes[0])

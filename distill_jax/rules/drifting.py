@@ -88,8 +88,8 @@ def drift(model: Model, before: Params, after: Params, *, most: int = 3) -> list
             f"model must come from to_network or to_logistic_regression, got {type(model).__name__}"
         )
     old, new = _arrays(model, "before", before), _arrays(model, "after", after)
-    return [_row(model.layout, unit, old[unit.layer], new[unit.layer], most) for unit in
-            model.layout.units]  # fmt: skip
+    layout = model.layout
+    return [_row(layout, u, old[u.layer], new[u.layer], most) for u in layout.units]
 
 
 def _row(layout: Layout, unit: Unit, old: Any, new: Any, most: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ computes the rest.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -34,7 +35,7 @@ def to_logistic_regression(
     rules: Book | str | Sequence[f.Rule],
     schema: Schema | None = None,
     *,
-    features: Sequence[Kind] = KINDS,
+    features: Kind | Sequence[Kind] = KINDS,
     omega: float = 4.0,
 ) -> RuleModel:
     """Logistic regression that starts where the rules are.
@@ -44,14 +45,14 @@ def to_logistic_regression(
     the classes that satisfy it. The logits are then, up to a shift, minus ``energies``. A hard rule
     weighs ``omega``, one to be learned 0, and so do atoms and columns at the start. Without
     ``"bodies"``, the atoms carry the rule: one rule a class, a conjunction of P atoms and N negated
-    ones, is a unit with the weights ±ω and the bias −(P − ½) ω.
+    ones, is a unit with the weights ±ω and the bias −(P − ½) ω, whatever its log-odds.
 
     Two classes are one output ``z``, read as the logits 0 and z.
 
     Args:
       rules: A book, or rules for ``schema``, as text or parsed.
       schema: Columns and classes; a book has one.
-      features: Which of ``"columns"``, ``"atoms"``, ``"bodies"`` the model sees.
+      features: Which of ``"columns"``, ``"atoms"``, ``"bodies"`` the model sees; one or more.
       omega: Weight of an atom, where they carry the rule, and log-odds of a hard rule, > 0.
 
     Returns:
@@ -97,12 +98,15 @@ def to_logistic_regression(
     names = {"columns": raw.names, "atoms": atoms.names, "bodies": tuple(b.name for b in bodies)}
     sources = tuple(name for kind in kinds for name in names[kind])
     first = {kind: sum(len(names[k]) for k in kinds[:i]) for i, kind in enumerate(kinds)}
+    see: dict[str, Callable[[Array], Array]] = {"columns": raw, "atoms": atoms}
+    see["bodies"] = functools.partial(_held, book)
     kernel, bias = np.zeros((len(sources), labels)), np.zeros(labels)
     if "bodies" in kinds:
         for i, body in enumerate(bodies):
             kernel[first["bodies"] + i] = body.strength * body.shares
     elif "atoms" in kinds:
-        for body in _lone(book, bodies):
+        _check_lone(book, bodies)
+        for body in bodies:
             lone = sum(other.rule == body.rule for other in bodies) == 1
             parts = _conjunction_of(book.rules[body.rule], clauses) if lone else None
             if parts is None or not {x for x, _ in parts} <= set(atoms.formulas):
@@ -127,9 +131,6 @@ def to_logistic_regression(
 
     def apply(params: dict[str, Any], inputs: Any) -> Array:
         columns = _features.known_columns(book, inputs)
-        see: dict[str, Callable[[Array], Array]] = {
-            "columns": raw, "atoms": atoms, "bodies": lambda x: _held(book, x)
-        }  # fmt: skip
         seen = jnp.concatenate([see[kind](columns) for kind in kinds], axis=1)
         layer = params["linear"]
         return seen @ layer["kernel"] + layer["bias"][None, :]
@@ -200,19 +201,16 @@ def _bodies(book: Book, omega: float) -> list[_Body]:
         shares = [_shares(table) for table in np.asarray(book.pieces.table)]
         which = [int(r) for r in np.asarray(book.pieces.rule)]
     else:
+        for clause in book.info.definitions:
+            _check_features(clause, book.schema)
         shares = [_labels(rule, book.schema) for rule in book.rules]
         which = list(range(len(book)))
-    names = [
-        book.names[r] + (f" ({which[: i + 1].count(r)})" if which.count(r) > 1 else "")
-        for i, r in enumerate(which)
-    ]
-    return [
-        _Body(name, r, float(strengths[r]), s)
-        for name, r, s in zip(names, which, shares, strict=True)
-    ]
+    names = book.names
+    return [_Body(names[r], r, float(strengths[r]), s) for r, s in zip(which, shares, strict=True)]
 
 
 def _no_views(book: Book) -> None:
+    """Raises for a rule that speaks of another view."""
     for rule, seen in zip(np.asarray(book.pieces.rule), np.asarray(book.pieces.seen), strict=True):
         if (seen < len(book.schema.classes)).any():
             raise rule_error(
@@ -230,7 +228,6 @@ def _shares(violated: np.ndarray) -> np.ndarray:
 def _labels(rule: f.Rule, schema: Schema) -> np.ndarray:
     shares = np.zeros(len(schema.classes))
     head = rule.formula.head if isinstance(rule.formula, f.Implies) else rule.formula
-    bodies = [rule.formula.body] if isinstance(rule.formula, f.Implies) else []
     for part in head.parts if isinstance(head, f.And) else (head,):
         name, sign = (part.part, -1.0) if isinstance(part, f.Not) else (part, 1.0)
         if not (isinstance(name, f.Name) and name.name in schema.classes):
@@ -238,14 +235,19 @@ def _labels(rule: f.Rule, schema: Schema) -> np.ndarray:
                 rule, f"over label sets a head is labels and negated labels, joined by and: {part}"
             )
         shares[schema.classes.index(name.name)] = sign
-    for tree in (tree for body in bodies for tree in _features.trees(body)):
+    _check_features(rule, schema)
+    return shares
+
+
+def _check_features(rule: f.Rule, schema: Schema) -> None:
+    """Raises where a body speaks of labels."""
+    for tree in _features.trees(rule.formula.body) if isinstance(rule.formula, f.Implies) else ():
         if _features.is_label(tree, schema.classes, schema.target):
             raise rule_error(
                 rule,
                 f"{tree} is predicted, and logistic regression sees features alone: hold this rule "
                 "with a penalty",
             )
-    return shares
 
 
 def _held(book: Book, columns: Array) -> Array:
@@ -256,8 +258,8 @@ def _held(book: Book, columns: Array) -> Array:
     return logic.fires(book, columns).astype(columns.dtype)
 
 
-def _lone(book: Book, bodies: list[_Body]) -> list[_Body]:
-    """Bodies that atoms can carry: one for a class, each of a rule of its own."""
+def _check_lone(book: Book, bodies: list[_Body]) -> None:
+    """Raises where atoms alone would have to carry two rules about one class."""
     taken: dict[int, int] = {}
     for body in bodies:
         for k in np.flatnonzero(body.shares):
@@ -268,7 +270,6 @@ def _lone(book: Book, bodies: list[_Body]) -> list[_Body]:
                     "atoms alone carry one rule a class, and there are several for "
                     f"{book.schema.classes[k]!r}: take features with 'bodies', or to_network",
                 )
-    return bodies
 
 
 def _unit(
@@ -320,13 +321,16 @@ def _units(
 ) -> tuple[Unit, ...]:
     """A rule for each class that it speaks of, and the atoms and bodies that are its own."""
     classes, units = book.schema.classes, []
+    pieces: dict[int, list[int]] = {}
+    for i, body in enumerate(bodies):
+        pieces.setdefault(body.rule, []).append(i)
     for r, rule in enumerate(book.rules):
-        rows = [first["bodies"] + i for i, b in enumerate(bodies) if b.rule == r and "bodies" in
-                first]  # fmt: skip
+        mine = pieces.get(r, [])
+        rows = [first["bodies"] + i for i in mine] if "bodies" in first else []
         if "atoms" in first:
             own = _features.atoms_in(rule.formula, classes, book.schema.target, clauses)
             rows += [first["atoms"] + i for i in _places(atoms, own)]
-        spoken = {int(k) for b in bodies if b.rule == r for k in np.flatnonzero(b.shares)}
+        spoken = {int(k) for i in mine for k in np.flatnonzero(bodies[i].shares)}
         for k in [0] if one else sorted(spoken):
             name = rule.name or str(rule.formula)
             units.append(
@@ -338,7 +342,7 @@ def _units(
 def _places(atoms: _features.Atoms, found: Any) -> list[int]:
     places: dict[int, None] = {}
     for formula, positive in found:
-        place = atoms.formulas.index(formula)
+        place = atoms.place[formula]
         places[place] = None
         if not positive:
             places[len(atoms.formulas) + atoms.negated.index(place)] = None

@@ -303,10 +303,8 @@ class _Graph:
         for name, unit in self.units.items():  # made after all that it depends on
             depth[name] = 1 + max((depth[other] for other in unit.units), default=0)
         top = max(depth.values())
-        free = [] if self._one_output() else [
-            name for name in self.schema.classes if name not in self.clauses
-        ]  # fmt: skip
-        for name in free:
+        one_output = self.schema.exclusive and len(self.schema.classes) == 2
+        for name in [] if one_output else [x for x in self.schema.classes if x not in self.clauses]:
             self.units[name] = _Unit(name, f"{name}: no clause", "or", {}, {})
             depth[name] = top
         found: list[_Level] = []
@@ -329,9 +327,6 @@ class _Graph:
             rows = {key: i for i, key in enumerate(keys)}
             found.append(_Level(f"level{d}", units, blocks, rows, sources))
         return found
-
-    def _one_output(self) -> bool:
-        return self.schema.exclusive and len(self.schema.classes) == 2
 
     def outputs(self, levels: list[_Level]) -> list[tuple[int, int] | None]:
         """Level and unit of each class's logit; None for one that stays 0."""
