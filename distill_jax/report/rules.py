@@ -79,8 +79,9 @@ def show_explanation(explanation: Explanation, *, console: Console | None = None
     title = ", ".join(said) if isinstance(said, list) else str(said)
     if before is not None and before != said:
         title += f" (before the rules: {before})"
-    rows = [{**row, "note": "a value is missing" if row["silent"] else None} for row in
-            explanation.rows]  # fmt: skip
+    rows = [
+        {**row, "note": "a value is missing" if row["silent"] else None} for row in explanation.rows
+    ] or [{"rule": "no rule says anything here"}]
     title = f"prediction: {title or 'no label'}"
     show(rows, title=title, columns=_told(rows, _EXPLANATION), console=console)
 
@@ -92,7 +93,8 @@ def _told(
     return {
         name: heading
         for name, heading in headings.items()
-        if name not in (dull or ()) and any(row.get(name) is not None for row in rows)
+        if name == "rule"
+        or (name not in (dull or ()) and any(row.get(name) is not None for row in rows))
     }
 
 

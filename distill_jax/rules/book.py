@@ -361,7 +361,7 @@ def _contradictions(book: Book, strict: bool) -> None:
         message = "\n".join([*shown, *more])
         if certain and strict:
             raise f.RuleError(
-                f"{message}\nmake one of them soft with a strength, as in [w=6], or narrow it; "
+                f"{message}\nmake a rule soft with a strength, as in [w=6], or narrow it; "
                 'bind(…, conflicts="warn") goes on'
             )
         warnings.warn(message, RuleWarning, stacklevel=3)

@@ -106,8 +106,8 @@ def check(
       >>> book = bind("old: age > 60 => sick", schema)
       >>> found = check(book, {"age": [70, 65, 50, 40, None]}, labels=[1, 0, 0, 0, 1])
       >>> row = found.rows[0]
-      >>> row["coverage"], row["precision"], row["lift"], row["silent"]
-      (0.4, 0.5, 1.25, 1)
+      >>> row["coverage"], row["precision"], f"{row['lift']:.2f}", row["silent"]
+      (0.4, 0.5, '1.25', 1)
     """
     columns = _columns(book, table)
     rows, rules = len(columns), len(book)
@@ -194,7 +194,7 @@ def _crisp(book: Book) -> Book:
     return dataclasses.replace(book, circuit=circuit, info=info)
 
 
-def _parts(book: Book) -> dict[str, np.ndarray]:
+def _parts(book: Book) -> dict[str, Any]:
     """The ways in which rules can forbid classes: which pieces apply, and which do not.
 
     Pieces of one rule may apply together, so each subset of up to four is one way; of more, each
@@ -228,7 +228,7 @@ def _parts(book: Book) -> dict[str, np.ndarray]:
 
 def _summed(
     book: Book, data: dict[str, Any], options: dict[str, Any], paired: bool
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Sums over all rows, in double precision, from chunks of one size."""
     rows = len(data["columns"])
     widest = max(
@@ -239,7 +239,7 @@ def _summed(
         len(options["parts"]["owner"]) if "parts" in options else 0,
     )
     chunk = min(1 << max(3, (rows - 1).bit_length()), max(64, CHUNK // max(widest, 1)))
-    total: dict[str, np.ndarray] = {}
+    total: dict[str, Any] = {}
     for start in range(0, max(rows, 1), chunk):
         piece = jax.tree.map(lambda x, s=start: _padded(np.asarray(x)[s : s + chunk], chunk), data)
         valid = np.arange(start, start + chunk) < rows
@@ -331,7 +331,7 @@ def _clashes(book: Book, columns: Any, valid: Any, shown: Any, parts: dict[str, 
 # Plain data
 
 
-def _row(book: Book, i: int, sums: dict[str, np.ndarray], rows: int, sides: Any) -> dict[str, Any]:
+def _row(book: Book, i: int, sums: dict[str, Any], rows: int, sides: Any) -> dict[str, Any]:
     def ratio(a: Any, b: Any) -> float | None:
         return float(a / b) if b else None
 
@@ -367,7 +367,7 @@ def _strength(book: Book, i: int) -> float | str:
     return "hard" if bool(book.hard[i]) else float(book.strengths[i])
 
 
-def _summary(sums: dict[str, np.ndarray], rows: int) -> dict[str, Any]:
+def _summary(sums: dict[str, Any], rows: int) -> dict[str, Any]:
     return {
         "covered": float(sums["covered"] / rows) if rows else 0.0,
         "rules_per_row": float(sums["fires"].sum() / rows) if rows else 0.0,
@@ -376,7 +376,7 @@ def _summary(sums: dict[str, np.ndarray], rows: int) -> dict[str, Any]:
     }
 
 
-def _pairs(book: Book, sums: dict[str, np.ndarray], most: int) -> list[dict[str, Any]]:
+def _pairs(book: Book, sums: dict[str, Any], most: int) -> list[dict[str, Any]]:
     first, second = np.triu_indices(len(book), 1)
     together = sums["together"][first, second]
     either = sums["fires"][first] + sums["fires"][second] - together
