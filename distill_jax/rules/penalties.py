@@ -230,7 +230,8 @@ def log_truth(
 
     Over exclusive classes, and over label sets in product logic, a truth of 1e-40 has a finite
     logarithm and the right gradient, and a truth of 1 − 1e-20 does not round to 1 on the way; it is
-    ``-inf``, with gradient 0, only where the rule cannot hold at all. The other logics compute
+    ``-inf``, with gradient 0, only where the rule cannot hold at all. Over exclusive classes it
+    takes memory for rows × rules × classes, unlike ``violation``. The other logics compute
     truth as 1 − violation, and have the logarithm of that, at least ``LEAST_TRUTH``.
 
     Args:

@@ -391,13 +391,12 @@ class _Learned:
         student_logits, columns, views, labels = self.reader(context)
         logits, columns, views = _inputs.clean(rules, student_logits, columns, views, where)
         strengths = _strengths(rules, params)
-        fixed = jax.lax.stop_gradient(strengths)
         rows = posterior_kl(
             logits,
             columns,
             views,
             rules=rules,
-            strengths=fixed,
+            strengths=strengths,
             temperature=temperature,
             where=where,
         )
