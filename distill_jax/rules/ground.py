@@ -379,10 +379,17 @@ class Grounder:
                     f"columns {left} and {right} have different categories: "
                     f"{list(column.categories)} and {list(other.categories)}"
                 )
-            difference = self.builder.arithmetic(
-                "-", self.places[left.name], self.places[right.name]
+            place = self.places[left.name]
+            difference = self.builder.arithmetic("-", place, self.places[right.name])
+            # Categories that the schema does not know share a code, and equal none.
+            same, known = ("==", "<") if operator == "==" else ("!=", ">=")
+            join = self.builder.all if operator == "==" else self.builder.any
+            return join(
+                [
+                    self._interval(difference, same, 0.0),
+                    self._interval(place, known, float(len(column.categories))),
+                ]
             )
-            return self._interval(difference, operator, 0.0)
         number = _number(right)
         value = right.value if isinstance(right, f.String) else None
         value = f"{number:g}" if number is not None else value

@@ -250,3 +250,14 @@ def test_shapes_are_checked_by_name(library_errors) -> None:
     labels = bind("a => b", Schema((), CLASSES, exclusive=False))
     with pytest.raises(ValueError, match="energies is for exclusive classes"):
         energies(labels, np.zeros((2, 0), np.float32))
+
+
+def test_categories_that_the_schema_does_not_know_equal_none() -> None:
+    kinds = ("categorical", ("a", "b"))
+    schema = Schema((Column("x", *kinds), Column("y", *kinds)), CLASSES)
+    book = bind("x == y => a\nx != y => a\nx == 'a' => a\nx != 'a' => a", schema)
+    columns = encode(
+        book, {"x": ["a", "a", "new", "other", None], "y": ["a", "b", "new", "b", "a"]}
+    )
+    want = [[1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(fires(book, columns), np.array(want, bool))
