@@ -1,11 +1,21 @@
-"""Knowledge distillation in JAX: what a large model knows, moved into a small one.
+"""Knowledge distillation in JAX: what large models and people know, moved into small models.
 
-``losses`` compare a student with a teacher or with labels, ``models`` and ``teachers`` are pure
-functions with their variables, ``objectives`` join losses into one scalar, ``training`` minimises
-it, ``evaluation`` measures, and ``report`` shows.
+``losses`` compare a student with a teacher or with labels, ``rules`` are what people wrote down,
+``models`` and ``teachers`` are pure functions with their variables, ``objectives`` join all of it
+into one scalar, ``training`` minimises it, ``evaluation`` measures, and ``report`` shows.
 """
 
-from distill_jax import data, evaluation, losses, models, objectives, report, teachers, training
+from distill_jax import (
+    data,
+    evaluation,
+    losses,
+    models,
+    objectives,
+    report,
+    rules,
+    teachers,
+    training,
+)
 from distill_jax.logits import total, two_class
 from distill_jax.objectives import term, weighted_sum
 from distill_jax.types import Model, Outputs
@@ -21,6 +31,7 @@ __all__ = [
     "models",
     "objectives",
     "report",
+    "rules",
     "teachers",
     "term",
     "total",

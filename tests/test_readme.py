@@ -26,10 +26,10 @@ def test_python_blocks_run(page: str) -> None:
 def test_two_commands_set_everything_up() -> None:
     """One for the main job, one for the tests; ``.ci/run`` runs the latter as it stands here."""
     commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
-    (job,) = [line for line in commands if line.endswith("examples/quickstart.py")]
+    (job,) = [line for line in commands if line.endswith("examples/rules_quickstart.py")]
     (tests,) = [line for line in commands if "pytest" in line]
     assert commands == [job, tests]
-    assert (ROOT / "examples" / "quickstart.py").is_file()
+    assert (ROOT / "examples" / "rules_quickstart.py").is_file()
 
 
 def test_links_lead_somewhere() -> None:
