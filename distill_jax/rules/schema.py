@@ -154,6 +154,8 @@ def infer_schema(
     for name in kinds:
         if name not in names:
             raise ValueError(f"kinds names {name!r}, which is no column; {nearest(name, names)}")
+        if kinds[name] not in KINDS:
+            raise ValueError(f"kind of column {name!r} must be one of {KINDS}, got {kinds[name]!r}")
     columns = tuple(_infer(name, table[name], kinds.get(name)) for name in names)
     return Schema(columns, tuple(classes), exclusive, target, tuple(views))
 
@@ -311,6 +313,11 @@ def _category(x: Any) -> str:
 
 
 def _numbers(name: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind in "mMc":  # dates would quietly become counts of nanoseconds
+        raise ValueError(
+            f"column {name!r} must hold numbers, got {values.dtype}: turn dates into numbers, such "
+            "as days since a day"
+        )
     try:
         numbers = values.astype(np.float64)
     except (TypeError, ValueError) as error:
