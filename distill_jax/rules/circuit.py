@@ -257,8 +257,10 @@ class Builder:
             waiting = [n for n in waiting if n not in place]
         literals = [self.nodes[n] for n in intervals]
         constants, arithmetic, moved = self._program()
+        with np.errstate(over="ignore"):
+            constants = np.asarray(constants, np.float32)
         circuit = Circuit(
-            constants=np.asarray(constants, np.float32),
+            constants=constants,
             arithmetic=arithmetic,
             register=np.asarray([moved[x.register] for x in literals], np.int32),
             low=np.asarray([x.low for x in literals], np.float32),
@@ -321,7 +323,8 @@ class Builder:
 
 def bounds(operator: str, threshold: float) -> list[tuple[float, float]]:
     """The intervals of float32 numbers for which a comparison holds: one, or two for ``!=``."""
-    t = float(np.float32(threshold))
+    with np.errstate(over="ignore"):  # beyond float32 lies no number: infinity says so
+        t = float(np.float32(threshold))
     ranges = {
         "<": [(-math.inf, _before(t))],
         "<=": [(-math.inf, t)],

@@ -16,7 +16,7 @@ import numpy as np
 
 from distill_jax.rules import formulas as f
 from distill_jax.rules.circuit import FALSE, TRUE, Builder, Interval, bounds
-from distill_jax.rules.schema import Schema, nearest
+from distill_jax.rules.schema import Schema, category, nearest
 from distill_jax.rules.syntax import error_at, name_offset, unknown_name
 
 NEGATION = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
@@ -43,9 +43,13 @@ class Piece:
 @dataclasses.dataclass(frozen=True)
 class Atom:
     """A statement about classes: its truth in every world, ``[classes, classes of view 0, …]``
-    with axes of length 1 where it does not depend on one."""
+    with axes of length 1 where it does not depend on one.
 
-    text: str
+    ``key`` says which: a view (None for the example itself), and its class, or what it is compared
+    with.
+    """
+
+    key: tuple[str | None, Any]
     truth: np.ndarray = dataclasses.field(compare=False, hash=False)
 
 
@@ -133,8 +137,8 @@ class Grounder:
         }
 
         def literal(atom: Atom, positive: bool) -> int:
-            view, name = atom.text.split(":", 1) if ":" in atom.text else (None, atom.text)
-            index = offsets[view or None] + self.schema.classes.index(name)
+            view, name = atom.key
+            index = offsets[view] + self.schema.classes.index(name)
             return self.builder.label(index, not positive)
 
         violated = self._lower(rule.formula, False, literal)
@@ -263,8 +267,7 @@ class Grounder:
         if x.name not in self.schema.classes:
             raise unknown_name(self.rule, x.name, self.schema.classes)
         place = self.schema.classes.index(x.name)
-        text = x.name if view is None else f"{view}:{x.name}"
-        return Atom(text, self._along(view, np.arange(len(self.schema.classes)) == place))
+        return Atom((view, x.name), self._along(view, np.arange(len(self.schema.classes)) == place))
 
     def _along(self, view: str | None, truth: np.ndarray) -> np.ndarray:
         """A table over the classes of one view, with an axis for each view."""
@@ -323,10 +326,10 @@ class Grounder:
             for k in range(len(classes)):
                 one = np.arange(len(classes)) == k
                 truth = truth | (self._along(view, one) & self._along(other, one))
-            return Atom(f"{left} == {right}", truth)
-        name = right.value if isinstance(right, f.String) else str(right).strip("`")
-        if not isinstance(right, f.String | f.Name) or name not in classes:
-            raise unknown_name(self.rule, name, classes)
+            return Atom((view, (other, self.schema.target)), truth)
+        name = _named(right)
+        if name is None or name not in classes:
+            raise unknown_name(self.rule, str(right) if name is None else name, classes)
         return self._label(f.Name(name) if view is None else f.Of(view, name))
 
     def _only_equality(self, x: f.Value, operator: str) -> None:
@@ -390,9 +393,7 @@ class Grounder:
                     self._interval(place, known, float(len(column.categories))),
                 ]
             )
-        number = _number(right)
-        value = right.value if isinstance(right, f.String) else None
-        value = f"{number:g}" if number is not None else value
+        value = None if isinstance(right, f.Name) else _named(right)
         if value is None:
             raise self._error(f"column {left} is categorical: compare it with a string")
         if value not in column.categories:
@@ -526,6 +527,16 @@ def _number(x: f.Value) -> float | None:
             x.operator, left / right if right else None
         )
     return None
+
+
+def _named(x: f.Value) -> str | None:
+    """The class or category that a value names, a number as in a table; None if it names none."""
+    number = _number(x)
+    if number is not None:
+        return category(number)
+    if isinstance(x, f.Name):
+        return x.name
+    return x.value if isinstance(x, f.String) else None
 
 
 def _merged(guard: np.ndarray, shape: tuple[int, ...]) -> list[Piece]:

@@ -36,7 +36,7 @@ class Column:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "categories", tuple(self.categories))
+        object.__setattr__(self, "categories", _strings("categories", self.categories))
         if self.kind not in KINDS:
             raise ValueError(
                 f"kind of column {self.name!r} must be one of {KINDS}, got {self.kind!r}"
@@ -45,6 +45,10 @@ class Column:
             raise ValueError(
                 f"column {self.name!r} is {self.kind} and has {len(self.categories)} categories: "
                 "a categorical column has one or more, others have none"
+            )
+        if len(set(self.categories)) < len(self.categories):
+            raise ValueError(
+                f"column {self.name!r} must have each category once, got {list(self.categories)}"
             )
         if not (np.isfinite(self.mean) and np.isfinite(self.std) and self.std > 0):
             raise ValueError(
@@ -81,10 +85,12 @@ class Schema:
     views: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("columns", "classes", "views"):
-            if isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be a tuple of names, got a string")
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "columns", tuple(self.columns))
+        for column in self.columns:
+            if not isinstance(column, Column):
+                raise TypeError(f"columns must be Column(...) objects, got {column!r}")
+        for name in ("classes", "views"):
+            object.__setattr__(self, name, _strings(name, getattr(self, name)))
         if len(self.classes) < (2 if self.exclusive else 1):
             raise ValueError(
                 f"classes must be two or more (a binary task has two), got {list(self.classes)}"
@@ -94,6 +100,8 @@ class Schema:
                 f"target names the variable of exclusive classes, got {self.target!r} with "
                 "exclusive=False: leave it out"
             )
+        if len(set(self.views)) < len(self.views):
+            raise ValueError(f"views must have names of their own, got {list(self.views)}")
         names = [column.name for column in self.columns] + list(self.classes)
         names += [self.target] if self.target is not None else []
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -150,14 +158,16 @@ def infer_schema(
       ['age: numeric', 'sex: categorical', 'smoker: boolean']
     """
     kinds = dict(kinds or {})
-    names = [name for name in column_names(table) if name != target]
+    names = [x for x in _strings("columns of the table", column_names(table)) if x != target]
     for name in kinds:
         if name not in names:
             raise ValueError(f"kinds names {name!r}, which is no column; {nearest(name, names)}")
         if kinds[name] not in KINDS:
             raise ValueError(f"kind of column {name!r} must be one of {KINDS}, got {kinds[name]!r}")
     columns = tuple(_infer(name, table[name], kinds.get(name)) for name in names)
-    return Schema(columns, tuple(classes), exclusive, target, tuple(views))
+    return Schema(
+        columns, _strings("classes", classes), exclusive, target, _strings("views", views)
+    )
 
 
 def encode_columns(schema: Schema, table: Any) -> np.ndarray:
@@ -211,7 +221,7 @@ def column_names(table: Any) -> list[str]:
             )
         return list(table.dtype.names)
     if isinstance(table, Mapping) or hasattr(table, "columns"):
-        return [str(name) for name in (table if isinstance(table, Mapping) else table.columns)]
+        return list(table if isinstance(table, Mapping) else table.columns)
     raise TypeError(
         "table must be a pandas data frame, a dictionary of columns or a NumPy structured array, "
         f"got {type(table).__name__}"
@@ -232,7 +242,8 @@ def read(table: Any, name: str) -> np.ndarray:
     """
     names = column_names(table)
     if name not in names:
-        raise ValueError(f"the table has no column {name!r}; {nearest(name, names)}")
+        known = [str(x) for x in names]
+        raise ValueError(f"the table has no column {name!r}; {nearest(name, known)}")
     return np.asarray(table[name])
 
 
@@ -256,6 +267,16 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"there are {list(known)[:30]}" + (" and more" if len(known) > 30 else "")
 
 
+def _strings(who: str, values: Any) -> tuple[str, ...]:
+    """Names, each a string; rules could not speak of others."""
+    if isinstance(values, str):
+        raise TypeError(f"{who} must be a tuple of names, got the string {values!r}")
+    for x in values:
+        if not isinstance(x, str):
+            raise TypeError(f"{who} must have strings as names, got {x!r}: rename it")
+    return tuple(map(str, values))
+
+
 def _plain(x: Any) -> Any:
     return None if type(x).__name__ in ("NAType", "NaTType") else x
 
@@ -277,7 +298,7 @@ def _infer(name: str, values: Any, kind: Kind | None) -> Column:
     if kind == "text":
         return Column(name, "text")
     if kind == "categorical":
-        return Column(name, "categorical", tuple(sorted({_category(x) for x in present})))
+        return Column(name, "categorical", tuple(sorted({category(x) for x in present})))
     if strings:
         raise ValueError(f"column {name!r} must hold numbers to be {kind}, got strings")
     numbers = _numbers(name, present)
@@ -295,7 +316,7 @@ def _encode(column: Column, values: np.ndarray) -> np.ndarray:
     present = ~missing(values)
     if column.kind == "categorical":
         codes = {category: code for code, category in enumerate(column.categories)}
-        out[present] = [codes.get(_category(x), len(codes)) for x in values[present]]
+        out[present] = [codes.get(category(x), len(codes)) for x in values[present]]
         return out
     out[present] = _numbers(column.name, values[present])
     if column.kind == "boolean":
@@ -303,7 +324,7 @@ def _encode(column: Column, values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _category(x: Any) -> str:
+def category(x: Any) -> str:
     """A category's name: numbers that are whole have no decimal point."""
     if isinstance(x, bytes):
         return x.decode()

@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 
 from distill_jax import rules
 from distill_jax.rules import Column, Schema, bind, encode, energies, fires, forbidden
+from distill_jax.rules import logic as logic_
 from distill_jax.rules import truth as truth_of
 from distill_jax.rules import violation as violation_of
 from tests.rules.reference import (
@@ -261,3 +262,50 @@ def test_categories_that_the_schema_does_not_know_equal_none() -> None:
     )
     want = [[1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 0]]
     np.testing.assert_array_equal(fires(book, columns), np.array(want, bool))
+
+
+def test_labels_and_categories_of_any_name() -> None:
+    genes = Schema((), ("GO:1", "GO:2", "v:GO:1"), exclusive=False, views=("v",))
+    book = bind("`GO:1` => `GO:2`\n`v:GO:1` => view(v).`GO:1`", genes)
+    p = np.array([[1, 0, 1]], np.float32)
+    seen = {"v": np.array([[0.25, 0, 0]], np.float32)}
+    np.testing.assert_array_equal(truth(book, np.zeros((1, 0)), p, views=seen), [[0, 0.25]])
+    digits = Schema((Column("zip", "categorical", ("1234567", "0.5")),), ("3", "8"), target="digit")
+    book = bind("zip == 1234567 => digit == 3\nzip == 0.5 => digit != 3", digits)
+    p = np.array([[0.25, 0.75]] * 2, np.float32)
+    columns = encode(book, {"zip": [1234567, 0.5]})
+    np.testing.assert_array_equal(truth(book, columns, p), [[0.25, 1], [1, 0.75]])
+
+
+def test_thresholds_beyond_float32_are_infinity() -> None:
+    book = bind("x < 1e39 => a\nx > 1e39 => a\nx + 1e39 > 0 => a", EXCLUSIVE, conflicts="ignore")
+    columns = encode(book, {"x": [3e38, None], "y": [0, 0], "flag": [0, 0], "sex": ["F"] * 2})
+    np.testing.assert_array_equal(fires(book, columns), [[1, 0, 1], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("logic", ["exclusive", "product", "lukasiewicz", "godel", "sigmoidal"])
+@pytest.mark.parametrize("squared", [False, True])
+def test_sums_over_rules_are_the_same_in_tiles(logic: str, squared: bool, monkeypatch) -> None:
+    atoms = ("a", "b", "c", "not a", "view(v).b", "a == view(v).a")
+    if logic == "exclusive":
+        book = random_book(EXCLUSIVE, atoms, 12, seed=5)
+    else:
+        book = random_book(LABELS, atoms, 12, seed=5, logic=logic)
+    rows = random_rows(random.Random(6), 20)
+    columns = encode(book, table(rows))
+    p, v = np.random.default_rng(0).dirichlet(np.ones(3), (2, 20)).astype(np.float32)
+    w = np.linspace(0.5, 2, 12).astype(np.float32)
+
+    def both(p, w):
+        def rows(p, w):
+            options = {"views": {"v": v}, "squared": squared}
+            return logic_.weighted_violation(book, columns, p, w, **options)
+
+        found, back = jax.vjp(rows, p, w)
+        return found, back(jnp.linspace(-1, 1, 20))
+
+    want = both(p, w)
+    fired = fires(book, columns)
+    monkeypatch.setattr(logic_, "SMALL", 0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), both(p, w), want)
+    np.testing.assert_array_equal(fires(book, columns), fired)

@@ -108,7 +108,9 @@ def encode(values, kind="numeric", **options):
         (lambda: encode([2.0], "boolean"), "'x' must be boolean, 0 or 1, got 2"),
         (lambda: encode([[1.0]]), r"'x' must have shape \[batch\]"),
         (lambda: Column("x", "categorical"), "has 0 categories"),
+        (lambda: Column("x", "categorical", ("a", "a")), r"each category once, got \['a', 'a'\]"),
         (lambda: Column("x", std=0.0), "a std > 0"),
+        (lambda: Schema((), CLASSES, views=("v", "v")), r"names of their own, got \['v', 'v'\]"),
         (lambda: Schema((Column("ill"),), CLASSES), r"got twice: \['ill'\]"),
         (lambda: Schema((), ("one",)), "two or more"),
         (lambda: Schema((), CLASSES, exclusive=False, target="y"), "leave it out"),
@@ -136,3 +138,18 @@ def test_a_table_has_names(table, library_errors) -> None:
         infer_schema(table, CLASSES)
     with pytest.raises(TypeError, match="tuple of names"):
         Schema((), "ab")
+
+
+def test_names_are_strings(library_errors) -> None:
+    with pytest.raises(TypeError, match="columns must be Column"):
+        Schema(("age",), CLASSES)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="classes must have strings as names, got 0"):
+        Schema((), (0, 1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="classes must be a tuple of names, got the string 'ab'"):
+        infer_schema({"x": [1, 2]}, "ab")
+    with pytest.raises(TypeError, match="categories must have strings as names, got 1"):
+        Column("x", "categorical", (1, 2))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="columns of the table must have strings as names, got 0"):
+        infer_schema(pd.DataFrame(np.ones((2, 2))), CLASSES)
+    with pytest.raises(ValueError, match="the table has no column 'x'"):
+        encode_columns(Schema((Column("x"),), CLASSES), pd.DataFrame(np.ones((2, 2))))
