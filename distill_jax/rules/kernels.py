@@ -271,7 +271,6 @@ class Guards(NamedTuple):
     factors: Any
 
 
-@jax.custom_vjp
 def scored(
     circuit: Circuit,
     columns: Float[Array, "batch columns"],
@@ -292,6 +291,11 @@ def scored(
     Returns:
       Gradients reach the scores alone.
     """
+    return _scored(*_vary_alike((circuit, columns, guards, scores)))
+
+
+@jax.custom_vjp
+def _scored(circuit, columns, guards, scores):
     factors = padded(guards.factors.T, 0.0).T
     values = registers(circuit, padded(columns, jnp.nan))
     tiles = tiles_of(values.shape[1])
@@ -307,7 +311,7 @@ def scored(
 
 
 def _scored_fwd(circuit, columns, guards, scores):
-    return scored(circuit, columns, guards, scores), (circuit, columns, guards)
+    return _scored(circuit, columns, guards, scores), (circuit, columns, guards)
 
 
 def _scored_bwd(residuals, slope):
@@ -326,7 +330,7 @@ def _scored_bwd(residuals, slope):
     return None, None, None, over_tiles(tiles, prepare, plane, total, (values, slope, guards))
 
 
-scored.defvjp(_scored_fwd, _scored_bwd)
+_scored.defvjp(_scored_fwd, _scored_bwd)
 
 
 def _weights(circuit, guards, values, factors, tiles, dtype):

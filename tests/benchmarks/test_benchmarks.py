@@ -54,3 +54,21 @@ def test_training(tmp_path):
     assert names == ["mlp live", "mlp live fit", "mlp cached", "mlp cached fit"]
     assert {"run", "fit", "jax loop", "limit"} <= {line["case"] for line in lines}
     assert printed.count("of run; wanted") == 2
+
+
+def test_rules(tmp_path):
+    result, lines, printed = run_quick("rules", tmp_path / "rules.json")
+    assert result["command"].startswith("python benchmarks/")
+    rows = {row["name"]: row for row in result["rows"]}
+    assert {"crisp 12x300", "coverage 12x300", "energies 12x300", "fuzzy gradient 12x300"} <= set(
+        rows
+    )
+    assert "numpy" in rows["crisp 12x300"]["peers"]
+    for row in result["rows"]:
+        assert row["better"] == "higher" and min(row["ours"], *row["peers"].values(), 1e9) > 0
+        assert row["compile_seconds"] >= 0 and row["temp_megabytes"] >= 0
+        assert set(row.get("times_faster", {})) == set(row["peers"])
+    assert {"ours", "numpy", "coverage", "autodiff", "limit"} <= {
+        line["case"] for line in lines if "case" in line
+    }
+    assert printed.count("goal ") >= 1
