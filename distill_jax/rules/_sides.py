@@ -84,8 +84,11 @@ def _places(book: Book) -> tuple[np.ndarray, np.ndarray]:
             clauses.setdefault(formula.head.name, []).append(formula.body)
     head, body = (np.zeros((len(book), len(book.schema.classes))) for _ in range(2))
     for i, rule in enumerate(book.rules):
-        implies = isinstance(rule.formula, f.Implies)
-        sides = (rule.formula.head, rule.formula.body) if implies else (rule.formula, None)
+        formula = rule.formula
+        if isinstance(formula, f.Implies):
+            sides = formula.head, formula.body
+        else:
+            sides = formula, None
         for side, found in zip(sides, (head, body), strict=True):
             for name in set(_names(side, clauses)):
                 if name in book.schema.classes:

@@ -17,6 +17,7 @@ from distill_jax.rules.building import Built, formula
 from distill_jax.rules.circuit import FALSE, TRUE, Circuit
 from distill_jax.rules.conflicts import conflicts as find_conflicts
 from distill_jax.rules.ground import Grounder, Piece, rule_error
+from distill_jax.rules.plans import Plan, plan
 from distill_jax.rules.schema import Schema, encode_columns, missing, read
 from distill_jax.rules.syntax import parse
 
@@ -49,7 +50,7 @@ class Info:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["strengths", "hard", "learn", "circuit", "fires", "violated", "pieces"],
+    data_fields=["strengths", "hard", "learn", "circuit", "fires", "violated", "pieces", "plan"],
     meta_fields=["info"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,6 +65,7 @@ class Book:
       fires: The node that says where a rule can be violated, ``[rules]``.
       violated: For label sets, the node of a rule's violation, ``[rules]``; else empty.
       pieces: For exclusive classes, see ``Pieces``.
+      plan: For label sets and crisp comparisons, how sums of violations are computed; else None.
       info: Rules, schema and choices, on the host.
     """
 
@@ -74,6 +76,7 @@ class Book:
     fires: Any
     violated: Any
     pieces: Pieces
+    plan: Plan | None
     info: Info
 
     @property
@@ -219,6 +222,9 @@ def bind(
             seen=np.array(seen, np.int32).reshape(len(flat), len(schema.views)),
             table=np.array([piece.table for _, piece in flat], np.float32).reshape(len(flat), k),
         ),
+        plan=None
+        if schema.exclusive or widths
+        else plan(circuit, places[n : n + len(violated)], k, len(schema.views)),
         info=Info(schema, kept, definitions, tuple(grounder.patterns), logic, bool(widths)),
     )
     book = jax.device_put(book)  # all at once: an array at a time, each is a program to compile

@@ -11,7 +11,9 @@ import dataclasses
 import math
 import re
 import warnings
-from typing import Any
+from typing import TypeVar, dataclass_transform
+
+T = TypeVar("T")
 
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 ARITHMETIC = ("+", "-", "*", "/")
@@ -38,7 +40,8 @@ class Formula(Tree):
     """Something that holds or not for each example."""
 
 
-def _node(cls: type) -> Any:
+@dataclass_transform(frozen_default=True)
+def _node(cls: type[T]) -> type[T]:
     """A frozen dataclass that compares by content and keeps the ``__str__`` above."""
     return dataclasses.dataclass(frozen=True)(cls)
 

@@ -254,7 +254,7 @@ def _held(book: Book, columns: Array) -> Array:
     """The bodies' features, ``[batch, bodies]``."""
     if book.schema.exclusive:
         any_class = jnp.zeros((columns.shape[0], len(book.schema.classes)), columns.dtype)
-        return logic._guards(book, columns, [any_class for _ in book.schema.views]).T
+        return logic.guards(book, columns, [any_class for _ in book.schema.views]).T
     return logic.fires(book, columns).astype(columns.dtype)
 
 

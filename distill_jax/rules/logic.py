@@ -39,6 +39,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
+from distill_jax.rules import kernels, label_sums
 from distill_jax.rules.book import Book, number_of_columns
 from distill_jax.rules.circuit import Circuit
 
@@ -68,9 +69,7 @@ def fires(
       >>> print(fires(book, jnp.array([[70.0], [50.0], [jnp.nan]])).ravel())
       [ True False False]
     """
-    columns = _columns(book, columns)
-    nodes = _crisp(book.circuit, columns, unknown)
-    return nodes[book.fires].T
+    return _held(book, _columns(book, columns), book.fires, unknown)
 
 
 def violation(
@@ -81,11 +80,11 @@ def violation(
     views: Views | None = None,
 ) -> Float[Array, "batch rules"]:
     """How far each rule is from being true: 1 − ``truth``, computed without cancellation."""
-    columns, probabilities, views = _arguments(book, columns, probabilities, views)
+    columns, probabilities, arrays = _arguments(book, columns, probabilities, views)
     if book.schema.exclusive:
-        weight = _guards(book, columns, views) * (book.pieces.table @ probabilities.T)
+        weight = guards(book, columns, arrays) * (book.pieces.table @ probabilities.T)
         return jax.ops.segment_sum(weight, book.pieces.rule, len(book)).T
-    everything = jnp.concatenate([probabilities, *views], axis=1)
+    everything = jnp.concatenate([probabilities, *arrays], axis=1)
     nodes = _fuzzy(book.circuit, columns, everything, book.info.logic)
     found = nodes[book.violated].T
     return _sigmoidal(found) if book.info.logic == "sigmoidal" else found
@@ -146,20 +145,54 @@ def energies(
       views: As in ``truth``.
     """
     _exclusive(book, "energies")
-    columns, _, views = _arguments(book, columns, None, views)
-    strengths = book.strengths if strengths is None else jnp.asarray(strengths)
-    _checks.shape((len(book),), strengths=strengths)
-    strengths = jnp.where(book.hard, 0.0, strengths)
-    guards = _guards(book, columns, views)
-    return guards.T @ (strengths[book.pieces.rule][:, None] * book.pieces.table)
+    columns, _, arrays = _arguments(book, columns, None, views)
+    own = book.strengths if strengths is None else jnp.asarray(strengths)
+    _checks.shape((len(book),), strengths=own)
+    return _against(book, columns, arrays, jnp.where(book.hard, 0.0, own))
 
 
 def forbidden(book: Book, columns: Float[Any, "batch columns"]) -> Bool[Array, "batch classes"]:
     """Which classes the hard rules forbid on each example; exclusive classes only."""
     _exclusive(book, "forbidden")
-    nodes = _crisp(book.circuit, _columns(book, columns), False)
-    guards = nodes[book.pieces.guard] & book.hard[book.pieces.rule][:, None]
-    return (guards.astype(jnp.float32).T @ book.pieces.table) > 0
+    guards = _held(book, _columns(book, columns), book.pieces.guard, False)
+    hard = book.hard[book.pieces.rule][:, None] * book.pieces.table
+    return (guards.astype(hard.dtype) @ hard) > 0
+
+
+def weighted_violation(
+    book: Book,
+    columns: Float[Any, "batch columns"],
+    probabilities: Float[Any, "batch classes"],
+    weights: Float[Any, " rules"],
+    *,
+    views: Views | None = None,
+    squared: bool = False,
+) -> Float[Array, " batch"]:
+    """Σ weight · violation over the rules, row by row, or Σ weight · violation².
+
+    Memory does not grow with rows times rules, but for squares over exclusive classes and for soft
+    comparisons.
+    """
+    columns, probabilities, arrays = _arguments(book, columns, probabilities, views)
+    weights = _wide(weights)
+    _checks.shape((len(book),), weights=weights)
+    if book.schema.exclusive and not squared:
+        return (_against(book, columns, arrays, weights) * probabilities).sum(1)
+    if book.schema.exclusive or book.plan is None or _is_small(book, columns):
+        each = violation(book, columns, probabilities, views=views)
+        return (each * each if squared else each) @ weights
+    smooth = book.info.logic == "sigmoidal"
+    outer = {(0, 0): None, (0, 1): jnp.square, (1, 0): _sigmoidal, (1, 1): _sigmoidal_squared}
+    return label_sums.weighted(
+        book.plan,
+        book.circuit,
+        columns,
+        probabilities,
+        weights,
+        views=jnp.concatenate(arrays, axis=1) if arrays else None,
+        logic="product" if smooth else book.info.logic,
+        outer=outer[smooth, squared],
+    )
 
 
 def _exclusive(book: Book, who: str) -> None:
@@ -205,42 +238,60 @@ def _wide(x: Any) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _guards(book: Book, columns: Array, views: list[Array]) -> Float[Array, "pieces batch"]:
+SMALL = 1 << 22
+"""Nodes times rows up to which all are computed at once; beyond, a tile of rows at a time."""
+
+
+def _is_small(book: Book, columns: Array) -> bool:
+    circuit = book.circuit
+    inner = sum(level.ands.shape[0] + level.ors.shape[0] for level in circuit.levels)
+    return (circuit.number_of_literals + inner) * columns.shape[0] <= SMALL
+
+
+def _held(book: Book, columns: Array, wanted: Array, unknown: bool) -> Bool[Array, "batch wanted"]:
+    """Where these nodes hold."""
+    if _is_small(book, columns):
+        return _crisp(book.circuit, columns, unknown)[wanted].T
+    return kernels.held(book.circuit, columns, wanted, unknown=unknown)
+
+
+def _against(
+    book: Book, columns: Array, views: list[Array], weights: Array
+) -> Float[Array, "batch classes"]:
+    """What the rules, with these weights, speak against each class."""
+    scores = weights[book.pieces.rule][:, None] * book.pieces.table
+    if book.info.soft or _is_small(book, columns):
+        return guards(book, columns, views).T @ scores
+    classes = len(book.schema.classes)
+    shown = jnp.concatenate(_shown(views), axis=1) if views else jnp.zeros((len(columns), 0))
+    first = (classes + 1) * jnp.arange(len(views))
+    where = kernels.Guards(book.pieces.guard, book.pieces.seen + first[None, :], shown.T)
+    return kernels.scored(book.circuit, columns, where, scores)
+
+
+def _shown(views: list[Array]) -> list[Array]:
+    """Probabilities that a view shows a class, and 1 for any."""
+    return [jnp.concatenate([p, jnp.ones((p.shape[0], 1), p.dtype)], axis=1) for p in views]
+
+
+def guards(book: Book, columns: Array, views: list[Array]) -> Float[Array, "pieces batch"]:
     """Where each piece of a rule applies, and how probably the views show what it asks for."""
     if book.info.soft:
         nodes = _fuzzy(book.circuit, columns, jnp.zeros((columns.shape[0], 0)), "product")
     else:
         nodes = _crisp(book.circuit, columns, False)
-    guards = nodes[book.pieces.guard].astype(columns.dtype)
-    for v, probabilities in enumerate(views):
-        any_class = jnp.ones((probabilities.shape[0], 1), probabilities.dtype)
-        shown = jnp.concatenate([probabilities, any_class], axis=1)
-        guards = guards * shown.T[book.pieces.seen[:, v]]
-    return guards
+    found = nodes[book.pieces.guard].astype(columns.dtype)
+    for v, shown in enumerate(_shown(views)):
+        found = found * shown.T[book.pieces.seen[:, v]]
+    return found
 
 
 # Circuits, feature-major: [nodes, batch]
 
 
-def registers(circuit: Circuit, columns: Array) -> Float[Array, "registers batch"]:
-    """Columns, constants, and what arithmetic makes of them."""
-    made = columns.T
-    if circuit.constants.shape[0]:
-        constants = circuit.constants.astype(made.dtype)[:, None]
-        constants = jnp.broadcast_to(constants, (constants.shape[0], made.shape[1]))
-        made = jnp.concatenate([made, constants])
-    for step in circuit.arithmetic:
-        a, b, op = made[step.left], made[step.right], step.operator[:, None]
-        quotient = a / jnp.where(op == 3, b, 1.0)
-        result = jnp.where(op == 2, a * b, quotient)
-        result = jnp.where(op == 1, a - b, result)
-        made = jnp.concatenate([made, jnp.where(op == 0, a + b, result)])
-    return made
-
-
 def _crisp(circuit: Circuit, columns: Array, unknown: bool) -> Bool[Array, "nodes batch"]:
     """Every node as True or False. Labels are taken for possible."""
-    values = registers(circuit, columns)[circuit.register]
+    values = kernels.registers(circuit, columns)[circuit.register]
     inside = (circuit.low[:, None] <= values) & (values <= circuit.high[:, None])
     held = inside ^ circuit.inverted[:, None]
     if unknown:
@@ -264,7 +315,7 @@ def _fuzzy(
     circuit: Circuit, columns: Array, labels: Array, logic: str
 ) -> Float[Array, "nodes batch"]:
     """Every node as a truth from 0 to 1."""
-    values = registers(circuit, columns)[circuit.register]
+    values = kernels.registers(circuit, columns)[circuit.register]
     known = ~jnp.isnan(values)
     low, high = circuit.low[:, None], circuit.high[:, None]
     crisp = ((low <= values) & (values <= high)) ^ circuit.inverted[:, None]
@@ -296,3 +347,7 @@ def _sigmoidal(violated: Array) -> Array:
     """The sigmoidal implication, from the violation in product logic."""
     low, high = jax.nn.sigmoid(-STEEPNESS / 2), jax.nn.sigmoid(STEEPNESS / 2)
     return (jax.nn.sigmoid(STEEPNESS * (violated - 0.5)) - low) / (high - low)
+
+
+def _sigmoidal_squared(violated: Array) -> Array:
+    return _sigmoidal(violated) ** 2

@@ -42,7 +42,8 @@ from distill_jax.objectives import Context, Term, term
 from distill_jax.rules import _inputs
 from distill_jax.rules._inputs import Views
 from distill_jax.rules.book import Book
-from distill_jax.rules.logic import registers, violation
+from distill_jax.rules.kernels import registers
+from distill_jax.rules.logic import violation, weighted_violation
 from distill_jax.types import Params, State
 
 HARD_WEIGHT = 10.0
@@ -93,8 +94,20 @@ def penalty(
       [1. 0.]
     """
     _kind(kind)
-    each = _each(student_logits, columns, views, rules, kind, where)
-    return _inputs.masked(_weighted(each, _weights(rules, weights)), where)
+    own = _weights(rules, weights)
+    if kind == "log":
+        each = _each(student_logits, columns, views, rules, kind, where)
+        return _inputs.masked(_weighted(each, own), where)
+    logits, columns, views = _inputs.clean(rules, student_logits, columns, views, where)
+    rows = weighted_violation(
+        rules,
+        columns,
+        _inputs.probabilities(rules, logits),
+        own[0],
+        views=_inputs.seen(rules, views),
+        squared=kind == "squared",
+    )
+    return _inputs.masked(rows, where)
 
 
 def batch_penalty(
