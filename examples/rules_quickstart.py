@@ -27,7 +27,8 @@ few, and worse where all are there; rules as one more teacher help in both cases
 Set in trials, on other cuts of the same 569 cases: the size of D_T (with 20 to 40 cases the teacher
 holds the others back, with 100 rules add little to it; see --teacher-cases), and that the student
 of all three sees the columns without the rules' bodies. The hard rules stood at two standard
-deviations at first, where no student violates them. The soft ones are as first written.
+deviations at first, where no student violates them. A first sketch of the soft ones had thirds of
+the cases in place of half a deviation, and smoothness as a fifth criterion.
 
 Prints tables, and writes rules_quickstart.json and rules_quickstart.png. Takes less than a minute
 on two CPU cores. Fails if a hard rule is violated, or if all three together are no better than
@@ -327,6 +328,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     report.show(shown, title=f"Accuracy on D_P, by labels among the {CASES} cases of D_S")
 
     command = f"python examples/rules_quickstart.py --steps {args.steps}"
+    command += f" --teacher-cases {args.teacher_cases}"
     results = report.result_file(__file__, [standard(r) for r in rows], command)
     results |= {"gains": gained, "curves": shown, "rules_on_D_T": checked}
     results["seconds"] = time.perf_counter() - start
