@@ -304,6 +304,19 @@ def _check(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: Schema
             f"{list(schema.classes)}"
         )
     columns = {column.name for column in schema.columns}
+    for rule in (*kept, *definitions):
+        x = rule.formula
+        if rule.definition and not (isinstance(x, f.Implies) and isinstance(x.head, f.Name)):
+            raise f.RuleError(f"a Horn clause must say body => name, got {x}")
+        if (
+            abs(rule.strength.log_odds) > float(np.finfo(np.float32).max)
+            and rule.strength.kind != "hard"
+        ):
+            raise rule_error(
+                rule,
+                f"w must fit float32, got {rule.strength.number:g}: a rule that always holds "
+                "is [hard]",
+            )
     for rule in definitions:
         if _head(rule) in columns or _head(rule) == schema.target:
             raise rule_error(

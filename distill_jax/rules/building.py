@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from distill_jax.rules import formulas as f
 
 
@@ -88,7 +90,7 @@ class Built:
     def __invert__(self) -> Built:
         return Built(f.Not(formula(self)))
 
-    def is_in(self, choices: Sequence[Any]) -> Built:
+    def is_in(self, choices: Sequence[Any] | np.ndarray) -> Built:
         """``self in [choices]``."""
         if isinstance(choices, str):
             raise TypeError(f"choices must be a list, got the string {choices!r}")
@@ -224,8 +226,8 @@ def _value(x: Any) -> f.Value:
         return tree
     if isinstance(tree, str):
         return f.String(tree)
-    if isinstance(tree, int | float) and not isinstance(tree, bool):
-        return f.Number(tree)
+    if isinstance(tree, int | float | np.integer | np.floating) and not isinstance(tree, bool):
+        return f.Number(float(tree))
     raise TypeError(
         f"a formula compares columns, numbers and strings, got {x!r}. Two formulas are compared by "
         "iff, a boolean column stands by itself, and what may be missing has is_missing()"

@@ -8,6 +8,7 @@ import pytest
 from distill_jax.rules import (
     Book,
     Column,
+    Rule,
     RuleError,
     RuleWarning,
     Schema,
@@ -20,6 +21,7 @@ from distill_jax.rules import (
     label,
     rule,
 )
+from distill_jax.rules.formulas import Name
 
 pytestmark = pytest.mark.usefixtures("library_errors")
 
@@ -108,6 +110,13 @@ def test_rules_built_in_python_name_themselves_instead() -> None:
     for bad in (float("inf"), float("nan")):
         with pytest.raises(ValueError, match="w must be finite"):
             rule(label("sick"), w=bad)
+
+
+def test_clauses_and_weights_built_by_hand() -> None:
+    with pytest.raises(RuleError, match="a Horn clause must say body => name, got smoker"):
+        bind([Rule(Name("smoker"), definition=True), rule(label("sick"))], SCHEMA)
+    with pytest.raises(RuleError, match=r"w must fit float32, got -1e\+39"):
+        bind("[w=-1e39] smoker => sick", SCHEMA)
 
 
 def test_unsatisfiable_hard_sets() -> None:

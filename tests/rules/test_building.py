@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from distill_jax.rules import formulas as f
@@ -62,6 +63,11 @@ def test_a_built_formula_is_the_one_of_its_text(built: Built, text: str) -> None
     assert str(built) == text
     assert repr(built) == f"<{text}>"
     assert formula(built) == parse_formula(text)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    built = (x > np.float32(0.5)) & x.is_in(np.arange(2))
+    assert str(built) == "x > 0.5 and x in [0, 1]"
 
 
 def test_an_equal_sign_is_a_formula_and_so_built_ones_are_no_keys() -> None:
