@@ -126,8 +126,7 @@ def check(
     paired = 2 <= rules <= MOST_PAIRED
     if paired and book.schema.exclusive:
         options["parts"] = _parts(book)
-    crisp = _crisp(book)
-    sums = _summed(crisp, data, options, paired)
+    sums = _summed(crisp(book), data, options, paired)
     summary = {"rules": rules, "rows": rows, **_summary(sums, rows)}
     sides = _sides.shares(book, data) if rows else None
     listed = [_row(book, i, sums, rows, sides) for i in range(rules)]
@@ -188,7 +187,8 @@ def _frequencies(book: Book, targets: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return sets, (counts / counts.sum()).astype(np.float32)
 
 
-def _crisp(book: Book) -> Book:
+def crisp(book: Book) -> Book:
+    """The book without widths: every comparison holds or does not."""
     circuit = dataclasses.replace(book.circuit, width=jnp.zeros_like(book.circuit.width))
     info = dataclasses.replace(book.info, soft=False)
     return dataclasses.replace(book, circuit=circuit, info=info)

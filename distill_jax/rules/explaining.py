@@ -14,6 +14,7 @@ from distill_jax import _checks
 from distill_jax.rules import _inputs
 from distill_jax.rules._inputs import Views
 from distill_jax.rules.book import Book, encode, number_of_columns
+from distill_jax.rules.checking import crisp
 from distill_jax.rules.logic import fires, violation
 
 
@@ -45,7 +46,7 @@ def explain(
     corrected to q by the rules. For each rule that fires:
 
     - ``violated``: whether the class that the model alone predicts violates it (its violation, if
-      it depends on another view);
+      it depends on another view or a soft comparison);
     - ``against``: the classes that violate it;
     - ``moved``: log-odds that it adds to the corrected prediction against the next best class; None
       for a hard rule, whose log-odds are infinite where it forbids;
@@ -138,6 +139,9 @@ def _classes(
     repeated = {name: jnp.repeat(x, k, 0) for name, x in seen.items()}
     by_class = _violations(book, jnp.repeat(columns, k, 0), jnp.eye(k), repeated)
     violated = np.asarray(by_class, np.float64)  # [classes, rules]
+    if book.info.soft:  # what hard rules forbid is crisp
+        by_class = _violations(crisp(book), jnp.repeat(columns, k, 0), jnp.eye(k), repeated)
+        violated = np.where(hard, by_class, violated)
 
     def corrected(use: np.ndarray) -> np.ndarray:
         """Probabilities with some of the rules; hard ones that leave nothing are ignored."""
@@ -156,11 +160,11 @@ def _classes(
     for i in range(len(book)):
         without = corrected(everything & (np.arange(len(book)) != i))
         own = violated[int(before.argmax()), i]
-        crisp = own in (0.0, 1.0)
+        decided = own in (0.0, 1.0)
         moved = float(strengths[i] * (violated[rival, i] - violated[best, i]))
         rows.append(
             {
-                "violated": bool(own) if crisp else float(own),
+                "violated": bool(own) if decided else float(own),
                 "against": [classes[j] for j in range(k) if violated[j, i] > 0],
                 "moved": None if hard[i] else moved,
                 "probability": float(after[best]),

@@ -315,6 +315,16 @@ def test_a_hard_rule_that_changes_the_prediction() -> None:
     assert made.summary["prediction"] == "a"
 
 
+def test_explain_holds_hard_rules_as_project_does_however_soft_comparisons_are() -> None:
+    schema = Schema((Column("x"), Column("y")), ("well", "sick"))
+    book = bind("[hard] x > 1 and y > 1 => sick", schema, widths={"x": 2.0, "y": 2.0})
+    columns, logits = np.array([[1.1, 1.1]], np.float32), np.array([1.0, 0.0], np.float32)
+    found = explain(book, columns, logits)
+    assert found.summary["probabilities"] == {"well": 0.0, "sick": 1.0}
+    assert found.rows[0]["violated"] is True
+    np.testing.assert_array_equal(np.exp(project(book, columns, logits[None])), [[0.0, 1.0]])
+
+
 def test_explain_label_sets(sets: Book) -> None:
     logits = np.array([1.0, -1.0, 0.5], np.float32)
     made = explain(sets, {"age": 70.0, "smoker": True, "sex": None}, logits)
