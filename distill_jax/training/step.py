@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from distill_jax import _checks
 from distill_jax import teachers as teachers_
 from distill_jax.objectives import Context, Objective, Term
+from distill_jax.rules import Book
 from distill_jax.teachers import Teacher
 from distill_jax.types import Batch, Model, Outputs, Params, State
 
@@ -235,8 +236,21 @@ def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, A
                 f"{who} has {taught.shape[-1]} classes, the student {student.shape[-1]}: they "
                 "must be the same classes"
             )
+    for term in objective.terms:
+        for value in term.options.values():
+            if isinstance(value, Book):
+                _rules_fit(model, value, f"the rules of term {term.name!r}")
     if recipe.augment is None:  # or else columns may come from it
         objective.check(batch, student.shape[-1])
+
+
+def _rules_fit(model: Model, book: Book, who: str) -> None:
+    classes = book.schema.classes
+    if model.classes is not None and model.classes != classes:
+        raise ValueError(
+            f"{who} have the classes {list(classes)}, the student {list(model.classes)}: bind them "
+            "to a schema with the student's classes, in its order"
+        )
 
 
 def check_initial(initial: Any, fresh: Any) -> None:

@@ -391,6 +391,24 @@ def test_encouraging_lowers_violations(kind):
     assert metrics["rules"][-1] < metrics["rules"][0]
 
 
+@pytest.mark.usefixtures("library_errors")
+def test_a_student_with_the_classes_in_another_order_is_refused():
+    rules, data = problem()
+    first, second = rules.schema.classes
+    objective = weighted_sum(encourage("fewer", 1.0, rules, reads={"columns": "inputs"}))
+    for classes in ((second, first), (first, "other")):
+        with pytest.raises(ValueError, match="rules of term 'fewer' have the classes .* bind them"):
+            training.run(
+                models.logistic_regression(2, classes=classes),
+                objective,
+                OPTIMIZER,
+                data,
+                key=jax.random.key(0),
+                steps=1,
+                batch_size=4,
+            )
+
+
 def test_dual_ascent_reaches_the_budget_and_lets_go_of_what_is_satisfied():
     rules, _ = problem()
     without = without_rules()
