@@ -92,7 +92,7 @@ class Grounder:
     def check(self, clause: f.Rule) -> None:
         """Raises for what is wrong with a clause that defines a predicate, used or not."""
         self.rule = clause
-        self._lower(f.Name(_head(clause)), True, lambda atom, positive: TRUE)
+        self._ground(f.Name(_head(clause)), True, lambda atom, positive: TRUE)
 
     def pieces(self, rule: f.Rule) -> list[Piece]:
         """A rule over exclusive classes, as parts that say which classes violate it where."""
@@ -104,7 +104,7 @@ class Grounder:
             atoms[atom] = None
             return self.builder.label(list(atoms).index(atom), not positive)
 
-        self._lower(rule.formula, False, collect)
+        self._ground(rule.formula, False, collect)
         self.builder = real
         found = list(atoms)
         K, views = len(self.schema.classes), len(self.schema.views)
@@ -124,7 +124,9 @@ class Grounder:
         for column in kinds.T:
             world = dict(zip(found, column, strict=False))
             guards.append(
-                self._lower(rule.formula, False, lambda a, positive, w=world: int(w[a] == positive))
+                self._ground(
+                    rule.formula, False, lambda a, positive, w=world: int(w[a] == positive)
+                )
             )
         guard = np.asarray(guards)[which.ravel()].reshape(shape)
         return _merged(guard, shape)
@@ -141,14 +143,26 @@ class Grounder:
             index = offsets[view] + self.schema.classes.index(name)
             return self.builder.label(index, not positive)
 
-        violated = self._lower(rule.formula, False, literal)
-        possible = self._lower(rule.formula, False, lambda atom, positive: TRUE)
+        violated = self._ground(rule.formula, False, literal)
+        possible = self._ground(rule.formula, False, lambda atom, positive: TRUE)
         return violated, possible
 
     # Formulas
 
+    def _ground(self, x: f.Formula, positive: bool, atom: Callable[[Atom, bool], int]) -> int:
+        """The node of a whole formula, in one world."""
+        self._lowered: dict[tuple[int | str, bool], int] = {}
+        return self._lower(x, positive, atom)
+
     def _lower(self, x: f.Formula, positive: bool, atom: Callable[[Atom, bool], int]) -> int:
         """The node of ``x`` (or, not ``positive``, of its negation)."""
+        # Once each: every <=> asks for both, and many clauses may use one predicate.
+        key = (id(x), positive)
+        if key not in self._lowered:
+            self._lowered[key] = self._node(x, positive, atom)
+        return self._lowered[key]
+
+    def _node(self, x: f.Formula, positive: bool, atom: Callable[[Atom, bool], int]) -> int:
         build, lower = self.builder, self._lower
         if isinstance(x, f.Not):
             return lower(x.part, not positive, atom)
@@ -234,6 +248,8 @@ class Grounder:
         raise unknown_name(self.rule, x.name, self._known())
 
     def _defined(self, name: str, positive: bool, atom: Callable[[Atom, bool], int]) -> int:
+        if (name, positive) in self._lowered:
+            return self._lowered[name, positive]
         if name in self._open:
             cycle = [*self._open[self._open.index(name) :], name]
             raise self._error("clauses may not go in a circle: " + " :- ".join(cycle), name)
@@ -246,7 +262,9 @@ class Grounder:
             parts.append(self._lower(clause.formula.body, positive, atom))
         self.rule = outer
         self._open.pop()
-        return self.builder.any(parts) if positive else self.builder.all(parts)
+        node = self.builder.any(parts) if positive else self.builder.all(parts)
+        self._lowered[name, positive] = node
+        return node
 
     # Atoms over labels
 

@@ -17,6 +17,7 @@ from distill_jax.rules import (
     col,
     encode,
     explain,
+    fires,
     implies,
     label,
     rule,
@@ -117,6 +118,17 @@ def test_clauses_and_weights_built_by_hand() -> None:
         bind([Rule(Name("smoker"), definition=True), rule(label("sick"))], SCHEMA)
     with pytest.raises(RuleError, match=r"w must fit float32, got -1e\+39"):
         bind("[w=-1e39] smoker => sick", SCHEMA)
+
+
+def test_work_does_not_double_with_every_level() -> None:
+    names = [f"x{i}" for i in range(40)]
+    schema = Schema(tuple(Column(x, "boolean") for x in names), ("well", "sick"))
+    clauses = [f"p{i} :- p{i + 1}, {x}. p{i} :- p{i + 1}, not {x}." for i, x in enumerate(names)]
+    chain = "(" * 39 + "x0" + "".join(f" <=> {x})" for x in names[1:])
+    book = bind("\n".join([*clauses, "p40 :- x0.", "sick :- p0.", f"{chain} => sick"]), schema)
+    columns = np.ones((2, 40), np.float32)
+    columns[1, 0] = 0
+    np.testing.assert_array_equal(fires(book, columns), [[1, 1], [0, 0]])
 
 
 def test_unsatisfiable_hard_sets() -> None:
