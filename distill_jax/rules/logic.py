@@ -119,10 +119,10 @@ def truth(
     Example:
       >>> from distill_jax.rules import Column, Schema, bind
       >>> book = bind("age > 60 => sick", Schema((Column("age"),), ("well", "sick")))
-      >>> columns, probabilities = jnp.array([[70.0], [50.0]]), jnp.array([[0.8, 0.2], [0.8, 0.2]])
+      >>> columns, probabilities = jnp.array([[70.0], [50.0]]), jnp.array([[0.75, 0.25], [0.5, 0.5]])
       >>> print(truth(book, columns, probabilities))
-      [[0.2]
-       [1. ]]
+      [[0.25]
+       [1.  ]]
     """
     return 1.0 - violation(book, columns, probabilities, views=views)
 
@@ -178,7 +178,7 @@ def weighted_violation(
     _checks.shape((len(book),), weights=weights)
     if book.schema.exclusive and not squared:
         return (_against(book, columns, arrays, weights) * probabilities).sum(1)
-    if book.schema.exclusive or book.plan is None or _is_small(book, columns):
+    if book.schema.exclusive or book.plan is None or _size(book, columns) <= SMALL_SUMS:
         each = violation(book, columns, probabilities, views=views)
         return (each * each if squared else each) @ weights
     smooth = book.info.logic == "sigmoidal"
@@ -238,19 +238,20 @@ def _wide(x: Any) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-SMALL = 1 << 22
-"""Nodes times rows up to which all are computed at once; beyond, a tile of rows at a time."""
+SMALL, SMALL_SUMS = 1 << 21, 1 << 16
+"""Nodes times rows up to which all are computed at once; beyond, a tile of rows at a time. The
+second holds for sums over label sets with their gradient."""
 
 
-def _is_small(book: Book, columns: Array) -> bool:
+def _size(book: Book, columns: Array) -> int:
     circuit = book.circuit
     inner = sum(level.ands.shape[0] + level.ors.shape[0] for level in circuit.levels)
-    return (circuit.number_of_literals + inner) * columns.shape[0] <= SMALL
+    return (circuit.number_of_literals + inner) * columns.shape[0]
 
 
 def _held(book: Book, columns: Array, wanted: Array, unknown: bool) -> Bool[Array, "batch wanted"]:
     """Where these nodes hold."""
-    if _is_small(book, columns):
+    if _size(book, columns) <= SMALL:
         return _crisp(book.circuit, columns, unknown)[wanted].T
     return kernels.held(book.circuit, columns, wanted, unknown=unknown)
 
@@ -260,7 +261,7 @@ def _against(
 ) -> Float[Array, "batch classes"]:
     """What the rules, with these weights, speak against each class."""
     scores = weights[book.pieces.rule][:, None] * book.pieces.table
-    if book.info.soft or _is_small(book, columns):
+    if book.info.soft or _size(book, columns) <= SMALL:
         return guards(book, columns, views).T @ scores
     classes = len(book.schema.classes)
     shown = jnp.concatenate(_shown(views), axis=1) if views else jnp.zeros((len(columns), 0))
