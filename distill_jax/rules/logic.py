@@ -119,7 +119,8 @@ def truth(
     Example:
       >>> from distill_jax.rules import Column, Schema, bind
       >>> book = bind("age > 60 => sick", Schema((Column("age"),), ("well", "sick")))
-      >>> columns, probabilities = jnp.array([[70.0], [50.0]]), jnp.array([[0.75, 0.25], [0.5, 0.5]])
+      >>> columns = jnp.array([[70.0], [50.0]])
+      >>> probabilities = jnp.array([[0.75, 0.25], [0.5, 0.5]])
       >>> print(truth(book, columns, probabilities))
       [[0.25]
        [1.  ]]
