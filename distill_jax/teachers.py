@@ -28,7 +28,7 @@ from distill_jax.types import Model, Outputs, Params, State
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "state"],
-    meta_fields=["predict", "classes"],
+    meta_fields=["predict", "classes", "missing"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Teacher:
@@ -42,12 +42,14 @@ class Teacher:
       params: Arrays.
       state: Arrays, batch statistics for example.
       classes: The names of the classes in the order of the logits, where they are known.
+      missing: Whether its inputs may hold NaN, for values that are missing.
     """
 
     predict: Callable[[Params, State, Any], Outputs]
     params: Params
     state: State = dataclasses.field(default_factory=dict)
     classes: tuple[str, ...] | None = None
+    missing: bool = False
 
     def __post_init__(self) -> None:
         if self.classes is not None:  # a list would have no hash
@@ -67,7 +69,7 @@ def teacher(model: Model, params: Params, state: State) -> Teacher:
       >>> jax.jit(lambda teacher, inputs: teacher(inputs).logits)(wise, inputs).shape
       (2, 3)
     """
-    return Teacher(model.predict, params, state, model.classes)
+    return Teacher(model.predict, params, state, model.classes, model.missing)
 
 
 def from_function(
@@ -140,6 +142,7 @@ def ensemble(
         },
         [t.state for t in teachers],
         classes,
+        all(t.missing for t in teachers),
     )
 
 
@@ -171,7 +174,7 @@ def reorder(teacher: Teacher, classes: Sequence[str]) -> Teacher:
     order = jnp.asarray([teacher.classes.index(name) for name in classes])
     # The order lies in the state: as a parameter, an integer would be in the way of jax.grad.
     state = {"teacher": teacher.state, "order": order}
-    return Teacher(_Reorder(teacher.predict), teacher.params, state, classes)
+    return Teacher(_Reorder(teacher.predict), teacher.params, state, classes, teacher.missing)
 
 
 def start_average(params: PyTree) -> PyTree:

@@ -276,7 +276,11 @@ def _totals(
     data = {name: data[name] for name in _COLUMNS if name in data}
     if teacher is not None:
         data.pop("teacher_logits", None)
-    missing = ("inputs",) if model.missing else ()
+    missing = ["inputs"] if model.missing else []
+    if teacher is not None:  # it looks at one of the two
+        seen = "teacher_inputs" if "teacher_inputs" in data else "inputs"
+        missing = [name for name in missing if name != seen or teacher.missing]
+        missing += [seen] if teacher.missing and seen == "teacher_inputs" else []
     check(data, missing=missing)
     run = functools.partial(program, teacher=teacher, top_k=top_k, bins=bins)
     found = []

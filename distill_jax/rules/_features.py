@@ -146,8 +146,9 @@ def atoms_in(
 ) -> Iterator[tuple[f.Formula, bool]]:
     """The atoms over features in a formula, with whether each stands there as it is.
 
-    What clauses define is looked into; atoms over labels are left out.
+    What clauses define is looked into, once for each sign; atoms over labels are left out.
     """
+    entered: set[tuple[str, bool]] = set()
 
     def walk(x: Any, positive: bool) -> Iterator[tuple[f.Formula, bool]]:
         if isinstance(x, f.Not):
@@ -159,6 +160,9 @@ def atoms_in(
             for part in vars(x).values():
                 yield from walk(part, positive)
         elif isinstance(x, f.Name) and x.name in clauses and x.name not in classes:
+            if (x.name, positive) in entered:
+                return
+            entered.add((x.name, positive))
             for clause in clauses[x.name]:
                 assert isinstance(clause.formula, f.Implies)
                 yield from walk(clause.formula.body, positive)

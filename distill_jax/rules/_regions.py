@@ -213,7 +213,8 @@ def _registers(book: Book, columns: np.ndarray) -> np.ndarray:
         for step in book.circuit.arithmetic:
             left, right = made[np.asarray(step.left)], made[np.asarray(step.right)]
             operator = np.asarray(step.operator)[:, None]
-            results = (left + right, left - right, left * right, left / right)
+            quotient = np.where(right == 0, np.float32(np.nan), left / right)
+            results = (left + right, left - right, left * right, quotient)
             made = np.concatenate([made, np.choose(operator, results)])
     return made
 

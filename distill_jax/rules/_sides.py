@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -90,19 +90,22 @@ def _places(book: Book) -> tuple[np.ndarray, np.ndarray]:
         else:
             sides = formula, None
         for side, found in zip(sides, (head, body), strict=True):
-            for name in set(_names(side, clauses)):
+            for name in _names(side, clauses):
                 if name in book.schema.classes:
                     found[i, book.schema.classes.index(name)] = 1
     return head, body
 
 
-def _names(tree: Any, clauses: Mapping[str, list[f.Formula]]) -> Iterator[str]:
+def _names(tree: Any, clauses: Mapping[str, list[f.Formula]]) -> set[str]:
     """Names in a formula, with those in the clauses that define them."""
-    if isinstance(tree, f.Name):
-        yield tree.name
-        for body in clauses.get(tree.name, []):
-            yield from _names(body, clauses)
-    elif isinstance(tree, f.Tree) and not isinstance(tree, f.Of):
-        for part in vars(tree).values():
-            for inner in part if isinstance(part, tuple) else (part,):
-                yield from _names(inner, clauses)
+    found: set[str] = set()
+    waiting = [tree]
+    while waiting:
+        tree = waiting.pop()
+        if isinstance(tree, f.Name) and tree.name not in found:
+            found.add(tree.name)
+            waiting += clauses.get(tree.name, [])
+        elif isinstance(tree, f.Tree) and not isinstance(tree, f.Name | f.Of):
+            for part in vars(tree).values():
+                waiting += part if isinstance(part, tuple) else (part,)
+    return found

@@ -126,7 +126,7 @@ class Pieces:
 
 
 def bind(
-    rules: str | Sequence[f.Rule | f.Formula | Built],
+    rules: str | Sequence[str | f.Rule | f.Formula | Built],
     schema: Schema,
     *,
     logic: Logic = "product",
@@ -136,7 +136,8 @@ def bind(
     """Binds rules to columns and classes.
 
     Args:
-      rules: A text with one rule a line, or rules and formulas that were built or parsed.
+      rules: A text with one rule a line, or a list of texts, rules, and formulas that were built or
+        parsed.
       schema: Columns and classes.
       logic: For label sets, how truth is computed from probabilities; see ``truth``. Exclusive
         classes have one exact answer and need none.
@@ -286,7 +287,15 @@ def _rules(rules: Any) -> tuple[f.Rule, ...]:
     if isinstance(rules, str):
         found = parse(rules)
     elif isinstance(rules, Sequence):
-        found = tuple(x if isinstance(x, f.Rule) else f.Rule(formula(x)) for x in rules)
+        found = tuple(
+            rule
+            for x in rules
+            for rule in (
+                parse(x)
+                if isinstance(x, str)
+                else (x if isinstance(x, f.Rule) else f.Rule(formula(x)),)
+            )
+        )
     else:
         raise TypeError(
             f"rules must be a text or a list of rules and formulas, got {type(rules).__name__}"

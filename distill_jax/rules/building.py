@@ -205,6 +205,20 @@ def rule(
     return f.Rule(formula(what), name, strength)
 
 
+def clause(head: str, *body: Built | f.Formula) -> f.Rule:
+    """A Horn clause: ``head`` holds where all of ``body`` does, or all of another clause's body.
+
+    Example:
+      >>> print(clause("risky", col("smoker"), col("age") > 60))
+      risky :- smoker, age > 60.
+    """
+    parts = tuple(formula(part) for part in body)
+    if not parts:
+        raise ValueError("body must be one formula or more, got none")
+    whole = parts[0] if len(parts) == 1 else f.And(parts)
+    return f.Rule(f.Implies(whole, f.Name(head)), definition=True)
+
+
 def formula(x: Any) -> f.Formula:
     """The tree of a formula, built in Python or not.
 

@@ -54,9 +54,10 @@ def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs
     It has the parameters and the state of ``model``. Rules that are not hard are not looked at.
 
     Over exclusive classes, where hard rules contradict each other on an example so that no class is
-    left, they are ignored there. Over label sets train ``model`` itself with
-    ``max_constraint_loss``, as in the paper, and enforce the rules on what comes out, or train the
-    enforced model with any loss.
+    left, they are ignored there. A label that hard rules forbid has an infinite loss: leave such
+    rows out of the loss on labels, with ``where`` a column made from ``forbidden``, or mend them.
+    Over label sets train ``model`` itself with ``max_constraint_loss``, as in the paper, and
+    enforce the rules on what comes out, or train the enforced model with any loss.
 
     Args:
       model: Its classes are the book's, in the same order.
@@ -330,7 +331,7 @@ def _guards(
 
 @dataclasses.dataclass(frozen=True)
 class _Enforced:
-    """Compares by content, so that a model made twice is compiled once."""
+    """Equal for the same model and book, so that a model made twice is compiled once."""
 
     apply: Callable[..., tuple[Outputs, State]]
     book: Book

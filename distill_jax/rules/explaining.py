@@ -87,6 +87,7 @@ def explain(
     z, columns, seen = _inputs.clean(book, jnp.asarray(logits)[None], columns, batched)
     strengths = np.asarray(book.strengths if strengths is None else strengths, np.float64)
     _checks.shape((len(book),), strengths=strengths)
+    _checks.finite(strengths=strengths)
     hard = np.asarray(book.hard)
     strengths = np.where(hard, 0.0, strengths)
     fired = np.asarray(fires(book, columns)[0])

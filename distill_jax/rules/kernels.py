@@ -117,7 +117,8 @@ def registers(circuit: Circuit, columns: Float[Array, "batch columns"]) -> Array
         made = jnp.concatenate([made, constants])
     for step in circuit.arithmetic:
         a, b, op = made[step.left], made[step.right], step.operator[:, None]
-        quotient = a / jnp.where(op == 3, b, 1.0)
+        # What is divided by 0 is unknown, as if it were missing.
+        quotient = jnp.where(b == 0, jnp.nan, a / jnp.where((op == 3) & (b != 0), b, 1.0))
         result = jnp.where(op == 2, a * b, quotient)
         result = jnp.where(op == 1, a - b, result)
         made = jnp.concatenate([made, jnp.where(op == 0, a + b, result)])

@@ -149,6 +149,7 @@ def energies(
     columns, _, arrays = _arguments(book, columns, None, views)
     own = book.strengths if strengths is None else jnp.asarray(strengths)
     _checks.shape((len(book),), strengths=own)
+    _checks.finite(strengths=own)
     return _against(book, columns, arrays, jnp.where(book.hard, 0.0, own))
 
 

@@ -39,6 +39,7 @@ from distill_jax import _checks
 from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.objectives import Context, Term, term
 from distill_jax.rules import _inputs
+from distill_jax.rules import formulas as f
 from distill_jax.rules._inputs import Views
 from distill_jax.rules.book import Book
 from distill_jax.rules.logic import energies, forbidden
@@ -202,8 +203,23 @@ def learned(book: Book, params: Mapping[str, Any]) -> Book:
     Args:
       book: The term's book.
       params: The term's parameters, ``train_state.term_params[name]``.
+
+    Returns:
+      A book in which what was ``[learn]`` is ``[w=…]``, so that it prints and saves what has been
+      learned. Where the parameters are traced, the arrays alone say so.
     """
-    return dataclasses.replace(book, strengths=_strengths(book, params))
+    strengths = _strengths(book, params)
+    known, learn = _checks.known(strengths), _checks.known(book.learn)
+    info = book.info
+    if known is not None and learn is not None:
+        rules = tuple(
+            dataclasses.replace(rule, strength=f.Strength("w", float(w))) if is_learned else rule
+            for rule, w, is_learned in zip(book.rules, known, learn, strict=True)
+        )
+        info = dataclasses.replace(info, rules=rules)
+    return dataclasses.replace(
+        book, strengths=strengths, learn=jnp.zeros_like(book.learn), info=info
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +320,7 @@ def rule_teacher(
     if total is not None and not abs(total - 1.0) < 1e-4:
         raise ValueError(f"prior must sum to 1, got {total}")
     params = {"prior": jnp.log(prior), "strengths": _own(book, strengths)}
-    return Teacher(_RulesAlone(columns), params, {"book": book}, book.schema.classes)
+    return Teacher(_RulesAlone(columns), params, {"book": book}, book.schema.classes, True)
 
 
 def corrected(
@@ -335,6 +351,7 @@ def corrected(
         {"teacher": teacher.params, "strengths": _own(book, strengths)},
         {"teacher": teacher.state, "book": book},
         book.schema.classes,
+        teacher.missing,
     )
 
 

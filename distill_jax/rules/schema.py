@@ -139,7 +139,8 @@ def infer_schema(
     """The schema of a table: kinds, categories, means and standard deviations of its columns.
 
     A column of booleans, or of numbers that are all 0 or 1, is boolean; other numbers are numeric;
-    strings are categorical up to 50 distinct values, and text beyond. None and NaN are missing.
+    strings are categorical up to 50 distinct values, and text beyond, and what pandas declares as a
+    category is one. None and NaN are missing.
 
     Args:
       table: A pandas data frame, a dictionary of columns, or a NumPy structured array. Only the
@@ -282,6 +283,8 @@ def _plain(x: Any) -> Any:
 
 
 def _infer(name: str, values: Any, kind: Kind | None) -> Column:
+    if kind is None and str(getattr(values, "dtype", "")) == "category":  # declared, in pandas
+        kind = "categorical"
     values = np.asarray(values)
     if values.ndim != 1:
         raise ValueError(f"column {name!r} must have shape [batch], got {values.shape}")

@@ -95,7 +95,9 @@ def run(
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
     data = {name: jnp.asarray(column) for name, column in data.items()}
-    data_.check(data, batch_size=batch_size, values=_seen(data), missing=_may_miss(model))
+    data_.check(
+        data, batch_size=batch_size, values=_seen(data), missing=_may_miss(model, teachers, data)
+    )
     key_init, key_order = _keys(key)
     recipe = Recipe(model, optimizer, augment, average_decay is not None)
     decay = _decay(average_decay)
@@ -177,7 +179,8 @@ def fit(
         )
     key_init, key_order = _keys(key)
     start = 0 if initial is None else int(initial.step)
-    seen, stream = _stream(data, key_order, batch_size, steps, start, _may_miss(model))
+    may_miss = functools.partial(_may_miss, model, teachers)
+    seen, stream = _stream(data, key_order, batch_size, steps, start, may_miss)
     recipe = Recipe(model, optimizer, augment, average_decay is not None)
     check(recipe, objective, seen, teachers)
     decay = _decay(average_decay)
@@ -221,14 +224,16 @@ def _stream(
     batch_size: int | None,
     steps: int,
     start: int,
-    missing: tuple[str, ...],
+    may_miss: Callable[[Batch], tuple[str, ...]],
 ) -> tuple[Batch, Iterator[Batch]]:
     """What can be looked at before the first step (all rows, or a batch), and the batches."""
     if isinstance(data, Mapping):
         if batch_size is None:
             raise ValueError("batch_size must be given for arrays in memory")
         columns = {str(name): np.asarray(column) for name, column in data.items()}
-        data_.check(columns, batch_size=batch_size, values=_seen(columns), missing=missing)
+        data_.check(
+            columns, batch_size=batch_size, values=_seen(columns), missing=may_miss(columns)
+        )
         return columns, data_.batches(
             columns, key=key, batch_size=batch_size, steps=steps, start=start
         )
@@ -238,7 +243,7 @@ def _stream(
     first = next(stream, None)
     if first is None:
         raise ValueError("data has no batch")
-    data_.check(first, values=_seen(first), missing=missing)
+    data_.check(first, values=_seen(first), missing=may_miss(first))
     return first, itertools.chain([first], stream)
 
 
@@ -247,8 +252,13 @@ def _seen(data: Batch) -> list[str]:
     return [n for n in data if n in ("inputs", "teacher_inputs") or n.startswith(VIEW)]
 
 
-def _may_miss(model: Any) -> tuple[str, ...]:
-    return ("inputs",) if getattr(model, "missing", False) else ()
+def _may_miss(model: Any, teachers: Mapping[str, Any], data: Batch) -> tuple[str, ...]:
+    """Columns in which NaN is a missing value, to all that look at them."""
+    seen_by_teachers = "teacher_inputs" if "teacher_inputs" in data else "inputs"
+    found = {"inputs": getattr(model, "missing", False), "teacher_inputs": True}
+    if teachers:
+        found[seen_by_teachers] &= all(getattr(t, "missing", False) for t in teachers.values())
+    return tuple(name for name, allowed in found.items() if allowed)
 
 
 def _named(teachers: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from distill_jax.rules import Column, Schema, bind
 from distill_jax.rules import formulas as f
 from distill_jax.rules.building import (
     Built,
@@ -12,6 +13,7 @@ from distill_jax.rules.building import (
     any_of,
     at_least,
     at_most,
+    clause,
     col,
     exactly_one,
     formula,
@@ -144,3 +146,13 @@ def test_a_long_conjunction_is_flat() -> None:
         many = many & b
     assert len(formula(many).parts) == 501  # type: ignore[union-attr]
     assert f.depth(formula(many)) == 2
+
+
+def test_clauses_and_texts_are_bound_together() -> None:
+    schema = Schema((Column("age"), Column("smoker", "boolean")), ("well", "sick"))
+    clauses = [clause("risky", col("smoker")), clause("risky", col("age") > 60, ~col("smoker"))]
+    built = bind([*clauses, "[w=2] risky => sick"], schema)
+    text = "risky :- smoker.\nrisky :- age > 60, not smoker.\n[w=2] risky => sick"
+    assert str(built) == str(bind(text, schema)) == text
+    with pytest.raises(ValueError, match="body must be one formula or more"):
+        clause("risky")

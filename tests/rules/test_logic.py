@@ -312,3 +312,13 @@ def test_sums_over_rules_are_the_same_in_tiles(logic: str, squared: bool, monkey
     monkeypatch.setattr(logic_, "SMALL_SUMS", 0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), both(p, w), want)
     np.testing.assert_array_equal(fires(book, columns), fired)
+
+
+def test_what_is_divided_by_zero_is_unknown() -> None:
+    book = bind("x / y > 3 => a\nnot x / y > 3 => a", Schema(COLUMNS[:2], CLASSES))
+    columns = np.array([[5, 0], [0, 0], [5, 1], [1, 1]], np.float32)
+    want = [[0, 0], [0, 0], [1, 0], [0, 1]]
+    np.testing.assert_array_equal(fires(book, columns), np.array(want, bool))
+    assert fires(book, columns, unknown=True)[:2].all()
+    with pytest.raises(ValueError, match="strengths must be finite"):
+        energies(book, columns, strengths=np.array([1.0, np.nan], np.float32))

@@ -404,7 +404,11 @@ def test_learned_strengths_tell_good_rules_from_bad_ones():
         data=data,
         steps=300,
     )
-    found = np.asarray(learned(rules, end.term_params["rules"]).strengths)
+    book = learned(rules, end.term_params["rules"])
+    found = np.asarray(book.strengths)
+    assert not book.learn.any() and "[learn]" not in str(book)
+    written = [rule.strength.log_odds for rule in book.rules]  # what it prints is what it holds
+    np.testing.assert_allclose(written, found)
     rates = [labels[rule].mean() for rule in (x > 1, x < -1, abs(x) <= 1)]
     odds = [np.log(r / (1 - r)) for r in rates]
     np.testing.assert_allclose(found[:2], [odds[0] - odds[2], odds[1] - odds[2]], atol=0.3)
@@ -438,3 +442,19 @@ def test_a_neural_teacher_rules_and_labels_train_one_student():
 
 def says_the_sum(params, inputs):
     return params * inputs.sum(1, keepdims=True)
+
+
+def test_rules_teach_from_a_table_with_missing_values_that_the_student_does_not_see():
+    rules = bind("[w=3] x > 0 => yes\n[w=3] x < 0 => no", SCHEMA)
+    x = np.linspace(-2, 2, 40, dtype=np.float32)
+    table = np.stack([np.where(np.arange(40) % 4 == 0, np.nan, x), x], 1)
+    data = {"inputs": np.stack([x, x], 1), "teacher_inputs": table}
+    objective = weighted_sum(term("rules", 1.0, forward_kl))
+    how = {"key": jax.random.key(0), "steps": 2, "batch_size": 40}
+    taught_by = {"rules": rule_teacher(rules)}
+    student = models.logistic_regression()
+    _, metrics = training.run(student, objective, optax.adam(0.1), data, **how, teachers=taught_by)
+    assert np.isfinite(metrics["loss"]).all()
+    both = taught_by | {"neural": teachers.from_function(says_the_sum, jnp.array(2.0))}
+    with pytest.raises(ValueError, match="teacher_inputs must be finite"):
+        training.run(student, objective, optax.adam(0.1), data, **how, teachers=both)

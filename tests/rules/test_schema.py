@@ -64,6 +64,15 @@ def test_categories_of_the_future_and_columns_that_nobody_asked_for() -> None:
     np.testing.assert_array_equal(encode_columns(schema, later), [[2], [1]])
 
 
+def test_what_pandas_declares_a_category_is_one() -> None:
+    frame = pd.DataFrame({"stage": pd.Categorical([3, 1, None])})
+    (column,) = infer_schema(frame, CLASSES).columns
+    assert (column.kind, column.categories) == ("categorical", ("1", "3"))
+    np.testing.assert_array_equal(
+        encode_columns(infer_schema(frame, CLASSES), frame), [[1], [0], [np.nan]]
+    )
+
+
 def test_many_strings_are_text_and_the_target_is_left_out() -> None:
     table = {"note": [f"case {i}" for i in range(60)], "state": ["well", "ill"] * 30}
     schema = infer_schema(table, CLASSES, target="state")
