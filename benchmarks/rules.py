@@ -11,8 +11,10 @@ times rules a second.
   one labelling function a rule; the last two on a part of the rules or rows, whose size their speed
   does not depend on.
 - ``fuzzy gradient``: product logic over 30 labels, the weighted mean of all violations and its
-  gradient to the probabilities. Against PyTorch, one rule after another, with its autograd; and as
-  ``autodiff`` the same formula in JAX, for a part of the rows, since it holds rows times rules.
+  gradient to the probabilities. Against PyTorch, one rule after another, with its autograd: as one
+  writes it first, ``p[:, i]`` in each rule (``torch indexed``), and with the columns taken apart
+  and subtracted from 1 once for all rules (``torch``), ten times faster. As ``autodiff`` the same
+  formula in JAX, for a part of the rows, since it holds rows times rules.
 - ``coverage`` counts in how many rows each rule fires; ``energies`` sums what rules say against 10
   classes. ``cost`` rows show how compile time, time and memory grow.
 
@@ -191,6 +193,24 @@ class Fuzzy:
 
         return run
 
+    def torch_indexed(self) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        p = torch.from_numpy(self.probabilities).requires_grad_()
+        weights = [float(w) for w in self.weights]
+        place, negated = self.place.tolist(), self.negated.tolist()
+
+        def run():
+            p.grad = None
+            total = torch.zeros(())
+            for weight, atoms, opposite in zip(weights, place, negated, strict=True):
+                x, y, z = (
+                    1.0 - p[:, i] if no else p[:, i] for i, no in zip(atoms, opposite, strict=True)
+                )
+                total = total + weight * (x * y * z).mean()
+            total.backward()
+            return total.detach().numpy(), p.grad.numpy()
+
+        return run
+
 
 def compiled(function: Callable, *arguments: Any) -> tuple[Callable[[], Any], float, int]:
     """A call that is ready when it returns, seconds to compile, and temporary bytes."""
@@ -299,22 +319,24 @@ def fuzzy(rules: int, rows: int, seconds: float) -> list[dict[str, Any]]:
     cases: dict[str, Callable[[], Any]] = {"ours": ours, "value alone": value, "autodiff": naive}
     sizes = {"ours": rules * rows, "value alone": rules * rows, "autodiff": rules * part}
     if torch is not None:
-        cases["torch"], sizes["torch"] = task.torch(), rules * rows
+        cases |= {"torch": task.torch(), "torch indexed": task.torch_indexed()}
+        sizes |= {"torch": rules * rows, "torch indexed": rules * rows}
     results, first = first_calls(cases)
     got, gradient = results["ours"]
     np.testing.assert_allclose(got, results["value alone"], rtol=1e-5)
     np.testing.assert_allclose(
         np.asarray(gradient)[:part] * rows, results["autodiff"][1] * part, rtol=1e-3, atol=1e-3
     )
-    if "torch" in results:
-        np.testing.assert_allclose(got, results["torch"][0], rtol=1e-4)
+    for name in {"torch", "torch indexed"} & results.keys():
+        np.testing.assert_allclose(got, results[name][0], rtol=1e-4)
         np.testing.assert_allclose(
-            np.asarray(gradient) * rows, results["torch"][1] * rows, rtol=1e-3, atol=1e-3
+            np.asarray(gradient) * rows, results[name][1] * rows, rtol=1e-3, atol=1e-3
         )
     del results, gradient
     timed = interleaved(cases, seconds=seconds)
     speeds = _speeds("fuzzy gradient", timed, sizes, first)
-    row = _row(f"fuzzy gradient {rules}x{_short(rows)}", timed, sizes, "ours", ("torch",))
+    peers = ("torch", "torch indexed")
+    row = _row(f"fuzzy gradient {rules}x{_short(rows)}", timed, sizes, "ours", peers)
     return [
         row
         | {
@@ -433,6 +455,7 @@ def _goals(rows: list[dict[str, Any]]) -> None:
         ("crisp", "numpy"): 0.8,
         ("crisp", "snorkel"): 1000.0,
         ("fuzzy gradient", "torch"): 8.0,
+        ("fuzzy gradient", "torch indexed"): 15.0,
     }
     for row in rows:
         for (name, peer), least in wanted.items():

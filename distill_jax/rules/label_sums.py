@@ -122,17 +122,29 @@ _weighted.defvjp(_weighted_fwd, _weighted_bwd, symbolic_zeros=True)
 
 
 class _Batch(NamedTuple):
-    """All rows, feature-major: registers, and the rows that ``Flat`` speaks of."""
+    """All rows: registers, feature-major, and probabilities of labels and views as they come."""
 
     values: Array
-    literals: Array
+    labels: Array
 
 
 def _batch(circuit: Circuit, columns: Array, seen: Array, p: Array) -> _Batch:
-    everything = padded(jnp.concatenate([p, seen], axis=1), 0.0).T
-    ends = jnp.broadcast_to(jnp.array([[1.0], [0.0]], p.dtype), (2, everything.shape[1]))
-    literals = jnp.concatenate([everything, 1.0 - everything, ends])
-    return _Batch(registers(circuit, padded(columns, jnp.nan)), literals)
+    labels = jnp.concatenate([p, seen], axis=1) if seen.shape[1] else p
+    return _Batch(registers(circuit, padded(columns, jnp.nan)), padded(labels, 0.0))
+
+
+def _scratch(batch: _Batch, width: int) -> Array:
+    """Room for the rows that ``Flat`` speaks of, in one plane."""
+    room = jnp.zeros((2 * batch.labels.shape[1], width), batch.labels.dtype)
+    return jnp.concatenate([room, jnp.ones_like(room[:1]), jnp.zeros_like(room[:1])])
+
+
+def _fill(scratch: Array, batch: _Batch, first: Any) -> Array:
+    """Those rows. They overwrite the last plane's: anything fresh, XLA would compute again wherever
+    it is read, and for all rows at once it would be a large array more."""
+    own = jax.lax.dynamic_slice_in_dim(batch.labels, first, scratch.shape[1], axis=0).T
+    scratch = jax.lax.dynamic_update_slice_in_dim(scratch, own, 0, axis=0)
+    return jax.lax.dynamic_update_slice_in_dim(scratch, 1.0 - own, own.shape[0], axis=0)
 
 
 def _prepare(plan: Plan, circuit: Circuit, batch: _Batch, rows: int) -> Callable[[Array], Any]:
@@ -164,7 +176,8 @@ def _rows(static, plan, circuit, columns, seen, p, weights, differentiate):
 
     def plane(carry, prepared, t, i):
         first = tiles.start(t) + i * tiles.width
-        q = cut(batch.literals, first, tiles.width)
+        rows, gradients, scratch = carry
+        q = _fill(scratch, batch, first)
         guards, crisp = prepared
         value = jnp.zeros((1, tiles.width), p.dtype)
         gradient = jnp.zeros((p.shape[1], tiles.width), p.dtype)
@@ -187,17 +200,17 @@ def _rows(static, plan, circuit, columns, seen, p, weights, differentiate):
             else:
                 new = of(q)
             value += new
-        rows, gradients = carry
         if differentiate:
             gradients = write(gradients, gradient, first)
-        return write(rows, value, first), gradients
+        return write(rows, value, first), gradients, q
 
     wide = batch.values.shape[1]
     carry = (
         jnp.zeros((1, wide), p.dtype),
         jnp.zeros((p.shape[1], wide), p.dtype) if differentiate else None,
+        _scratch(batch, tiles.width),
     )
-    rows, gradients = over_tiles(tiles, prepare, plane, carry, (batch, weights, plan, circuit))
+    rows, gradients, _ = over_tiles(tiles, prepare, plane, carry, (batch, weights, plan, circuit))
     number = p.shape[0]
     return rows[0, :number], None if gradients is None else gradients.T[:number]
 
@@ -210,9 +223,10 @@ def _per_rule(static, plan, circuit, columns, seen, p, row_weights, number):
     row_weights = padded(row_weights, 0.0)[None, :]
     rules = [flat.rule for flat in plan.flat] + ([] if plan.rest is None else [plan.rest.rule])
 
-    def plane(totals, prepared, t, i):
+    def plane(carry, prepared, t, i):
+        totals, scratch = carry
         first = tiles.start(t) + i * tiles.width
-        q = cut(batch.literals, first, tiles.width)
+        q = _fill(scratch, batch, first)
         w = jnp.where(tiles.fresh(t, i)[None, :], cut(row_weights, first, tiles.width), 0.0)
         guards, crisp = prepared
         values = []
@@ -221,10 +235,11 @@ def _per_rule(static, plan, circuit, columns, seen, p, row_weights, number):
             values.append(v if guard is None else jnp.where(holds(guard, i), v, 0.0))
         if plan.rest is not None:
             values.append(_rest_values(plan.rest, q, _crisp(crisp, i, q), logic, outer))
-        return [a + v @ w[0] for a, v in zip(totals, values, strict=True)]
+        return [a + v @ w[0] for a, v in zip(totals, values, strict=True)], q
 
     zeros = [jnp.zeros(r.shape[0], p.dtype) for r in rules]
-    found = over_tiles(tiles, prepare, plane, zeros, (batch, row_weights, plan, circuit))
+    carry = zeros, _scratch(batch, tiles.width)
+    found, _ = over_tiles(tiles, prepare, plane, carry, (batch, row_weights, plan, circuit))
     order = jnp.concatenate([jnp.asarray(r) for r in rules])
     return jnp.zeros(number, p.dtype).at[order].set(jnp.concatenate(found))
 
