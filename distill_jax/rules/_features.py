@@ -166,7 +166,7 @@ def atoms_in(
             for clause in clauses[x.name]:
                 assert isinstance(clause.formula, f.Implies)
                 yield from walk(clause.formula.body, positive)
-        elif not any(is_label(tree, classes, target) for tree in trees(x)):
+        elif not any(is_label(tree, classes, target) for tree in f.trees(x)):
             yield x, positive
 
     return walk(x, True)
@@ -175,12 +175,3 @@ def atoms_in(
 def is_label(x: Any, classes: Sequence[str], target: str | None) -> bool:
     """Whether a name is that of a class, a label, or the class variable."""
     return isinstance(x, f.Of) or (isinstance(x, f.Name) and x.name in (*classes, target))
-
-
-def trees(x: Any) -> Iterator[f.Tree]:
-    """A tree and all trees in it."""
-    if isinstance(x, f.Tree):
-        yield x
-        for value in vars(x).values():
-            for part in value if isinstance(value, tuple) else (value,):
-                yield from trees(part)

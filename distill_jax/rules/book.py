@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from distill_jax.rules import formulas as f
+from distill_jax.rules._atoms import rule_error
 from distill_jax.rules.building import Built, formula
 from distill_jax.rules.circuit import FALSE, TRUE, Circuit
 from distill_jax.rules.conflicts import conflicts as find_conflicts
-from distill_jax.rules.ground import Grounder, Piece, rule_error
+from distill_jax.rules.ground import Grounder, Piece
 from distill_jax.rules.plans import Plan, plan
 from distill_jax.rules.schema import Schema, encode_columns, missing, read
 from distill_jax.rules.syntax import parse

@@ -38,8 +38,8 @@ from jaxtyping import Array, Bool, Float, Integer
 from distill_jax import _checks
 from distill_jax.rules import _inputs
 from distill_jax.rules import formulas as f
+from distill_jax.rules._atoms import rule_error
 from distill_jax.rules.book import Book, Info
-from distill_jax.rules.ground import rule_error
 from distill_jax.rules.logic import fires
 from distill_jax.rules.posterior import hold
 from distill_jax.types import Model, Outputs, Params, State

@@ -11,7 +11,8 @@ import dataclasses
 import math
 import re
 import warnings
-from typing import TypeVar, dataclass_transform
+from collections.abc import Iterator
+from typing import Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
 
@@ -302,6 +303,15 @@ class Rule:
         from distill_jax.rules.printing import to_text
 
         return to_text(self)
+
+
+def trees(x: Any) -> Iterator[Tree]:
+    """A tree and all trees in it."""
+    if isinstance(x, Tree):
+        yield x
+        for value in vars(x).values():
+            for part in value if isinstance(value, tuple) else (value,):
+                yield from trees(part)
 
 
 class RuleError(ValueError):

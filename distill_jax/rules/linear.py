@@ -21,9 +21,9 @@ from distill_jax import _checks
 from distill_jax.models.functions import from_function
 from distill_jax.rules import _features, logic
 from distill_jax.rules import formulas as f
+from distill_jax.rules._atoms import rule_error
 from distill_jax.rules.book import Book
 from distill_jax.rules.drifting import Layout, RuleModel, Unit
-from distill_jax.rules.ground import rule_error
 from distill_jax.rules.networks import bound
 from distill_jax.rules.schema import Schema
 
@@ -241,7 +241,7 @@ def _labels(rule: f.Rule, schema: Schema) -> np.ndarray:
 
 def _check_features(rule: f.Rule, schema: Schema) -> None:
     """Raises where a body speaks of labels."""
-    for tree in _features.trees(rule.formula.body) if isinstance(rule.formula, f.Implies) else ():
+    for tree in f.trees(rule.formula.body) if isinstance(rule.formula, f.Implies) else ():
         if _features.is_label(tree, schema.classes, schema.target):
             raise rule_error(
                 rule,

@@ -31,9 +31,9 @@ from distill_jax import _checks
 from distill_jax.models.functions import from_function
 from distill_jax.rules import _features
 from distill_jax.rules import formulas as f
+from distill_jax.rules._atoms import rule_error
 from distill_jax.rules.book import Book, bind
 from distill_jax.rules.drifting import Layout, RuleModel, Unit
-from distill_jax.rules.ground import rule_error
 from distill_jax.rules.schema import Schema, nearest
 
 
@@ -182,7 +182,7 @@ class _Graph:
         self._extra = np.asarray(extra, np.int32)
         self.names = (*self.raw.names, *(self.atoms.names[i] for i in extra))
         self.places = {name: i for i, name in enumerate(self.names)}
-        names: list[Any] = [tree for x in self._bodies() for tree in _features.trees(x)]
+        names: list[Any] = [tree for x in self._bodies() for tree in f.trees(x)]
         used = {x.name for x in names if isinstance(x, f.Name)}
         for head, clauses in self.clauses.items():
             if head not in self.schema.classes and head not in used:
@@ -220,7 +220,7 @@ class _Graph:
                 yield from self._atoms(rule, part)
         elif not self._is_predicate(x):
             labels = (self.schema.classes, self.schema.target)
-            for tree in _features.trees(x):
+            for tree in f.trees(x):
                 if self._is_predicate(tree) or _features.is_label(tree, *labels):
                     raise rule_error(
                         rule, f"{x} is no literal: write what is over {tree} with and, or, not"
