@@ -7,7 +7,6 @@ import functools
 import random
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -374,11 +373,6 @@ def test_rows_over_devices():
         laws.close(got, want, rtol=1e-6)
 
 
-def equations(jaxpr) -> int:
-    inner = [j for e in jaxpr.eqns for j in jax.extend.core.jaxprs_in_params(e.params)]
-    return len(jaxpr.eqns) + sum(map(equations, inner))
-
-
 def test_programs_do_not_grow_with_rules():
     def program(rules):
         draw = random.Random(0)
@@ -397,7 +391,8 @@ def test_programs_do_not_grow_with_rules():
             rows = label_sums.weighted(made, circuit, jnp.zeros((BATCH, 2)), p, weights)
             return rows.sum()
 
-        return equations(jax.make_jaxpr(jax.grad(value))(p, made, circuit, weights).jaxpr)
+        made_program = jax.make_jaxpr(jax.grad(value))(p, made, circuit, weights)
+        return str(made_program).count(" = ")  # an equation each, inner ones too
 
     assert program(800) < 1.5 * program(80)
 
