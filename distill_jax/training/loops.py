@@ -255,8 +255,9 @@ def _seen(data: Batch) -> list[str]:
 def _may_miss(model: Any, teachers: Mapping[str, Any], data: Batch) -> tuple[str, ...]:
     """Columns in which NaN is a missing value, to all that look at them."""
     seen_by_teachers = "teacher_inputs" if "teacher_inputs" in data else "inputs"
-    found = {"inputs": getattr(model, "missing", False), "teacher_inputs": True}
-    if teachers:
+    own = [name for name in data if name == "inputs" or name.startswith(VIEW)]
+    found = {**dict.fromkeys(own, getattr(model, "missing", False)), "teacher_inputs": True}
+    if teachers and seen_by_teachers in found:
         found[seen_by_teachers] &= all(getattr(t, "missing", False) for t in teachers.values())
     return tuple(name for name, allowed in found.items() if allowed)
 

@@ -424,8 +424,10 @@ def test_a_model_that_knows_missing_values_may_be_given_nan() -> None:
     columns = {"inputs": np.array([[1.0], [np.nan]], np.float32), "labels": np.array([1, 0])}
     how = {"key": jax.random.key(0), "steps": 1, "batch_size": 2}
     objective = weighted_sum(term("labels", 1.0, cross_entropy))
-    state, _ = run(make(True), objective, optax.sgd(0.1), columns, **how)
-    assert np.isfinite(state.params).all()
+    viewed = {**columns, "inputs:other": columns["inputs"]}
+    for given in (columns, viewed):
+        state, _ = run(make(True), objective, optax.sgd(0.1), given, **how)
+        assert np.isfinite(state.params).all()
     with pytest.raises(ValueError, match="inputs must be finite, got NaN"):
         run(make(False), objective, optax.sgd(0.1), columns, **how)
     worse = {**columns, "inputs": np.array([[np.inf], [0.0]], np.float32)}
