@@ -18,7 +18,8 @@ from distill_jax import teachers as teachers_
 from distill_jax.objectives import Context, Objective, Term
 from distill_jax.rules import Book
 from distill_jax.teachers import Teacher
-from distill_jax.types import Batch, Model, Outputs, Params, State
+from distill_jax.training.accumulation import Forward, gradients
+from distill_jax.types import Batch, Model, Params, State
 
 AVERAGE = "average"
 """The name under which a student's moving average teaches it."""
@@ -63,6 +64,7 @@ class Recipe:
     optimizer: optax.GradientTransformation
     augment: Augment | None = None
     averaging: bool = False
+    microbatches: int = 1
 
     def init(
         self, objective: Objective, batch: Batch, teachers: Mapping[str, Teacher], key: Array
@@ -74,9 +76,10 @@ class Recipe:
         average = teachers_.start_average((params, state)) if self.averaging else None
 
         def first_context():
-            taught = self._taught(teachers, columns, average)
-            step = jnp.zeros((), jnp.int32)
-            return self._context(params, state, columns, taught, step, key)[0]
+            forward, step = self._forward(teachers, average), jnp.zeros((), jnp.int32)
+            student, _ = forward.student(params, state, columns, key)
+            views = forward.views(params, state, columns)
+            return Context(student, forward.teach(columns), columns, step, key, views)
 
         term_params, term_state = objective.init(key_terms, jax.eval_shape(first_context))
         return TrainState(
@@ -105,31 +108,30 @@ class Recipe:
                     columns[name] = jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
         return columns
 
-    def _taught(
-        self, teachers: Mapping[str, Teacher], columns: Batch, average: PyTree
-    ) -> dict[str, Outputs]:
+    def _forward(self, teachers: Mapping[str, Teacher], average: PyTree) -> Forward:
         if self.averaging:
             teachers = {**teachers, AVERAGE: teachers_.teacher(self.model, *average)}
-        inputs = columns.get("teacher_inputs", columns["inputs"])
-        return {name: teacher(inputs) for name, teacher in teachers.items()}
 
-    def _context(
-        self,
-        params: Params,
-        state: State,
-        batch: Batch,
-        taught: Mapping[str, Outputs],
-        step: Array,
-        key: Array,
-    ) -> tuple[Context, State]:
-        key_model, key_terms = jax.random.split(key)
-        views = {
-            name.removeprefix(VIEW): jax.lax.stop_gradient(self.model.predict(params, state, x))
-            for name, x in batch.items()
-            if name.startswith(VIEW)
-        }
-        student, state = self.model.apply(params, state, batch["inputs"], key=key_model, train=True)
-        return Context(student, taught, batch, step, key_terms, views), state
+        def teach(columns):
+            inputs = columns.get("teacher_inputs", columns["inputs"])
+            with jax.named_scope("teacher"):
+                return {name: teacher(inputs) for name, teacher in teachers.items()}
+
+        def student(params, state, columns, key):
+            with jax.named_scope("student"):
+                return self.model.apply(params, state, columns["inputs"], key=key, train=True)
+
+        def views(params, state, columns):
+            with jax.named_scope("student"):
+                return {
+                    name.removeprefix(VIEW): jax.lax.stop_gradient(
+                        self.model.predict(params, state, x)
+                    )
+                    for name, x in columns.items()
+                    if name.startswith(VIEW)
+                }
+
+        return Forward(teach, student, views)
 
     def step(
         self,
@@ -142,40 +144,36 @@ class Recipe:
         """One step: a new state, and ``loss`` with each term's mean by name."""
         key, key_augment = jax.random.split(jax.random.fold_in(train.key, train.step))
         columns = self._columns(batch, key_augment)
-        taught = self._taught(teachers, columns, train.average)
-
-        def value(trainable):
-            context, state = self._context(
-                trainable["student"], train.state, columns, taught, train.step, key
-            )
-            scalar, (parts, term_state) = objective(trainable["terms"], train.term_state, context)
-            return scalar, (parts, state, term_state)
-
         trainable = {"student": train.params, "terms": train.term_params}
-        (scalar, aux), grads = jax.value_and_grad(value, has_aux=True)(trainable)
-        parts, state, term_state = aux
-        # What goes on to the next step keeps its dtype, whatever it was computed with.
-        state, term_state = jax.tree.map(
-            lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype),
-            (state, term_state),
-            (train.state, train.term_state),
+        found = gradients(
+            self._forward(teachers, train.average),
+            objective,
+            trainable,
+            train.state,
+            train.term_state,
+            columns,
+            train.step,
+            key,
+            microbatches=self.microbatches,
         )
-        updates, opt_state = self.optimizer.update(grads, train.opt_state, trainable)
-        trainable: Any = optax.apply_updates(trainable, updates)
         average = train.average
-        if decay is not None:
-            average = teachers_.update_average(average, (trainable["student"], state), decay)
+        with jax.named_scope("update"):
+            updates, opt_state = self.optimizer.update(found.grads, train.opt_state, trainable)
+            trainable: Any = optax.apply_updates(trainable, updates)
+            if decay is not None:
+                new = trainable["student"], found.state
+                average = teachers_.update_average(average, new, decay)
         train = TrainState(
             step=train.step + 1,
             params=trainable["student"],
-            state=state,
+            state=found.state,
             term_params=trainable["terms"],
-            term_state=term_state,
+            term_state=found.term_state,
             opt_state=opt_state,
             average=average,
             key=train.key,
         )
-        return train, {"loss": scalar} | {name: part.mean for name, part in parts.items()}
+        return train, {"loss": found.loss} | {n: part.mean for n, part in found.parts.items()}
 
     def convolves(self, *arguments: Any) -> bool:
         """Whether a step holds a convolution, which XLA's CPU backend runs slowly in a scan, and
