@@ -1,0 +1,513 @@
+"""Checkpoints of a run, by Orbax: written in the background, whole or not at all.
+
+A checkpoint holds a ``TrainState`` and a position in the data, and never a teacher. What makes the
+run that run is written beside it, so that another run does not go on from it by mistake.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import operator
+import os
+import pathlib
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from distill_jax import _files
+from distill_jax.training import _configuration
+from distill_jax.training._configuration import checksum, leaves_by_path, shapes
+from distill_jax.training.step import TrainState
+
+CONFIGURATION = "configuration.json"
+SHOWN = 20  # differences listed in one message
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or not be read; the message says what is still whole."""
+
+
+class _Other(ValueError):
+    """A whole checkpoint, but not one of this run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """Where ``fit`` saves its state, how often, and what it keeps.
+
+    A run that finds its own checkpoint in the folder goes on from the latest one. A checkpoint
+    that was cut off while it was written is thrown away.
+
+    Attributes:
+      folder: Made where it is missing. One run a folder.
+      every: Optimizer steps between checkpoints.
+      keep: How many of the latest stay.
+      best: Name of a metric that ``evaluate`` gives: the best checkpoints by it stay too. Those
+        saved without it, or with NaN, stay only while they are among the latest.
+      better: Whether a "higher" or a "lower" metric is better.
+      keep_best: How many of the best stay.
+      on_failure: What to do when saving fails, for a full disk say: "raise", or "warn", train on,
+        and try again with the next one. Either way, the last good checkpoint stays.
+      asynchronous: Whether files are written while training goes on. Arrays are copied off the
+        device before.
+    """
+
+    folder: str | os.PathLike[str]
+    _: dataclasses.KW_ONLY
+    every: int = 1000
+    keep: int = 3
+    best: str | None = None
+    better: Literal["higher", "lower"] = "higher"
+    keep_best: int = 1
+    on_failure: Literal["raise", "warn"] = "raise"
+    asynchronous: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep", "keep_best"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
+        for name, allowed in (("better", ("higher", "lower")), ("on_failure", ("raise", "warn"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+
+    @contextlib.contextmanager
+    def open(self, configuration: Mapping[str, Any]) -> Iterator[Saver]:
+        """The folder, ready to restore from and to save into; leaving it waits for the last save.
+
+        Args:
+          configuration: What makes this run this run, as values of JSON. Where several processes
+            train together, all of them open the folder.
+
+        Raises:
+          ValueError: if the folder holds checkpoints of another configuration, naming each
+            difference.
+          OSError: if the folder cannot be made or written.
+        """
+        with _quiet():
+            saver = Saver(self, configuration)
+            try:
+                yield saver
+            except BaseException:
+                # The error on its way out says more than one of the last save could.
+                with contextlib.suppress(Exception):
+                    saver._settle("warn")
+                saver._close()
+                raise
+            try:
+                saver.wait()
+            finally:
+                saver._close()
+
+
+class Saver:
+    """An open folder of checkpoints; made by ``Checkpoints.open``."""
+
+    def __init__(self, checkpoints: Checkpoints, configuration: Mapping[str, Any]):
+        self._options = checkpoints
+        self._configuration = json.loads(json.dumps(configuration))
+        self._folder = _writable(checkpoints.folder)
+        self._manager = _manager(checkpoints, self._folder)
+        self._saving: int | None = None  # the step of the save that goes on in the background
+        self._last_asked = self.latest() or 0
+        try:
+            self._compare()
+        except BaseException:
+            self._close()
+            raise
+
+    def latest(self) -> int | None:
+        """The step of the latest whole checkpoint, or None."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def steps(self) -> list[int]:
+        """The steps of all whole checkpoints, ascending."""
+        return sorted(step for step in self._manager.all_steps() if step != self._saving)
+
+    def due(self, step: int) -> bool:
+        """Whether a multiple of ``every`` steps was reached since the last save."""
+        return step // self._options.every > self._last_asked // self._options.every
+
+    def restore(self, state: TrainState) -> tuple[TrainState, Any] | None:
+        """The latest checkpoint, bit for bit, or None where there is none.
+
+        Args:
+          state: What to expect: arrays or ``jax.ShapeDtypeStruct``. A leaf with a sharding over
+            several devices is placed so, whatever devices it was saved from.
+
+        Returns:
+          The state, and the position in the data that was saved with it.
+
+        Raises:
+          ValueError: if the checkpoint has other arrays than ``state``.
+          CheckpointError: if a file of it is damaged or missing; names an older one that is whole.
+        """
+        self.wait()
+        step = self.latest()
+        if step is None:
+            return None
+        try:
+            about = self._about(step)
+            self._compare_arrays(step, about, state)
+            return self._read(step, about, state), _position(about["positions"])
+        except _Other as error:
+            raise ValueError(str(error)) from None
+        except Exception as error:
+            raise CheckpointError(self._damage(step, state, error)) from error
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        position: Any,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Saves a checkpoint; does nothing if this step has one.
+
+        When it returns, ``state`` is copied and may be donated. An error that comes up later, while
+        files are written, comes out of the next ``save`` or ``wait``.
+
+        Args:
+          step: Optimizer steps taken.
+          state: The state after them.
+          position: Where to go on in the data, as values of JSON. Where several processes train
+            together, each has its own.
+          metrics: What ``evaluate`` said about this state.
+
+        Raises:
+          CheckpointError: if saving failed, this time or the last, and ``on_failure`` is "raise".
+          ValueError: if ``metrics`` lacks the one that is to be best.
+        """
+        step = int(step)
+        value = self._metric(metrics)
+        self._last_asked = step
+        self._settle(self._options.on_failure)
+        if step in self._manager.all_steps():
+            return
+        leaves = {name: jnp.asarray(x) for name, x in leaves_by_path(state).items()}
+        about = {
+            "positions": _positions(position),
+            "metrics": {name: float(x) for name, x in (metrics or {}).items()},
+            "arrays": shapes(leaves),
+            "checksums": _checksums(leaves),
+        }
+        about["hash"] = _hash(about)
+        import orbax.checkpoint as ocp
+
+        # Orbax refuses arrays without elements; they are made anew from their shapes.
+        arrays = {name: _plain(x) for name, x in leaves.items() if x.size}
+        self._saving = step
+        try:
+            self._write_configuration()
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(about)
+                ),
+                metrics=None if value is None else {str(self._options.best): value},
+                force=True,
+            )
+        except Exception as error:
+            self._failed(error, self._options.on_failure)
+        if not self._options.asynchronous:
+            self._settle(self._options.on_failure)
+
+    def wait(self) -> None:
+        """Waits until all is written.
+
+        Raises:
+          CheckpointError: if that failed, and ``on_failure`` is "raise".
+        """
+        self._settle(self._options.on_failure)
+
+    def _settle(self, on_failure: str) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._failed(error, on_failure)
+        self._saving = None
+
+    def _failed(self, error: Exception, on_failure: str) -> None:
+        """Forgets a save that failed, frees what it took of the disk, and says so."""
+        step, self._saving = self._saving, None
+        if jax.process_index() == 0:
+            for left in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+        self._manager.reload()  # it has counted the failed one among the latest
+        good = self.latest()
+        stays = "there is none from before" if good is None else f"that of step {good} stays"
+        message = (
+            f"the checkpoint of step {step} could not be saved in {self._folder}, where "
+            f"{shutil.disk_usage(self._folder).free / 1e6:,.1f} MB are free ({stays}): "
+            f"{_first_line(error)}"
+        )
+        if on_failure == "raise":
+            raise CheckpointError(
+                f"{message}. Make room, and start again to go on from there; or pass "
+                'on_failure="warn" to train on without'
+            ) from error
+        warnings.warn(f"{message}. Training goes on, and tries again later", stacklevel=2)
+
+    def _about(self, step: int) -> dict[str, Any]:
+        import orbax.checkpoint as ocp
+
+        args = ocp.args.Composite(about=ocp.args.JsonRestore())
+        about = self._manager.restore(step, args=args)["about"]
+        if about.pop("hash", None) != _hash(about):
+            raise OSError(f"{self._folder / str(step) / 'about'} is not what was saved")
+        return about
+
+    def _compare_arrays(self, step: int, about: Mapping[str, Any], state: TrainState) -> None:
+        differences = _configuration.differences(about["arrays"], shapes(state))
+        if differences:
+            raise _Other(
+                f"the checkpoint of step {step} in {self._folder} holds another state than model, "
+                f"objective and optimizer make:\n{_listed(differences)}"
+            )
+
+    def _read(self, step: int, about: Mapping[str, Any], state: TrainState) -> TrainState:
+        import orbax.checkpoint as ocp
+
+        wanted = leaves_by_path(state)
+        kept = {name: x for name, x in wanted.items() if x.size}
+        args = ocp.args.PyTreeRestore(
+            item={name: jax.ShapeDtypeStruct(*_kind(x)) for name, x in kept.items()},
+            restore_args={name: _restore_args(x) for name, x in kept.items()},
+        )
+        read = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        leaves = {name: _placed(x, read.get(name)) for name, x in wanted.items()}
+        for name, sum_ in _checksums(leaves).items():
+            if sum_ != about["checksums"][name]:
+                raise OSError(f"the array {name!r} is not the one that was saved")
+        return jax.tree.unflatten(jax.tree.structure(state), leaves.values())
+
+    def _damage(self, step: int, state: TrainState, error: Exception) -> str:
+        whole = None
+        for older in reversed(self.steps()[:-1]):
+            with contextlib.suppress(Exception):
+                self._read(older, self._about(older), state)
+                whole = older
+                break
+        at = self._folder / str(step)
+        advice = (
+            "there is no older one that is whole: to begin anew, delete the folder"
+            if whole is None
+            else f"that of step {whole} is whole: to go on from it, delete every later folder, "
+            f"{at} first of all"
+        )
+        return f"the checkpoint of step {step} in {at} is damaged ({_first_line(error)}); {advice}"
+
+    def _compare(self) -> None:
+        if self.latest() is None:
+            return
+        path = self._folder / CONFIGURATION
+        if not path.exists():
+            warnings.warn(
+                f"{self._folder} has checkpoints and no {CONFIGURATION}: that they are of this "
+                "configuration is taken on trust",
+                stacklevel=2,
+            )
+            return
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: {error}. {_ON_TRUST}") from error
+        differences = _configuration.differences(before, self._configuration)
+        if differences:
+            raise ValueError(
+                f"{self._folder} holds checkpoints of another configuration:\n"
+                f"{_listed(differences)}\nTake another folder for this run. {_ON_TRUST}"
+            )
+
+    def _write_configuration(self) -> None:
+        path = self._folder / CONFIGURATION
+        # What an earlier run left without a checkpoint binds nobody.
+        if jax.process_index() == 0 and (self.latest() is None or not path.exists()):
+            with _files.replacing(path) as file:
+                file.write(json.dumps(self._configuration, indent=1).encode())
+
+    def _metric(self, metrics: Mapping[str, float] | None) -> float | None:
+        best = self._options.best
+        if best is None or metrics is None:
+            return None
+        if best not in metrics:
+            raise ValueError(
+                f"best must be the name of a metric that evaluate gives, got {best!r}; it gives "
+                f"{sorted(metrics)}"
+            )
+        value = float(metrics[best])
+        return value if math.isfinite(value) else None
+
+    def _close(self) -> None:
+        with contextlib.suppress(Exception):  # wait has said it
+            self._manager.close()
+
+
+_ON_TRUST = (
+    f"To go on all the same, delete {CONFIGURATION} there: the checkpoints are then taken on trust."
+)
+
+
+def _manager(checkpoints: Checkpoints, folder: pathlib.Path) -> Any:
+    import orbax.checkpoint as ocp  # takes a third of a second, which other programs need not wait
+
+    policies: list[Any] = [ocp.checkpoint_managers.LatestN(checkpoints.keep)]
+    best_fn = None
+    if checkpoints.best is not None:
+        best_fn = operator.itemgetter(checkpoints.best)
+        policies.append(
+            ocp.checkpoint_managers.BestN(
+                get_metric_fn=best_fn,
+                reverse=checkpoints.better == "lower",
+                n=checkpoints.keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+            best_fn=best_fn,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=checkpoints.asynchronous,
+        ),
+    )
+
+
+def _writable(folder: str | os.PathLike[str]) -> pathlib.Path:
+    path = pathlib.Path(folder).absolute()
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"folder must be a folder for checkpoints, got the file {path}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".{os.getpid()}.{jax.process_index()}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"folder must be one that can be written: {error.strerror}", str(path)
+        ) from error
+    return path
+
+
+def _hash(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(x: Any) -> Any:
+    """A key as its bits, anything else as it is."""
+    return jax.random.key_data(x) if _is_key(x) else x
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _kind(x: Any) -> tuple[tuple[int, ...], Any]:
+    if _is_key(x):
+        bits = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        return bits.shape, bits.dtype
+    return tuple(x.shape), x.dtype
+
+
+def _checksums(leaves: Mapping[str, Any]) -> dict[str, int]:
+    sums = jax.device_get({name: checksum(_plain(x)) for name, x in leaves.items()})
+    return {name: int(x) for name, x in sums.items()}
+
+
+def _spread(x: Any) -> jax.sharding.Sharding | None:
+    """The sharding of a leaf that was placed on purpose."""
+    sharding = getattr(x, "sharding", None)
+    return None if isinstance(sharding, jax.sharding.SingleDeviceSharding) else sharding
+
+
+def _restore_args(x: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    shape, dtype = _kind(x)
+    sharding = _spread(x)
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape, dtype=dtype)
+
+
+def _placed(wanted: Any, read: Any) -> jax.Array:
+    if read is None:
+        read = np.zeros(*_kind(wanted))
+    sharding = _spread(wanted)
+    # A copy of its own, not committed to a device: just what a fresh state would be.
+    array = jnp.array(read, copy=True) if sharding is None or not wanted.size else read
+    if _is_key(wanted):
+        array = jax.random.wrap_key_data(array, impl=_implementation(wanted))
+    return array
+
+
+def _implementation(keys: Any) -> Any:
+    """How keys draw, also of keys of which only shape and dtype are known."""
+    found: list[Any] = []
+    jax.eval_shape(
+        lambda k: found.append(jax.random.key_impl(k)), jax.ShapeDtypeStruct(keys.shape, keys.dtype)
+    )
+    return found[0]
+
+
+def _positions(position: Any) -> list[Any]:
+    """The position of every process; one for all where they are the same."""
+    if jax.process_count() == 1:
+        return [position]
+    text = np.frombuffer(json.dumps(position).encode(), np.uint8)
+    longest = int(multihost_utils.process_allgather(np.array([len(text)])).max())
+    padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
+    rows = multihost_utils.process_allgather(padded)
+    positions = [json.loads(bytes(row.astype(np.uint8))) for row in rows]
+    return positions[:1] if all(p == positions[0] for p in positions) else positions
+
+
+def _position(positions: list[Any]) -> Any:
+    if len(positions) == 1:
+        return positions[0]
+    if len(positions) != jax.process_count():
+        raise _Other(
+            f"the checkpoint holds the positions of {len(positions)} processes in data of their "
+            f"own; {jax.process_count()} cannot go on from them"
+        )
+    return positions[jax.process_index()]
+
+
+def _listed(differences: list[str]) -> str:
+    rest = len(differences) - SHOWN
+    more = [f"and {rest} more"] if rest > 0 else []
+    return "\n".join(f"  {line}" for line in (*differences[:SHOWN], *more))
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    line = text.splitlines()[0].partition(" [tensorstore_spec=")[0]
+    return line if len(line) <= 300 else f"{line[:300]}..."
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's own log from the terminal: what matters of it is raised or warned of."""
+
+    def ours(record: logging.LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+    log = logging.getLogger("absl")
+    log.addFilter(ours)
+    try:
+        yield
+    finally:
+        log.removeFilter(ours)
