@@ -1,0 +1,131 @@
+"""What ``run`` and ``fit`` do with their arguments before the first step."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from distill_jax import _checks, models
+from distill_jax import data as data_
+from distill_jax.training.step import VIEW
+from distill_jax.types import Batch, Model
+
+
+class Source(NamedTuple):
+    """Batches, of which the first has been looked at.
+
+    Attributes:
+      seen: What can be looked at before the first step: all rows, or a batch.
+      stream: What ``data.positions`` takes.
+      rows: Rows of a batch; here, where processes hold rows of their own.
+      whole: Whether ``seen`` is all of the data, which every process holds.
+    """
+
+    seen: Batch
+    stream: Any
+    rows: int
+    whole: bool
+
+
+def source(
+    data: Batch | Iterable[Batch] | Callable[[int], Iterable[Batch]],
+    key: Array,
+    batch_size: int | None,
+    steps: int,
+    start: int,
+    may_miss: Callable[[Batch], tuple[str, ...]],
+) -> Source:
+    if isinstance(data, Mapping):
+        if batch_size is None:
+            raise ValueError("batch_size must be given for arrays in memory")
+        columns = {str(name): np.asarray(column) for name, column in data.items()}
+        data_.check(columns, batch_size=batch_size, values=seen(columns), missing=may_miss(columns))
+        stream = data_.batches(columns, key=key, batch_size=batch_size, steps=steps, start=start)
+        return Source(columns, stream, batch_size, True)
+    if batch_size is not None:
+        raise ValueError("batch_size is for arrays in memory; batches have a size of their own")
+    first, stream = _peek(data)
+    data_.check(first, values=seen(first), missing=may_miss(first))
+    return Source(first, stream, len(first["inputs"]) if "inputs" in first else 0, False)
+
+
+def _peek(data: Any) -> tuple[Batch, Any]:
+    """The first batch, and a stream that still has it."""
+    if callable(data) and not hasattr(data, "__iter__"):
+        pairs, stream = data_.positions(data), data
+        first, _ = next(pairs)
+        pairs.close()  # pyright: ignore[reportAttributeAccessIssue] (a generator)
+        return first, stream
+    try:
+        iterator = iter(data)
+    except TypeError:
+        iterator = data  # positions says what is wrong with it
+    if hasattr(iterator, "get_state") and hasattr(iterator, "set_state"):
+        state = iterator.get_state()
+        first, _ = next(data_.positions(iterator))
+        iterator.set_state(state)
+        return first, iterator
+    first, _ = next(data_.positions(iterator))
+    return first, itertools.chain([first], iterator)
+
+
+def seen(data: Batch) -> list[str]:
+    """Columns that models see, looked at in every row; the objective looks at the others."""
+    return [n for n in data if n in ("inputs", "teacher_inputs") or n.startswith(VIEW)]
+
+
+def may_miss(model: Any, teachers: Mapping[str, Any], data: Batch) -> tuple[str, ...]:
+    """Columns in which NaN is a missing value, to all that look at them."""
+    seen_by_teachers = "teacher_inputs" if "teacher_inputs" in data else "inputs"
+    own = [name for name in data if name == "inputs" or name.startswith(VIEW)]
+    found = {**dict.fromkeys(own, getattr(model, "missing", False)), "teacher_inputs": True}
+    if teachers and seen_by_teachers in found:
+        found[seen_by_teachers] &= all(getattr(t, "missing", False) for t in teachers.values())
+    return tuple(name for name, allowed in found.items() if allowed)
+
+
+def named(teachers: Any) -> dict[str, Any]:
+    if teachers is not None and not isinstance(teachers, Mapping):
+        raise TypeError(
+            f"teachers must be a dictionary of teachers by name, got {type(teachers).__name__}: "
+            'pass teachers={"teacher": teacher}'
+        )
+    return dict(teachers or {})
+
+
+def wrapped(model: Model, compute_dtype: Any, remat: bool) -> Model:
+    """The student as the step computes it. Equal wraps of a model are equal."""
+    if not isinstance(model, Model):
+        return model  # ``step.check`` words the error
+    if compute_dtype is not None:
+        model = models.compute_in(model, compute_dtype)
+    return models.remat(model) if remat else model
+
+
+def keys(key: Array, order_key: Array | None) -> tuple[Array, Array]:
+    """The keys of the start and of the order of rows."""
+    key_init, key_order = jax.random.split(key)
+    return key_init, key_order if order_key is None else order_key
+
+
+def moving(decay: Any) -> Array | None:
+    if decay is None:
+        return None
+    _checks.between(0.0, 1.0, average_decay=decay)
+    return jnp.asarray(decay, jnp.float32)
+
+
+def fingerprint(columns: Batch, rows: int = 1000) -> dict[str, list[int]]:
+    """Number of rows and a checksum of evenly spaced ones, by column."""
+    found = {}
+    for name, column in columns.items():
+        some = np.linspace(0, len(column) - 1, min(rows, len(column))).astype(int)
+        found[name] = [len(column), zlib.crc32(np.ascontiguousarray(column[some]).tobytes())]
+    return found

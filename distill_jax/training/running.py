@@ -1,0 +1,150 @@
+"""``run``: training as one pure function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from distill_jax import data as data_
+from distill_jax.objectives import Objective
+from distill_jax.teachers import Teacher
+from distill_jax.training import _input
+from distill_jax.training.accumulation import divides
+from distill_jax.training.compiled import init, steps_of
+from distill_jax.training.step import Augment, Recipe, TrainState, check, check_initial
+from distill_jax.types import Batch, Model
+
+Metrics = dict[str, Float[Array, " steps"]]
+
+
+def run(
+    model: Model,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    data: Batch,
+    *,
+    key: Array,
+    steps: int,
+    batch_size: int,
+    teachers: Mapping[str, Teacher] | None = None,
+    initial: TrainState | None = None,
+    average_decay: float | Float[Array, ""] | None = None,
+    augment: Augment | None = None,
+    order_key: Array | None = None,
+    microbatches: int = 1,
+    compute_dtype: Any = None,
+    remat: bool = False,
+    unroll: int = 1,
+    per_step: bool | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Trains a student on arrays in memory: one compiled program, no host in between.
+
+    Pure, and made to be vmapped: over keys, weights and options of terms, teachers, or what goes
+    into the optimizer. ``jax.vmap(lambda key: run(..., key=key))(keys)`` trains one student a key,
+    with the data shared; ``training.sweep`` does it for grids. Data and teachers are arguments of
+    the program, never constants in it.
+
+    A program is compiled once for each ``model``, ``optimizer`` and ``augment`` object: make them
+    once and keep them. An optimizer made inside a vmapped function, around a traced learning rate,
+    is fine too.
+
+    Args:
+      model: The student.
+      objective: What to minimise.
+      optimizer: Any Optax optimizer. It sees ``{"student": params, "terms": parameters of terms}``.
+      data: Named arrays with one leading axis: ``inputs``, and what the terms read. Teachers look
+        at ``teacher_inputs`` where the data has them.
+      key: Decides start, order of rows, dropout, and what augmentation and terms draw.
+      steps: Optimizer steps.
+      batch_size: Rows a step, cut from one stream of shuffled epochs (``data.batches``).
+      teachers: Teachers by name.
+      initial: A state to go on from. Its own key and step count on; the order of rows is that of
+        ``key``, from where that many steps end: pass the key of the run before.
+      average_decay: If given, a moving average of the student is kept with this decay, and teaches
+        under the name "average".
+      augment: ``(key, batch) -> batch``, run inside the step.
+      order_key: Decides the order of rows in place of ``key``: vmapped students that share it see
+        the same batches, which are then cut out once for all.
+      microbatches: Pieces that a step's batch is computed in, to save memory; must divide it. The
+        gradient is that of the whole batch; see ``training.accumulation``.
+      compute_dtype: What the student computes in, bfloat16 for example; parameters stay as they
+        are, and losses float32. See ``models.compute_in``.
+      remat: Whether the student's forward pass is computed again in the backward pass, to save
+        memory. See ``models.remat``.
+      unroll: Steps unrolled in the scan.
+      per_step: Whether to run one program a step in place of a scan over all. Scans are slow on
+        CPU where the step holds a convolution; None finds out. Under ``jit`` or ``vmap`` it is
+        always a scan.
+
+    Returns:
+      The state after the last step, and metrics, each ``[steps]``: ``loss`` and every term's mean.
+
+    Raises:
+      ValueError: before the first step, for data, teachers or terms that do not fit; see
+        ``data.check``. Values that are traced are not looked at.
+    """
+    teachers = _input.named(teachers)
+    for name, value in (("steps", steps), ("microbatches", microbatches)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    model = _input.wrapped(model, compute_dtype, remat)
+    data = {name: jnp.asarray(column) for name, column in data.items()}
+    data_.check(
+        data,
+        batch_size=batch_size,
+        values=_input.seen(data),
+        missing=_input.may_miss(model, teachers, data),
+    )
+    divides(microbatches, batch_size)
+    key_init, key_order = _input.keys(key, order_key)
+    recipe = Recipe(model, optimizer, augment, average_decay is not None, microbatches)
+    decay = _input.moving(average_decay)
+    batch = {name: column[:1] for name, column in data.items()}
+    check(recipe, objective, data, teachers)
+    if initial is None:
+        first = init(recipe, None, objective, batch, teachers, key_init)
+    else:
+        fresh = jax.eval_shape(recipe.init, objective, batch, teachers, key_init)
+        check_initial(initial, fresh)
+        first = initial
+    start = 0 if initial is None else initial.step
+    index = data_.batch_indices(key_order, len(data["inputs"]), batch_size, steps, start=start)
+    arguments = (first, index, data, objective, teachers, decay)
+    if per_step is None:
+        per_step = _per_step(recipe, *arguments)
+    if not per_step or _traced(arguments):
+        return _run(recipe, unroll, *arguments)
+    history = []
+    state = jax.tree.map(jnp.copy, first)
+    for i in range(steps):
+        rows = data_.take(data, index[i])
+        state, metrics = steps_of(recipe, 1, None, state, [rows], objective, teachers, decay)
+        history.append(metrics)
+    return state, jax.tree.map(lambda *x: jnp.concatenate(x), *history)
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def _per_step(recipe: Recipe, first, index, data, objective, teachers, decay) -> bool:
+    if jax.default_backend() != "cpu" or _traced((first, index, data, objective, teachers)):
+        return False
+    rows = {name: column[: index.shape[1]] for name, column in data.items()}
+    return recipe.convolves(first, rows, objective, teachers, decay)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(recipe: Recipe, unroll: int, state, index, data, objective, teachers, decay):
+    def body(state, rows):
+        batch = {name: column[rows] for name, column in data.items()}
+        return recipe.step(state, batch, objective, teachers, decay)
+
+    return jax.lax.scan(body, state, index, unroll=unroll)
