@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, SupportsIndex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import jax
 import jax.core
@@ -17,6 +17,15 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from distill_jax.data.checking import check
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """Single examples by their number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
 def batch_indices(
@@ -46,8 +55,8 @@ def batch_indices(
       >>> batch_indices(jax.random.key(0), n=5, batch_size=2, steps=5).shape
       (5, 2)
     """
-    n = _at_least(1, n=n)
-    batch_size, steps = _at_least(1, batch_size=batch_size), _at_least(0, steps=steps)
+    n = at_least(1, n=n)
+    batch_size, steps = at_least(1, batch_size=batch_size), at_least(0, steps=steps)
     if batch_size > n:
         raise ValueError(f"batch_size must be at most the {n} rows of the data, got {batch_size}")
     if steps == 0:
@@ -58,7 +67,7 @@ def batch_indices(
         first, skip = (start // n) * batch_size + over // n, over % n
         epochs = -(-(n - 1 + steps * batch_size) // n)
     else:
-        first, skip = divmod(_at_least(0, start=start) * batch_size, n)
+        first, skip = divmod(at_least(0, start=start) * batch_size, n)
         epochs = -(-(skip + steps * batch_size) // n)
     return _stream(key, first, skip, epochs, n, batch_size, steps)
 
@@ -79,43 +88,117 @@ def _order(key: Array, epoch: Any, n: int) -> Array:
 
 
 def batches(
-    data: Mapping[str, Array | np.ndarray],
+    data: Mapping[str, Array | np.ndarray] | Examples,
     *,
     key: Array,
     batch_size: int,
     steps: int | None = None,
     start: int = 0,
-) -> Iterator[dict[str, Array | np.ndarray]]:
+) -> Batches:
     """Shuffled batches, epoch after epoch, without an end unless ``steps`` is given.
 
     Args:
-      data: Named arrays with one leading axis.
+      data: Named arrays with one leading axis; or anything with a length whose items ``data[i]``
+        are single examples, each a mapping of names to arrays without the leading axis: a list,
+        a file mapped into memory, a Hugging Face dataset. Only the rows of a batch are read.
       key: Names the stream; the rows are those of :func:`batch_indices` with the same key.
       batch_size: Rows in a batch, 1 to the number of rows.
       steps: Number of batches; None goes on for ever.
       start: Number of batches to leave out first: where a resumed run goes on.
 
+    Returns:
+      An iterator whose ``get_state()`` says where it is, in a small dictionary, and whose
+      ``set_state`` goes there at no cost.
+
     Raises:
+      TypeError: if ``data`` is neither.
       ValueError: if the data or a number is not sound; see :func:`check`.
+
+    Example:
+      >>> import jax
+      >>> stream = batches([{"inputs": i} for i in range(5)], key=jax.random.key(0), batch_size=2)
+      >>> first, state = next(stream), stream.get_state()
+      >>> second = next(stream)
+      >>> stream.set_state(state)
+      >>> bool((next(stream)["inputs"] == second["inputs"]).all())
+      True
     """
-    check(data, batch_size=batch_size, values=())
-    batch_size, start = operator.index(batch_size), _at_least(0, start=start)
-    steps = None if steps is None else _at_least(0, steps=steps)
-    return _batches(data, key, batch_size, steps, start)
+    if isinstance(data, Mapping):
+        check(data, batch_size=batch_size, values=())
+        n, read = _length(data), functools.partial(take, data)
+    else:
+        n, read = _number_of_examples(data), functools.partial(_examples, data)
+        if not 1 <= operator.index(batch_size) <= n:
+            raise ValueError(f"batch_size must lie between 1 and the {n} rows, got {batch_size}")
+    start = at_least(0, start=start)
+    end = None if steps is None else start + at_least(0, steps=steps)
+    return Batches(read, n, key, operator.index(batch_size), start, end)
 
 
-def _batches(
-    data: Mapping[str, Any], key: Array, batch_size: int, steps: int | None, start: int
-) -> Iterator[dict[str, Any]]:
-    n = _length(data)
-    epoch, skip = divmod(start * batch_size, n)
-    order, done = np.asarray(_order(key, epoch, n))[skip:], 0
-    while steps is None or done < steps:
-        while len(order) < batch_size:
-            epoch += 1
-            order = np.concatenate([order, np.asarray(_order(key, epoch, n))])
-        yield take(data, order[:batch_size])
-        order, done = order[batch_size:], done + 1
+class Batches(Iterator[dict[str, Any]]):
+    """The iterator that :func:`batches` returns."""
+
+    def __init__(
+        self,
+        read: Callable[[np.ndarray], dict[str, Any]],
+        n: int,
+        key: Array,
+        batch_size: int,
+        start: int,
+        end: int | None,
+    ):
+        self._read, self._n, self._key, self._batch_size = read, n, key, batch_size
+        self._next, self._end = start, end
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def __next__(self) -> dict[str, Any]:
+        if self._end is not None and self._next >= self._end:
+            raise StopIteration
+        batch = self._read(self._rows())
+        self._next += 1  # only now: a row that cannot be read leaves no hole
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the stream is, for ``set_state`` of a stream over the same data and key."""
+        return {"next": self._next, **self._stream()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes where another stream was.
+
+        Raises:
+          ValueError: if that one had other data, another key or another batch size.
+        """
+        if not isinstance(state, Mapping) or state.keys() != self.get_state().keys():
+            raise ValueError(f"state must be one that data.batches gave, got {state!r}")
+        for name, ours in self._stream().items():
+            if state[name] != ours:
+                raise ValueError(
+                    f"state must come from a stream of the same {name}, {ours}, got "
+                    f"{state[name]}: its batches are others"
+                )
+        self._next = at_least(0, next=state["next"])
+
+    def _stream(self) -> dict[str, Any]:
+        return {
+            "rows": self._n,
+            "batch_size": self._batch_size,
+            "key": np.asarray(jax.random.key_data(self._key)).tolist(),
+        }
+
+    def _rows(self) -> np.ndarray:
+        low = self._next * self._batch_size
+        high, n = low + self._batch_size, self._n
+        return np.concatenate(
+            [
+                self._order_of(epoch)[max(low - epoch * n, 0) : high - epoch * n]
+                for epoch in range(low // n, (high - 1) // n + 1)
+            ]
+        )
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, np.asarray(_order(self._key, epoch, self._n))
+        return self._epoch[1]
 
 
 def padded_batches(
@@ -142,17 +225,25 @@ def padded_batches(
       [2 2] [ True False]
     """
     check(data, values=())
-    return _padded_batches(data, _at_least(1, batch_size=batch_size))
+    return _padded_batches(data, at_least(1, batch_size=batch_size))
 
 
 def _padded_batches(data: Mapping[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
     n = _length(data)
     for start in range(0, n, batch_size):
-        index = np.arange(start, start + batch_size)
-        batch, real = take(data, np.minimum(index, n - 1)), index < n
-        where = batch.get("where", np.ones(batch_size, bool))
-        real = real.reshape(real.shape + (1,) * (where.ndim - 1))
-        yield {**batch, "where": where & real}
+        yield pad(take(data, np.arange(start, min(start + batch_size, n))), batch_size)
+
+
+def pad(batch: Mapping[str, Array | np.ndarray], size: int) -> dict[str, Array | np.ndarray]:
+    """A batch of at most ``size`` rows, filled up with copies of its last row.
+
+    The column ``where`` is False for the copies, and otherwise the batch's own, or True.
+    """
+    n, index = _length(batch), np.arange(size)
+    rows = take(batch, np.minimum(index, n - 1)) if n < size else dict(batch)
+    where = rows.get("where", np.ones(size, bool))
+    real = (index < n).reshape((size,) + (1,) * (where.ndim - 1))
+    return {**rows, "where": where & real}
 
 
 def take(
@@ -170,6 +261,49 @@ def take(
 @jax.jit
 def _gather(columns: dict[str, Array], index: Array) -> dict[str, Array]:
     return {name: x[index] for name, x in columns.items()}
+
+
+def _number_of_examples(data: Any) -> int:
+    """How many examples there are, after a look at the first."""
+    if not isinstance(data, Examples):
+        raise TypeError(
+            "data must be named arrays, or have a length and give an example as data[i], got "
+            f"{type(data).__name__}: shuffle a stream where it is made"
+        )
+    n = len(data)
+    if not 0 < n < 2**31:
+        raise ValueError(f"data must have 1 to {2**31 - 1} rows, got {n}")
+    _examples(data, np.zeros(1, np.int32))
+    return n
+
+
+def _examples(data: Any, index: np.ndarray) -> dict[str, np.ndarray]:
+    rows = index.tolist()
+    # Data sets that can read many rows at once say so by this name (PyTorch's convention).
+    many = getattr(data, "__getitems__", None)
+    examples = many(rows) if many is not None else [data[row] for row in rows]
+    for row, example in zip(rows, examples, strict=True):
+        if not isinstance(example, Mapping):
+            raise TypeError(
+                "data must be named arrays, or give an example as a mapping of names to arrays, "
+                f"got {type(example).__name__} at row {row}"
+            )
+        if example.keys() != examples[0].keys():
+            raise ValueError(
+                f"data must have the same columns in every row, got {list(example)} in row {row} "
+                f"and {list(examples[0])} in row {rows[0]}"
+            )
+    return {name: _stack(name, [x[name] for x in examples], rows) for name in examples[0]}
+
+
+def _stack(name: str, values: list[Any], rows: list[int]) -> np.ndarray:
+    for row, value in zip(rows, values, strict=True):
+        if np.shape(value) != np.shape(values[0]):
+            raise ValueError(
+                f"{name} must have one shape in every row, got {np.shape(value)} in row {row} and "
+                f"{np.shape(values[0])} in row {rows[0]}: pad it to one length"
+            )
+    return np.stack([np.asarray(value) for value in values])
 
 
 def split(
@@ -224,7 +358,7 @@ def _length(data: Mapping[str, Any]) -> int:
     return len(next(iter(data.values())))
 
 
-def _at_least(low: int, **values: SupportsIndex) -> int:
+def at_least(low: int, **values: SupportsIndex) -> int:
     ((name, value),) = values.items()
     if isinstance(value, jax.core.Tracer):
         raise TypeError(f"{name} must be a Python int, not traced: name it in static_argnames")

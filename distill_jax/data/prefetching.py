@@ -1,0 +1,107 @@
+"""Batches drawn ahead by a thread, so that the device need not wait for the host."""
+
+from __future__ import annotations
+
+import atexit
+import contextvars
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, SupportsIndex
+
+import jax
+
+from distill_jax.data.batching import at_least
+
+
+def prefetch(
+    pairs: Iterable[tuple[Any, Any]], put: Callable[[Any], Any], size: SupportsIndex = 2
+) -> Generator[tuple[Any, Any], None, None]:
+    """The pairs, with ``put`` of their first halves, drawn ahead by a thread.
+
+    A pair is ``(batch, position)``, as :func:`~distill_jax.data.positions` gives them. Order and
+    values are those without a thread. An error of the source or of ``put`` is raised after the
+    pairs before it, with its own traceback. Closing the generator (its ``close()``, or leaving
+    the frame that holds it) stops the thread, after the batch under way.
+
+    The thread draws beyond what was asked for: cut the pairs with ``itertools.islice`` where what
+    is left of the source is still of use. It runs in the caller's context, with its default
+    device and width of floats.
+
+    Args:
+      pairs: What to draw from; touched by the thread alone once the first pair is asked for.
+      put: Called with each batch, ``jax.device_put`` for example.
+      size: Most pairs that are ready and not yet taken; 0 draws in the caller, without a thread.
+
+    Example:
+      >>> pairs = ((i, {"batches": i + 1}) for i in range(2))
+      >>> for batch, position in prefetch(pairs, jax.device_put):
+      ...     print(batch, position)
+      0 {'batches': 1}
+      1 {'batches': 2}
+    """
+    size = at_least(0, size=size)
+    if size:
+        return _ahead(pairs, put, size)
+    return ((put(batch), position) for batch, position in pairs)
+
+
+def _ahead(
+    pairs: Iterable[tuple[Any, Any]], put: Callable[[Any], Any], size: int
+) -> Generator[tuple[Any, Any], None, None]:
+    ready: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    free, stopped = threading.Semaphore(size), threading.Event()
+    # What context managers of JAX set is a thread's own.
+    wide = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+
+    def work() -> None:
+        end = None
+        try:
+            with jax.enable_x64(wide), jax.default_device(device):
+                iterator = iter(pairs)
+                # A place is taken before a batch is drawn: no more than size are ever alive here.
+                while free.acquire() and not stopped.is_set():
+                    try:
+                        batch, position = next(iterator)
+                    except StopIteration:
+                        break
+                    ready.put(((put(batch), position), None))
+                    del batch, position
+        except BaseException as error:
+            end = error
+        ready.put((None, end))
+        end = None  # its traceback holds this frame
+
+    def stop() -> None:
+        stopped.set()
+        free.release()
+        if thread is not threading.current_thread():  # as when garbage is collected there
+            # Not for ever: a source may wait for what never comes. The thread is a daemon.
+            thread.join(timeout=1.0)
+
+    thread = threading.Thread(
+        target=contextvars.copy_context().run,
+        args=(work,),
+        name="distill_jax prefetch",
+        daemon=True,
+    )
+    thread.start()
+    atexit.register(stop)  # a thread inside XLA while the interpreter goes away may crash it
+    try:
+        while True:
+            pair, error = ready.get()
+            if error is not None:
+                try:
+                    raise error
+                finally:
+                    del error  # its traceback holds this frame
+            if pair is None:
+                return
+            free.release()
+            yield pair
+            del pair
+    finally:
+        if not stopped.is_set():  # else the interpreter is going away, and modules are empty
+            stop()
+            atexit.unregister(stop)

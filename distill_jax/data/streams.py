@@ -1,0 +1,374 @@
+"""Streams of batches: where one is, how another goes on there, and batches of one size.
+
+A stream is one of three things:
+
+- anything whose iterator has ``get_state`` and ``set_state``: :func:`~distill_jax.data.batches`,
+  and every Grain dataset and loader (``pip install 'distill_jax[stream]'``). It goes on anywhere
+  at once;
+- any other iterable of batches. It goes on by drawing the batches that were taken before, which
+  are thrown away. Its iterator must begin where it began in the run before;
+- a function ``(start: int) -> iterable``, which leaves ``start`` batches out as it sees fit.
+
+A batch must consist of arrays of its own: one that is filled again for the next batch changes a
+batch that was drawn before. A source that can be iterated again is so for each run; for more
+epochs within a run, repeat it (``repeat()`` in Grain; a generator function that loops elsewhere).
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.data.batching import at_least, pad
+from distill_jax.types import Batch
+
+Position = Mapping[str, Any]
+"""Where a stream goes on: what JSON can hold. ``batches`` counts those taken; ``state`` is what
+the iterator's ``get_state`` gave, if it has one."""
+
+_END = object()
+_MANY_SHAPES = 8
+
+
+def positions(
+    source: Iterable[Batch] | Callable[[int], Iterable[Batch]],
+    *,
+    start: int = 0,
+    position: Position | None = None,
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The batches of a stream, each with the position after it.
+
+    A position is taken before the next batch is drawn. The same position gives the same batches,
+    in another process too, if the source itself is deterministic.
+
+    Args:
+      source: A stream, as this module describes them.
+      start: Number of batches to leave out first.
+      position: Where to go on, from a run before, in place of ``start``.
+
+    Yields:
+      ``(batch, position)``. Columns that are not arrays become NumPy arrays. Batches may differ
+      in their number of rows, and in the sizes of other axes (each combination compiles a
+      program of its own: a warning says so after a few), not in anything else.
+
+    Raises:
+      TypeError: if ``source`` is not a stream, or a batch not a mapping of names to arrays of
+        numbers.
+      ValueError: if ``position`` is not one of such a source; if the source has no batch, or
+        ends among those to be left out; if a batch has no row, columns of different lengths, or
+        other columns, dtypes or axes than the first. The message names batch and column.
+
+    Example:
+      >>> source = [{"inputs": np.full(2, i)} for i in range(3)]
+      >>> (_, position), *rest = positions(source)
+      >>> position
+      {'batches': 1}
+      >>> [batch["inputs"].tolist() for batch, _ in positions(source, position=position)]
+      [[1, 1], [2, 2]]
+    """
+    taken = at_least(0, start=start)
+    state: Any = _END
+    if position is not None:
+        if taken:
+            raise ValueError(f"start must be 0 where a position is given, got {start}")
+        taken, state = _read(position)
+    if isinstance(source, Mapping):
+        raise TypeError(
+            "data must be a stream of batches, got named arrays: cut them with "
+            "data.batches(arrays, key=key, batch_size=32)"
+        )
+    skip = taken
+    if callable(source) and not hasattr(source, "__iter__"):
+        iterator, skip, stateful = iter(_called(source, taken)), 0, False
+    else:
+        iterator = _iter(source)
+        stateful = _has_state(iterator)
+    name = type(iterator).__name__
+    if state is not _END:
+        if not stateful:
+            raise ValueError(
+                f"position holds the state of an iterator, and that of data, {name}, has no "
+                "set_state: pass the kind of data that the position comes from"
+            )
+        try:
+            iterator.set_state(state)  # pyright: ignore[reportAttributeAccessIssue]
+        except Exception as error:
+            raise ValueError(
+                f"data cannot go on at this position ({name}.set_state): {error}"
+            ) from error
+        skip = 0
+    elif stateful and position is not None:
+        raise ValueError(
+            f"position counts batches, and data, {name}, goes on by a state of its own: pass the "
+            "kind of data that the position comes from, or start in place of position"
+        )
+    return _positions(iterator, skip, taken, stateful, owned=iterator is not source)
+
+
+def _positions(
+    iterator: Any, skip: int, taken: int, stateful: bool, owned: bool
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    try:
+        for i in range(skip):
+            if _draw(iterator, i) is _END:
+                raise ValueError(
+                    f"data ended after {i} of the {skip} batches to leave out: it must begin where "
+                    "it began in the run before; an iterator that was drawn from cannot"
+                )
+        kinds, shapes = None, set()
+        number = taken
+        while (drawn := _draw(iterator, number)) is not _END:
+            batch = _columns(drawn, number)
+            kinds = kinds or _kinds(batch)
+            _same_kinds(batch, kinds, number)
+            _few_shapes(batch, shapes)
+            number += 1
+            position: dict[str, Any] = {"batches": number}
+            if stateful:
+                position["state"] = _to_json(iterator.get_state())
+            yield batch, position
+        if number == 0:
+            raise ValueError(
+                "data has no batch: it is empty, or an iterator that was drawn to its end before "
+                "(pass a list, or make the iterator anew)"
+            )
+    finally:
+        if owned and hasattr(iterator, "close"):
+            iterator.close()  # threads, files: what we opened, and nothing of the caller's
+
+
+def padded(source: Iterable[Batch], batch_size: int | None = None) -> Iterable[dict[str, Any]]:
+    """The stream's batches, short ones filled up, so that one compiled program serves all.
+
+    What :func:`~distill_jax.data.padded_batches` does for arrays: copies of the last row, and in
+    every batch a column ``where``, False for the copies and otherwise the batch's own, or True.
+    The stream goes on at a position as its source does.
+
+    Args:
+      source: An iterable of batches.
+      batch_size: Rows in a batch; None takes those of the first.
+
+    Raises:
+      TypeError: if ``source`` is not an iterable of mappings.
+      ValueError: for a batch of no row, or of more than ``batch_size``.
+
+    Example:
+      >>> for batch in padded([{"inputs": np.arange(2)}, {"inputs": np.arange(1)}]):
+      ...     print(batch["inputs"], batch["where"])
+      [0 1] [ True  True]
+      [0 0] [ True False]
+    """
+    if batch_size is not None:
+        batch_size = at_least(1, batch_size=batch_size)
+    if callable(source) and not hasattr(source, "__iter__"):
+        raise TypeError(
+            "padded takes an iterable, got a function: pad what it returns, "
+            "lambda start: padded(function(start), batch_size)"
+        )
+    if isinstance(source, Mapping):
+        raise TypeError("padded takes batches, got named arrays: cut them with data.padded_batches")
+    return _Padded(source, batch_size)
+
+
+class _Padded(Iterable[dict[str, Any]]):
+    def __init__(self, source: Iterable[Batch], batch_size: int | None):
+        self._source, self._batch_size = source, batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        iterator = _iter(self._source)
+        kind = _StatefulPaddedIterator if _has_state(iterator) else _PaddedIterator
+        return kind(iterator, self._batch_size, owned=iterator is not self._source)
+
+
+class _PaddedIterator(Iterator[dict[str, Any]]):
+    def __init__(self, iterator: Any, batch_size: int | None, owned: bool):
+        self._iterator, self._size, self._owned = iterator, batch_size, owned
+        self._number = 0
+
+    def __next__(self) -> dict[str, Any]:
+        batch = _columns(next(self._iterator), self._number)
+        rows = len(next(iter(batch.values())))
+        size = self._size or rows
+        if rows > size:
+            raise ValueError(
+                f"batch {self._number} of data has {rows} rows, more than the {size} to pad to: "
+                "give padded the largest batch_size"
+            )
+        self._size = size
+        self._number += 1
+        return pad(batch, size)
+
+    def close(self) -> None:
+        if self._owned and hasattr(self._iterator, "close"):
+            self._iterator.close()
+
+
+class _StatefulPaddedIterator(_PaddedIterator):
+    def get_state(self) -> dict[str, Any]:
+        # With the size: a stream may go on at a short batch.
+        state = self._iterator.get_state()
+        return {"batches": self._number, "batch_size": self._size, "source": state}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        if not isinstance(state, Mapping) or "source" not in state:
+            raise ValueError("the position comes from a stream that was not padded")
+        if self._size is not None and state["batch_size"] not in (None, self._size):
+            raise ValueError(
+                f"the position comes from batches padded to {state['batch_size']} rows, "
+                f"these are padded to {self._size}"
+            )
+        self._iterator.set_state(state["source"])
+        self._number, self._size = state["batches"], state["batch_size"] or self._size
+
+
+def _has_state(iterator: Any) -> bool:
+    return hasattr(iterator, "get_state") and hasattr(iterator, "set_state")
+
+
+def _iter(source: Any) -> Iterator[Any]:
+    try:
+        return iter(source)
+    except TypeError:
+        raise TypeError(
+            "data must be a stream of batches: an iterable, or a function of the number of "
+            f"batches to leave out; got {type(source).__name__}"
+        ) from None
+
+
+def _called(source: Callable[..., Iterable[Batch]], start: int) -> Iterable[Batch]:
+    try:
+        inspect.signature(source).bind(start)
+    except TypeError:
+        raise TypeError(
+            "data as a function must take the number of batches to leave out: pass what it "
+            "returns, function(), if it knows only how to begin"
+        ) from None
+    except ValueError:  # written in C: no signature to look at
+        pass
+    return source(start)
+
+
+def _draw(iterator: Iterator[Any], number: int) -> Any:
+    try:
+        return next(iterator, _END)
+    except Exception as error:
+        error.add_note(f"This was raised by data, when batch {number} (from 0) was drawn.")
+        raise
+
+
+def _columns(batch: Any, number: int) -> dict[str, Any]:
+    """The batch as arrays that have rows in common."""
+    who = f"batch {number} (from 0) of data"
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"{who} must be a mapping from names to arrays, such as "
+            f'{{"inputs": x, "labels": y}}, got {type(batch).__name__}'
+        )
+    columns = {
+        name: x if isinstance(x, jax.Array | np.ndarray) else np.asarray(x)
+        for name, x in batch.items()
+    }
+    if not columns:
+        raise ValueError(f"{who} must have a column or more, such as inputs, got none")
+    for name, column in columns.items():
+        if not isinstance(column, jax.Array) and not (
+            column.dtype == np.bool_ or jnp.issubdtype(column.dtype, jnp.number)
+        ):
+            raise TypeError(
+                f"{name} in {who} must hold numbers or booleans, got {column.dtype}: encode it, "
+                "or leave it out"
+            )
+        if column.ndim < 1:
+            raise ValueError(f"{name} in {who} must have a leading axis of rows, got a scalar")
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns of {who} must have one length, got {lengths}")
+    if not next(iter(lengths.values())):
+        raise ValueError(f"{who} must have a row or more, got none: leave it out")
+    if "where" in columns and columns["where"].dtype != np.bool_:
+        raise TypeError(
+            f"where in {who} must be booleans (True counts), got {columns['where'].dtype}"
+        )
+    return columns
+
+
+def _kinds(batch: Mapping[str, Any]) -> dict[str, tuple[Any, int]]:
+    return {name: (column.dtype, column.ndim) for name, column in batch.items()}
+
+
+def _same_kinds(batch: Mapping[str, Any], first: dict[str, tuple[Any, int]], number: int) -> None:
+    these = _kinds(batch)
+    if these == first:
+        return
+    who = f"batch {number} (from 0) of data"
+    if these.keys() != first.keys():
+        raise ValueError(
+            f"{who} must have the columns of the first one, {list(first)}, got {list(these)}"
+        )
+    for name, (dtype, ndim) in first.items():
+        if these[name] != (dtype, ndim):
+            raise ValueError(
+                f"{name} in {who} must be {dtype} with {ndim} axes, as in the first one, got "
+                f"{these[name][0]} with {these[name][1]}"
+            )
+
+
+def _few_shapes(batch: Mapping[str, Any], seen: set[Any]) -> None:
+    seen_before = len(seen)
+    if seen_before <= _MANY_SHAPES:
+        seen.add(tuple((name, batch[name].shape) for name in sorted(batch)))
+    if seen_before == _MANY_SHAPES < len(seen):
+        warnings.warn(
+            f"the batches of data have had {len(seen)} different shapes so far, and each is "
+            "compiled anew: pad rows with data.padded, and sequences to a few lengths",
+            stacklevel=3,
+        )
+
+
+def _read(position: Any) -> tuple[int, Any]:
+    """Number of batches taken, and the iterator's state or ``_END``."""
+    if (
+        not isinstance(position, Mapping)
+        or not isinstance(position.get("batches"), int)
+        or position["batches"] < 0
+        or position.keys() - {"batches", "state"}
+    ):
+        raise ValueError(f"position must be one that data.positions gave, got {position!r}")
+    state = _from_json(position["state"]) if "state" in position else _END
+    return position["batches"], state
+
+
+def _to_json(x: Any) -> Any:
+    """A copy of an iterator's state that JSON holds."""
+    if isinstance(x, Mapping) and all(isinstance(name, str) for name in x):
+        return {name: _to_json(value) for name, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [_to_json(value) for value in x]
+    if isinstance(x, bytes):
+        return {_BYTES: base64.b64encode(x).decode("ascii")}
+    if isinstance(x, np.generic):
+        return x.item()
+    if x is None or isinstance(x, str | int | float):
+        return x
+    raise TypeError(
+        "get_state() of data's iterator must give what JSON holds (dictionaries with strings for "
+        f"names, lists, numbers, strings) or bytes, got {type(x).__name__}: {x!r:.80}"
+    )
+
+
+def _from_json(x: Any) -> Any:
+    if isinstance(x, Mapping):
+        if x.keys() == {_BYTES}:
+            return base64.b64decode(x[_BYTES])
+        return {name: _from_json(value) for name, value in x.items()}
+    return [_from_json(value) for value in x] if isinstance(x, list) else x
+
+
+_BYTES = "bytes in base64"
