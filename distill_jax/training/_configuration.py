@@ -70,6 +70,7 @@ def configuration(
         "objective": {"terms": [t.name for t in objective.terms], **terms},
         "terms' own": {"params": shapes(state.term_params), "state": shapes(state.term_state)},
         "optimizer": shapes(state.opt_state),
+        "microbatches": recipe.microbatches,
         "average": None if decay is None else float(decay),
         "augment": None if recipe.augment is None else _name(recipe.augment),
         "batch": {name: f"{x.dtype}[batch{_axes(x)}]" for name, x in columns.items()},

@@ -16,6 +16,7 @@ import operator
 import os
 import pathlib
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -24,11 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
 from distill_jax import _files
 from distill_jax.training import _configuration
 from distill_jax.training._configuration import checksum, leaves_by_path, shapes
-from distill_jax.training.step import TrainState
 
 CONFIGURATION = "configuration.json"
 SHOWN = 20  # differences listed in one message
@@ -140,7 +141,7 @@ class Saver:
         """Whether a multiple of ``every`` steps was reached since the last save."""
         return step // self._options.every > self._last_asked // self._options.every
 
-    def restore(self, state: TrainState) -> tuple[TrainState, Any] | None:
+    def restore(self, state: PyTree) -> tuple[PyTree, Any] | None:
         """The latest checkpoint, bit for bit, or None where there is none.
 
         Args:
@@ -165,12 +166,13 @@ class Saver:
         except _Other as error:
             raise ValueError(str(error)) from None
         except Exception as error:
+            logging.getLogger("asyncio").addFilter(_told)
             raise CheckpointError(self._damage(step, state, error)) from error
 
     def save(
         self,
         step: int,
-        state: TrainState,
+        state: PyTree,
         position: Any,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
@@ -241,6 +243,7 @@ class Saver:
 
     def _failed(self, error: Exception, on_failure: str) -> None:
         """Forgets a save that failed, frees what it took of the disk, and says so."""
+        logging.getLogger("asyncio").addFilter(_told)
         step, self._saving = self._saving, None
         if jax.process_index() == 0:
             for left in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
@@ -269,7 +272,7 @@ class Saver:
             raise OSError(f"{self._folder / str(step) / 'about'} is not what was saved")
         return about
 
-    def _compare_arrays(self, step: int, about: Mapping[str, Any], state: TrainState) -> None:
+    def _compare_arrays(self, step: int, about: Mapping[str, Any], state: PyTree) -> None:
         differences = _configuration.differences(about["arrays"], shapes(state))
         if differences:
             raise _Other(
@@ -277,7 +280,7 @@ class Saver:
                 f"objective and optimizer make:\n{_listed(differences)}"
             )
 
-    def _read(self, step: int, about: Mapping[str, Any], state: TrainState) -> TrainState:
+    def _read(self, step: int, about: Mapping[str, Any], state: PyTree) -> PyTree:
         import orbax.checkpoint as ocp
 
         wanted = leaves_by_path(state)
@@ -293,7 +296,7 @@ class Saver:
                 raise OSError(f"the array {name!r} is not the one that was saved")
         return jax.tree.unflatten(jax.tree.structure(state), leaves.values())
 
-    def _damage(self, step: int, state: TrainState, error: Exception) -> str:
+    def _damage(self, step: int, state: PyTree, error: Exception) -> str:
         whole = None
         for older in reversed(self.steps()[:-1]):
             with contextlib.suppress(Exception):
@@ -498,16 +501,30 @@ def _first_line(error: BaseException) -> str:
     return line if len(line) <= 300 else f"{line[:300]}..."
 
 
+def _told(record: logging.LogRecord) -> bool:
+    """Drops what asyncio says, long after, of files that fail: it was raised or warned of already."""
+    text = record.getMessage()
+    return not ("never retrieved" in text and ("orbax" in text or "OCDBT" in text))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax's own log from the terminal: what matters of it is raised or warned of."""
+    """Keeps Orbax's own words from the terminal: what matters of them is raised or warned of."""
 
     def ours(record: logging.LogRecord) -> bool:
         return f"{os.sep}orbax{os.sep}" not in record.pathname
 
-    log = logging.getLogger("absl")
+    def unraisable(what: Any) -> None:
+        # When one file cannot be written or read, Orbax leaves, and those of the other files that
+        # come later find nobody to tell.
+        if str(what.exc_value) != "Event loop is closed":
+            before(what)
+
+    log, before = logging.getLogger("absl"), sys.unraisablehook
     log.addFilter(ours)
+    sys.unraisablehook = unraisable
     try:
         yield
     finally:
         log.removeFilter(ours)
+        sys.unraisablehook = before
