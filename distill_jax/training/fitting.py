@@ -21,7 +21,7 @@ from distill_jax import data as data_
 from distill_jax.data.batching import pad
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
-from distill_jax.training import _input
+from distill_jax.training import _hosts, _input
 from distill_jax.training import logs as logs_
 from distill_jax.training._configuration import configuration
 from distill_jax.training._history import History
@@ -30,6 +30,7 @@ from distill_jax.training.accumulation import divides
 from distill_jax.training.checkpoints import Checkpoints
 from distill_jax.training.compiled import init, steps_of
 from distill_jax.training.layout import Layout
+from distill_jax.training.profiling import tracing
 from distill_jax.training.progress import Progress
 from distill_jax.training.step import Augment, Recipe, TrainState, check, check_initial
 from distill_jax.types import Batch, Model
@@ -161,9 +162,7 @@ def fit(
             microbatches=microbatches,
             data=_input.fingerprint(source.seen) if source.whole else None,
         )
-        if jax.process_count() > 1:
-            from distill_jax.training import _hosts
-
+        if layout is not None:
             _hosts.agree(configuration=given, steps=steps)
     if layout is not None:
         expected = jax.tree.map(
@@ -206,7 +205,7 @@ def fit(
             if layout is not None or ahead:
                 pairs = data_.prefetch(pairs, put, ahead)
                 stack.callback(pairs.close)
-        tracing = contextlib.nullcontext if trace is None else None
+        tracer = stack.enter_context(tracing(trace))
         history = History(start + done, logs)
         shown = progress and jax.process_index() == 0
         bar = stack.enter_context(Progress(steps, shown=shown))
@@ -214,10 +213,10 @@ def fit(
         bar.update(done, {})
         evaluated = -1
         for group, position in _groups(pairs, steps_per_call):
-            with tracing(start + done):
-                state, metrics = steps_of(
-                    recipe, unroll, layout, state, group, objective, teachers, decay
-                )
+            call = functools.partial(steps_of, recipe, unroll, layout)
+            state, metrics = tracer.call(
+                start + done, call, state, group, objective, teachers, decay
+            )
             before, done = done, done + len(group)
             history.add(metrics)
             bar.update(done, history.latest)
