@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distill_jax.report.figures import bars, curves, save_figure
+from distill_jax.report.figures import bars, curves, heat_map, save_figure
 from distill_jax.report.results import result_file, save_json
 from distill_jax.report.rules import show_check, show_explanation
 from distill_jax.report.spread import interval95, mean_std
@@ -11,6 +11,7 @@ from distill_jax.report.tables import show, table
 __all__ = [
     "bars",
     "curves",
+    "heat_map",
     "interval95",
     "mean_std",
     "result_file",

@@ -123,6 +123,62 @@ def curves(
     return figure
 
 
+def heat_map(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    x: str,
+    y: str,
+    value: str,
+    title: str | None = None,
+) -> Figure:
+    """A coloured cell for each pair of values.
+
+    Args:
+      rows: Named values, as ``training.sweep`` or ``training.summary`` give them. The colour of a
+        cell is the mean over its rows; a cell without a row, or with NaN in one, stays blank.
+      x: Name of what stands along the horizontal axis.
+      y: Name of what stands along the vertical axis; numbers are in rising order on both.
+      value: Name of the colour: a number, or a mapping with a ``"mean"``.
+      title: Above the figure.
+
+    Returns:
+      A figure for :func:`save_figure`.
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+      ValueError: if there is no row, or a row lacks a name.
+    """
+    lacking = [name for name in (x, y, value) if any(name not in row for row in rows)]
+    if not rows or lacking:
+        raise ValueError(
+            f"rows must have {[x, y, value]} in each of one row or more, lacking {lacking}"
+        )
+    columns, lines = (_places([row[name] for row in rows]) for name in (x, y))
+    cells: dict[tuple[int, int], list[float]] = {}
+    for row in rows:
+        number = row[value]["mean"] if isinstance(row[value], Mapping) else row[value]
+        cells.setdefault((lines.index(row[y]), columns.index(row[x])), []).append(float(number))
+    colours = np.full((len(lines), len(columns)), np.nan)
+    for cell, numbers in cells.items():
+        colours[cell] = np.mean(numbers)
+    figure, axes = _axes(title, x, y)
+    axes.grid(False)
+    finite = colours[np.isfinite(colours)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    image = axes.imshow(
+        np.ma.masked_invalid(colours), origin="lower", aspect="auto", vmin=low, vmax=high
+    )
+    axes.set_xticks(range(len(columns)), [_label(place) for place in columns])
+    axes.set_yticks(range(len(lines)), [_label(place) for place in lines])
+    figure.colorbar(image, ax=axes, label=value)
+    if colours.size <= 100:
+        for (i, j), number in np.ndenumerate(colours):
+            if np.isfinite(number):  # dark letters on light cells
+                shade = "black" if number > (low + high) / 2 else "white"
+                axes.text(j, i, f"{number:.3g}", ha="center", va="center", color=shade)
+    return figure
+
+
 def save_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: int = 150) -> pathlib.Path:
     """Writes a figure, all or nothing: a failure leaves an old file as it was.
 
@@ -165,6 +221,17 @@ def _axes(title: str | None, xlabel: str | None, ylabel: str | None) -> tuple[Fi
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _places(values: Sequence[Any]) -> list[Any]:
+    """Each value once: numbers in rising order, others as first seen."""
+    places = list(dict.fromkeys(values))
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in places)
+    return sorted(places) if numeric else places
+
+
+def _label(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _bar(y: Any) -> tuple[float, float, float]:

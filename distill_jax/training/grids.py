@@ -52,15 +52,12 @@ def sampled(key: Array, n: int, /, **distributions: Distribution | Sequence[Any]
         raise ValueError("sampled needs a distribution for one name or more")
     columns = {}
     for name, distribution in distributions.items():
-        values = None if callable(distribution) else _values(name, distribution)
+        draw = distribution if callable(distribution) else _choice(name, distribution)
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
         bits = jax.vmap(lambda i, own=own: jax.random.bits(jax.random.fold_in(own, i)))
         # Placed on the host and in double precision: the same values on every device.
         draws = np.asarray(bits(jnp.arange(n, dtype=jnp.int32)), np.float64) / 2.0**32
-        columns[name] = [
-            values[int(u * len(values))] if values is not None else distribution(float(u))
-            for u in draws
-        ]
+        columns[name] = [draw(float(u)) for u in draws]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -251,12 +248,18 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _values(name: str, values: Any) -> list[Any]:
-    if isinstance(values, str | Mapping) or not isinstance(values, Iterable) or np.ndim(values) == 0:
+    single = isinstance(values, str | Mapping) or getattr(values, "ndim", 1) == 0
+    if single or not isinstance(values, Iterable):
         raise TypeError(f"{name!r} must have a list of values, got {values!r}: write [{values!r}]")
     listed = list(values)
     if not listed:
         raise ValueError(f"{name!r} must have one value or more, got none")
     return listed
+
+
+def _choice(name: str, values: Sequence[Any]) -> Distribution:
+    listed = _values(name, values)
+    return lambda u: listed[int(u * len(listed))]
 
 
 def _ordered(low: float, high: float) -> None:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from distill_jax.report import bars, curves, save_figure
+from distill_jax.report import bars, curves, heat_map, save_figure
 
 ROWS = [
     {"model": "small", "how": "labels", "accuracy": 0.8},
@@ -42,6 +42,27 @@ def test_curves_are_means_in_a_band():
     heights = band.get_paths()[0].vertices[:, 1]
     np.testing.assert_allclose([heights.min(), heights.max()], [2 - 2**0.5, 4 + 2**0.5])
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
+
+
+def test_heat_maps_have_the_mean_of_a_cells_rows():
+    rows = [
+        {"rate": 0.1, "width": 8, "seed": 0, "loss": 1.0},
+        {"rate": 0.1, "width": 8, "seed": 1, "loss": 3.0},
+        {"rate": 0.01, "width": 32, "seed": 0, "loss": {"mean": 5.0, "std": 1.0}},
+        {"rate": 0.01, "width": 8, "seed": 0, "loss": float("nan")},
+    ]
+    axes, bar = heat_map(rows, x="rate", y="width", value="loss", title="Title").axes
+    (image,) = axes.images
+    colours = image.get_array()
+    np.testing.assert_array_equal(colours.mask, [[True, False], [False, True]])
+    np.testing.assert_allclose(colours.compressed(), [2.0, 5.0])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.01", "0.1"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["8", "32"]
+    assert [text.get_text() for text in axes.texts] == ["2", "5"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == ("rate", "width", "loss")
+    heat_map(rows[-1:], x="rate", y="width", value="loss").canvas.draw()  # nothing to colour
+    with pytest.raises(ValueError, match="lacking .'depth'"):
+        heat_map(rows, x="depth", y="width", value="loss")
 
 
 @pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])

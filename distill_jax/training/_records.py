@@ -1,0 +1,235 @@
+"""A file of finished trials: a line each, written as soon as they are known.
+
+The first line says what sweep it is. A last line that was cut off is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+_KIND = "sweep"
+_ADVICE = "give this sweep a file of its own, or remove the old one"
+
+Row = dict[str, Any]
+
+
+class Records:
+    """An open file; a context manager.
+
+    Attributes:
+      found: The rows that are there already, by :func:`name`.
+
+    Raises:
+      ValueError: if the file is not one of this sweep, naming the difference.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]):
+        self._path = pathlib.Path(path)
+        self._header = _plain({_KIND: 1, **header})
+        self.found: dict[str, Row] = {}
+        self._programs: dict[str, Any] = {}
+
+    def __enter__(self) -> Records:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO = self._path.open("a+b")
+        try:
+            _lock(self._file, self._path)
+            self._file.seek(0)
+            lines, whole = _lines(self._file.read(), self._path)
+            self._file.truncate(whole)
+            if not lines:
+                self._write([self._header])
+            else:
+                self._check(lines[0])
+            for line in lines[1:]:
+                if "program" in line:
+                    self._programs[_text(line["static"])] = line["program"]
+                else:
+                    row = _row(line)
+                    self.found[name(line["parameters"], row["seed"])] = row
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, rows: Iterable[tuple[Mapping[str, Any], int, Row]]) -> None:
+        """Appends ``(parameters, seed, metrics)``."""
+        self._write(
+            {"parameters": parameters, "seed": seed, **_packed(metrics)}
+            for parameters, seed, metrics in rows
+        )
+
+    def check_program(self, static: Mapping[str, Any], program: Mapping[str, str]) -> None:
+        """Compares a program with the one that made the rows that are there, or notes it."""
+        before = self._programs.get(_text(static))
+        if before is None:
+            self._write([{"static": dict(static), "program": dict(program)}])
+            return
+        same_compiler = all(before[n] == program[n] for n in program if n != "text")
+        if same_compiler and before["text"] != program["text"]:
+            raise ValueError(
+                f"the trial that made {str(self._path)!r} was another program than this one "
+                f"{f'with {dict(static)} ' if static else ''}(its code, its number of steps, or "
+                f"shapes of its data have changed): {_ADVICE}"
+            )
+
+    def _check(self, header: Mapping[str, Any]) -> None:
+        where = str(self._path)
+        if _KIND not in header:
+            raise ValueError(f"{where!r} is no file of a sweep: {_ADVICE}")
+        ours, theirs = self._header, header
+        for part in {**theirs, **ours}:
+            mine, other = ours.get(part), theirs.get(part)
+            if isinstance(mine, dict) and isinstance(other, dict):
+                names = sorted(n for n in {**mine, **other} if mine.get(n) != other.get(n))
+                if names:
+                    raise ValueError(
+                        f"{where!r} is of a sweep with other {part} data ({', '.join(names)}): "
+                        f"{_ADVICE}"
+                    )
+            elif mine != other:
+                raise ValueError(
+                    f"{where!r} is of another sweep: {part} there is {other!r}, here {mine!r}: "
+                    f"{_ADVICE}"
+                )
+
+    def _write(self, lines: Iterable[Any]) -> None:
+        text = "".join(json.dumps(_plain(line), allow_nan=False) + "\n" for line in lines)
+        self._file.write(text.encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def read_sweep(file: str | os.PathLike[str]) -> list[Row]:
+    """The finished trials in a sweep's file, as :func:`sweep` returns them, in order of finishing.
+
+    Also while the sweep is running, or after it was cut off.
+
+    Raises:
+      ValueError: if it is no file of a sweep.
+    """
+    path = pathlib.Path(file)
+    lines, _ = _lines(path.read_bytes(), path)
+    if not lines or _KIND not in lines[0]:
+        raise ValueError(f"{str(path)!r} is no file of a sweep")
+    return [_row(line) for line in lines[1:] if "program" not in line]
+
+
+def name(parameters: Mapping[str, Any], seed: int) -> str:
+    """A trial's name within its sweep; the order of parameters does not matter."""
+    return _text({"parameters": parameters, "seed": seed})
+
+
+def checksum(tree: Any) -> str:
+    """Of the paths, kinds and values of arrays; what else is in the structure is left out."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        x = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {x.shape} {x.dtype}".encode())
+        digest.update(x.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def key_words(key: Array) -> dict[str, Any]:
+    """A key as plain data."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    words = jax.random.key_data(key) if typed else key
+    return {
+        "implementation": str(jax.random.key_impl(key)) if typed else "raw",
+        "words": np.asarray(words).tolist(),
+    }
+
+
+def program_words(lowered: Any, platform: str) -> dict[str, str]:
+    """What tells one program from another: its text, which depends on who wrote it."""
+    # Addresses of host objects would differ between processes.
+    text = re.sub(r"0x[0-9a-f]{8,}", "", lowered.as_text())
+    return {
+        "text": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+        "jax": jax.__version__,
+        "platform": platform,
+    }
+
+
+def _lines(content: bytes, path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines, and how many bytes they are."""
+    whole = content.rfind(b"\n") + 1
+    lines = []
+    for i, line in enumerate(content[:whole].splitlines(), 1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"line {i} of {str(path)!r} cannot be read: {error}") from error
+        if not isinstance(lines[-1], dict):
+            raise ValueError(f"line {i} of {str(path)!r} is none of a sweep")
+    return lines, whole
+
+
+def _packed(metrics: Row) -> dict[str, Any]:
+    """Metrics, and the dtypes of those that are arrays."""
+    kinds = {n: str(x.dtype) for n, x in metrics.items() if isinstance(x, np.ndarray)}
+    return {"metrics": metrics, "arrays": kinds}
+
+
+def _row(line: Mapping[str, Any]) -> Row:
+    row: Row = {n: _tuples(value) for n, value in line["parameters"].items()}
+    row["seed"] = line["seed"]
+    for metric, value in line["metrics"].items():
+        if metric in line["arrays"]:
+            row[metric] = np.asarray(_numbers(value), line["arrays"][metric])
+        else:
+            row[metric] = value if metric == "mode" else _numbers(value)
+    return row
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, Mapping):
+        return {str(n): _plain(value) for n, value in x.items()}
+    if isinstance(x, np.ndarray):
+        return _plain(x.tolist())
+    if isinstance(x, list | tuple):
+        return [_plain(value) for value in x]
+    # NaN and infinities are no JSON.
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _numbers(x: Any) -> Any:
+    if isinstance(x, list):
+        return [_numbers(value) for value in x]
+    return float(x) if isinstance(x, str) else x
+
+
+def _tuples(x: Any) -> Any:
+    return tuple(_tuples(value) for value in x) if isinstance(x, list) else x
+
+
+def _text(x: Any) -> str:
+    return json.dumps(_plain(x), sort_keys=True)
+
+
+def _lock(file: BinaryIO, path: pathlib.Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} is being written by another sweep") from error
