@@ -22,14 +22,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from distill_jax import data as data_
 from distill_jax.objectives import Context, Objective
 from distill_jax.teachers import Teacher
-from distill_jax.training.accumulation import gradients
-from distill_jax.training.step import Augment, Recipe, check
+from distill_jax.training import _input
+from distill_jax.training.accumulation import divides, gradients
+from distill_jax.training.compiled import init, steps_of
+from distill_jax.training.layout import Layout
+from distill_jax.training.step import Augment, Recipe, TrainState, check, check_initial
 from distill_jax.types import Batch, Model
 
 PARTS = ("input", "teacher", "student", "loss", "update", "other")
@@ -68,27 +72,31 @@ def breakdown(
     model: Model,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    data: Batch | Iterable[Batch],
+    data: Batch | Iterable[Batch] | Callable[[int], Iterable[Batch]],
     *,
     key: Array,
     batch_size: int | None = None,
     teachers: Mapping[str, Teacher] | None = None,
-    average_decay: float | None = None,
+    initial: TrainState | None = None,
+    average_decay: float | Float[Array, ""] | None = None,
     augment: Augment | None = None,
     microbatches: int = 1,
+    compute_dtype: Any = None,
+    remat: bool = False,
+    layout: Layout | None = None,
 ) -> Breakdown:
     """Where the time of a step goes, from one step that is run under the profiler.
 
-    Takes what ``fit`` takes, and trains nothing: three steps are run, from a state of its own.
-    Every instant of the third is given to the operations that run at it on the first device, in
-    equal shares where there are several; a fused operation belongs to the part of its result. The
-    input is timed by itself: ``fit`` draws batches while the device computes.
+    Takes what ``fit`` takes, and runs three steps of the same program, which train nothing that is
+    kept. Every instant of the third is given to the operations that run at it on the first device,
+    in equal shares where there are several. A fused operation belongs to the part of its result, a
+    collective to the part that needs it. The input is timed by itself, though ``fit`` can draw
+    batches ahead while the device computes.
 
     Args:
-      model, objective, optimizer, key, teachers, average_decay, augment, microbatches: As in
-        ``fit``.
-      data: Batches, of which the first two are drawn, or arrays in memory.
-      batch_size: Rows a step, for arrays in memory; None takes all their rows as one batch.
+      model, objective, optimizer, key, batch_size, teachers, initial, average_decay, augment,
+        microbatches, compute_dtype, remat, layout: As in ``fit``.
+      data: As in ``fit``; of a stream the first two batches are drawn.
 
     Returns:
       Seconds by part.
@@ -100,34 +108,47 @@ def breakdown(
 
         report.show(training.breakdown(model, objective, optimizer, data, key=key).rows())
     """
-    teachers = dict(teachers or {})
+    teachers = _input.named(teachers)
+    model = _input.wrapped(model, compute_dtype, remat)
+    key_init, key_order = _input.keys(key, None)
+    may_miss = functools.partial(_input.may_miss, model, teachers)
+    source = _input.source(data, key_order, batch_size, 2, 0, may_miss)
     recipe = Recipe(model, optimizer, augment, average_decay is not None, microbatches)
-    stream = _stream(data, key, batch_size)
-    first = next(stream, None)
-    if first is None:
-        raise ValueError("data has no batch")
-    check(recipe, objective, first, teachers)
-    state = jax.jit(recipe.init)(objective, first, teachers, key)
-    decay = None if average_decay is None else jax.numpy.float32(average_decay)
-    batch = jax.block_until_ready(jax.device_put(first))
-    arguments = state, batch, objective, teachers, decay
-    step = jax.jit(recipe.step).lower(*arguments).compile()
+    check(recipe, objective, source.seen, teachers)
+    decay = _input.moving(average_decay)
+    rows = source.rows
+    put: Callable[[Batch], Any] = jax.device_put
+    if layout is not None:
+        rows *= 1 if source.whole else layout.processes
+        layout.check(rows, microbatches=microbatches)
+        put = layout.whole_batch if source.whole else layout.local_batch
+        teachers = layout.place(teachers)
+    divides(microbatches, rows)
+
+    row = {name: column[:1] for name, column in source.seen.items()}
+    state = init(recipe, layout, objective, row, teachers, key_init)
+    if initial is not None:
+        check_initial(initial, state)
+        state = jax.tree.map(jnp.copy, initial if layout is None else layout.place(initial))
+    stream = (batch for batch, _ in data_.positions(source.stream))
+    batch = put(next(stream))
+    rest = objective, teachers, decay
+    step = steps_of.lower(recipe, 1, layout, state, [batch], *rest).compile()
     for _ in range(2):
-        jax.block_until_ready(step(*arguments))
+        state, _ = jax.block_until_ready(step(state, [batch], *rest))
 
     started = time.perf_counter()
-    batch = jax.block_until_ready(jax.device_put(next(stream, first)))
+    second = jax.block_until_ready(put(next(stream, source.seen)))
     seconds = {"input": time.perf_counter() - started}
-    if jax.tree.map(jax.typeof, batch) != jax.tree.map(jax.typeof, arguments[1]):
-        batch = arguments[1]  # a shorter batch
-    arguments = state, batch, objective, teachers, decay
-    whole, found = _profiled(lambda: step(*arguments), step.as_text() or "")
+    if jax.tree.map(jnp.shape, second) == jax.tree.map(jnp.shape, batch):
+        batch = second  # or else it is a shorter one, or there is none
+    (state, _), whole, found = _profiled(lambda: step(state, [batch], *rest), step.as_text() or "")
     method = "profile"
     if not found:
-        whole, found = _alone(recipe, step, *arguments)
+        found = _alone(recipe, whole, state, batch, objective, teachers)
         method = "parts"
     seconds |= {name: found.get(name, 0.0) for name in PARTS[1:-1]}
-    seconds["other"] = max(0.0, whole - sum(list(seconds.values())[1:]))
+    seconds["other"] = max(0.0, whole - sum(found.values()))
     return Breakdown(seconds, method)
 
 
@@ -210,24 +231,15 @@ def tracing(
         )
 
 
-def _stream(data: Batch | Iterable[Batch], key: Array, batch_size: int | None) -> Iterator[Batch]:
-    if not isinstance(data, Mapping):
-        if batch_size is not None:
-            raise ValueError("batch_size is for arrays in memory; batches have a size of their own")
-        return iter(data)
-    if batch_size is None:
-        return iter([data, data])
-    return data_.batches(data, key=key, batch_size=batch_size, steps=2)
-
-
-def _profiled(call: Callable[[], Any], program: str) -> tuple[float, dict[str, float]]:
-    """Seconds of the call and, by part, of its operations; none where the profile has none."""
+def _profiled(call: Callable[[], Any], program: str) -> tuple[Any, float, dict[str, float]]:
+    """The call's result, its seconds and, by part, those of its operations, if the profile knows
+    of any."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
             started = time.perf_counter()
-            jax.block_until_ready(call())
+            result = jax.block_until_ready(call())
             whole = time.perf_counter() - started
         files = list(pathlib.Path(folder).rglob("*.xplane.pb"))
         profiles = [jax.profiler.ProfileData.from_file(str(file)) for file in files]
@@ -238,9 +250,9 @@ def _profiled(call: Callable[[], Any], program: str) -> tuple[float, dict[str, f
         for device, span in _spans(profile, names, module.group(1) if module else ""):
             spans.setdefault(device, []).append(span)
     if not any(span.part for of in spans.values() for span in of):
-        return whole, {}
+        return result, whole, {}
     nanoseconds = shared(spans[min(spans)])
-    return whole, {part: 1e-9 * x for part, x in nanoseconds.items()}
+    return result, whole, {part: 1e-9 * x for part, x in nanoseconds.items()}
 
 
 class Span(NamedTuple):
@@ -343,9 +355,9 @@ def parts_of(program: str) -> dict[str, str | None]:
 
 
 def _alone(
-    recipe: Recipe, step: Any, state: Any, batch: Any, objective: Any, teachers: Any, decay: Any
-) -> tuple[float, dict[str, float]]:
-    """Seconds of the step, and of its parts compiled and timed alone."""
+    recipe: Recipe, whole: float, state: TrainState, batch: Any, objective: Any, teachers: Any
+) -> dict[str, float]:
+    """Seconds of the parts of a step, compiled and timed alone; the rest of ``whole`` updates."""
     trainable = {"student": state.params, "terms": state.term_params}
 
     @jax.jit
@@ -376,7 +388,6 @@ def _alone(
 
     taught = teach(state, batch, teachers)
     outputs = student(state, batch)
-    whole = _least(step, state, batch, objective, teachers, decay)
     before_update = _least(gradient, trainable, state, batch, objective, teachers)
     found = {
         "teacher": _least(teach, state, batch, teachers) if teachers or recipe.averaging else 0.0,
@@ -384,7 +395,7 @@ def _alone(
         "update": max(0.0, whole - before_update),
     }
     found["student"] = max(0.0, before_update - found["teacher"] - found["loss"])
-    return whole, found
+    return found
 
 
 def _least(call: Callable[..., Any], *arguments: Any, times: int = 3) -> float:
