@@ -166,8 +166,8 @@ def term(
         that the batch's own column ``where`` leaves out never count.
       init: ``(key, context) -> (params, state)`` for a term that owns parameters, trained with the
         student, or state; of ``context`` only shapes and dtypes are known.
-      coupled: Whether a row depends on other examples of the batch. Such a term cannot be computed
-        on a part of a batch.
+      coupled: Whether a row depends on other examples of the batch. A batch in pieces then has all
+        its outputs computed before the term sees them (``training.accumulation``).
       reads: Where parameters come from, if not by the rule above: for ``teacher_logits`` a
         teacher's name, for ``student_features`` a path, for other names a column, for any a
         function of the context.

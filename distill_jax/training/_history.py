@@ -76,7 +76,7 @@ class History:
             )
         self.evaluations.append((step, dict(values)))
         for log in self.logs:
-            log(step, {name: float(x) for name, x in values.items()})
+            log(step, dict(values))
 
     def arrays(self) -> dict[str, np.ndarray]:
         out = {}

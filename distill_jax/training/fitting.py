@@ -58,7 +58,7 @@ def fit(
     steps_per_call: int | None = None,
     unroll: int = 1,
     prefetch: int | None = None,
-    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+    evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
     evaluate_every: int | None = None,
     callbacks: Sequence[Callable[[TrainState, Mapping[str, np.ndarray]], None]] = (),
     log: logs_.Log | Sequence[logs_.Log] = (),
@@ -226,7 +226,7 @@ def fit(
             due = evaluate_every is not None and done // evaluate_every > before // evaluate_every
             if evaluate is not None and (due or done == steps):
                 history.settle()
-                values, evaluated = evaluate(state), done
+                values, evaluated = _floats(evaluate(state)), done
                 history.evaluated(start + done, values)
             if saver is None:
                 continue
@@ -244,11 +244,15 @@ def fit(
             warnings.warn(f"data ended after {done} of {steps} steps", stacklevel=2)
             values = None
             if evaluate is not None and evaluated != done:
-                values = evaluate(state)
+                values = _floats(evaluate(state))
                 history.evaluated(start + done, values)
             if saver is not None:
                 saver.save(start + done, state, position, values)
     return state, history.arrays()
+
+
+def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(x) for name, x in values.items()}
 
 
 def _call_length(*steps: int | None) -> int:

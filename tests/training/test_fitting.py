@@ -1,0 +1,205 @@
+"""What fit adds to the step: streams, resumption, logs, layouts, an orderly end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from distill_jax import data, models, teachers
+from distill_jax.losses import cross_entropy, soft_targets
+from distill_jax.objectives import term, weighted_sum
+from distill_jax.training import (
+    Checkpoints,
+    NonFiniteLoss,
+    data_parallel,
+    fit,
+    fsdp,
+    json_lines,
+    run,
+)
+
+RNG = np.random.default_rng(0)
+INPUTS = RNG.normal(size=(40, 5)).astype(np.float32)
+DATA = {"inputs": INPUTS, "labels": np.argmax(INPUTS[:, :3], axis=1).astype(np.int32)}
+STUDENT = models.mlp([4], 3, dropout=0.1)
+TEACHERS = {"big": teachers.teacher(STUDENT, *STUDENT.init(jax.random.key(5), INPUTS[:1]))}
+OBJECTIVE = weighted_sum(term("labels", 0.5, cross_entropy), term("big", 0.5, soft_targets))
+ADAM = optax.adam(1e-2)
+KEY = jax.random.key(0)
+HOW = {"key": KEY, "teachers": TEACHERS, "steps_per_call": 2}
+ARRAYS = {**HOW, "batch_size": 8}
+
+
+def same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+def stream(**options):
+    return data.batches(DATA, key=jax.random.key(1), batch_size=8, **options)
+
+
+def test_runs_of_several_keys_may_share_their_batches():
+    how = {"steps": 1, "batch_size": 8, "order_key": jax.random.key(7), "teachers": TEACHERS}
+    seen = weighted_sum(term("sum", 1.0, lambda inputs: inputs.sum(-1)))
+    first, second = (
+        run(STUDENT, seen, ADAM, DATA, key=jax.random.key(i), **how)[1]["sum"] for i in range(2)
+    )
+    np.testing.assert_array_equal(first, second)
+    fitted = fit(STUDENT, seen, ADAM, DATA, key=KEY, **how)[1]["sum"]
+    np.testing.assert_array_equal(first, fitted)
+    del how["order_key"]
+    other = run(STUDENT, seen, ADAM, DATA, key=jax.random.key(1), **how)[1]["sum"]
+    assert other != first
+
+
+@pytest.mark.parametrize("source", ["arrays", "a stream with a state", "a generator", "a function"])
+def test_the_same_call_again_goes_on_to_the_bit(tmp_path, source):
+    def make():
+        kinds = {
+            "arrays": DATA,
+            "a stream with a state": stream(),
+            "a generator": iter(list(stream(steps=12))),
+            "a function": lambda start: stream(start=start),
+        }
+        return kinds[source]
+
+    how = ARRAYS if source == "arrays" else HOW
+    whole, history = fit(STUDENT, OBJECTIVE, ADAM, make(), **how, steps=8)
+    checkpoints = Checkpoints(tmp_path, every=2)
+    _, first = fit(STUDENT, OBJECTIVE, ADAM, make(), **how, steps=4, checkpoints=checkpoints)
+    resumed, rest = fit(STUDENT, OBJECTIVE, ADAM, make(), **how, steps=8, checkpoints=checkpoints)
+    same(resumed, whole)
+    np.testing.assert_array_equal([*first["loss"], *rest["loss"]], history["loss"])
+    # A finished run is not run again.
+    again, nothing = fit(STUDENT, OBJECTIVE, ADAM, make(), **how, steps=8, checkpoints=checkpoints)
+    same(again, whole)
+    assert nothing == {}
+
+
+def test_prefetching_changes_nothing():
+    for ahead in (0, 3):
+        got, _ = fit(STUDENT, OBJECTIVE, ADAM, stream(), **HOW, steps=5, prefetch=ahead)
+        want, _ = fit(STUDENT, OBJECTIVE, ADAM, list(stream(steps=5)), **HOW, steps=5)
+        same(got, want)
+
+
+def test_a_short_batch_is_filled_up_with_rows_that_do_not_count():
+    batches = list(stream(steps=2))
+    short = {name: x[:5] for name, x in batches[1].items()}
+    where = {**batches[1], "where": np.arange(8) < 5}
+    plain = [{**batches[0], "where": np.ones(8, bool)}, where]
+    linear = models.logistic_regression(3)
+    how = {"key": KEY, "teachers": TEACHERS, "steps": 2}
+    got, history = fit(linear, OBJECTIVE, ADAM, [batches[0], short], **how)
+    want, _ = fit(linear, OBJECTIVE, ADAM, plain, **how)
+    chex.assert_trees_all_close(got.params, want.params, rtol=1e-6)
+    alone, _ = fit(linear, OBJECTIVE, ADAM, [batches[0]], **how | {"steps": 1})
+    rest, _ = fit(linear, OBJECTIVE, ADAM, [short], **how | {"steps": 1}, initial=alone)
+    chex.assert_trees_all_close(got.params, rest.params, rtol=1e-5)
+    assert len(history["loss"]) == 2
+
+
+def test_evaluations_fall_on_the_same_steps_after_a_resumption(tmp_path):
+    def evaluate(state):
+        return {"accuracy": float(jnp.abs(state.params["head"]["bias"]).sum())}
+
+    how = {**ARRAYS, "evaluate": evaluate, "evaluate_every": 4}
+    _, whole = fit(STUDENT, OBJECTIVE, ADAM, DATA, **how, steps=12)
+    checkpoints = Checkpoints(tmp_path, every=2, best="accuracy", keep=1)
+    _, first = fit(STUDENT, OBJECTIVE, ADAM, DATA, **how, steps=6, checkpoints=checkpoints)
+    _, rest = fit(STUDENT, OBJECTIVE, ADAM, DATA, **how, steps=12, checkpoints=checkpoints)
+    assert whole["evaluated_at"].tolist() == [4, 8, 12]
+    assert first["evaluated_at"].tolist() == [4, 6]  # its last state, too
+    assert rest["evaluated_at"].tolist() == [8, 12]
+    np.testing.assert_array_equal(rest["accuracy"], whole["accuracy"][1:])
+
+
+def test_logs_get_floats_of_each_step_a_call_late(tmp_path):
+    seen, at = [], []
+
+    def log(step, metrics):
+        seen.append((step, metrics))
+
+    def batches():
+        for batch in stream(steps=6):
+            at.append(len(seen))
+            yield batch
+
+    path = tmp_path / "run.jsonl"
+    logs = [log, json_lines(path)]
+    _, history = fit(
+        STUDENT, OBJECTIVE, ADAM, batches(), **HOW, steps=6, log=logs, prefetch=0,
+        evaluate=lambda state: {"accuracy": jnp.float32(0.5)},
+    )  # fmt: skip
+    # The first batch is looked at beforehand; a call is logged while the next one runs.
+    assert at == [0, 0, 0, 0, 2, 2]
+    assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6, 6]
+    assert all(type(x) is float for _, metrics in seen for x in metrics.values())
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    np.testing.assert_allclose([line["loss"] for line in lines[:6]], history["loss"], rtol=1e-6)
+    assert lines[6] == {"step": 6, "accuracy": 0.5}
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    objective = weighted_sum(term("bad", lambda step: jnp.where(step < 3, 1.0, jnp.inf), positive))
+    checkpoints = Checkpoints(tmp_path, every=2)
+    with pytest.raises(NonFiniteLoss, match="step 3"):
+        fit(STUDENT, objective, ADAM, DATA, **ARRAYS, steps=8, checkpoints=checkpoints)
+    saved = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
+    assert saved == [2]
+
+
+def positive(student_logits):
+    return (student_logits**2).sum(-1)
+
+
+def test_sigterm_saves_and_leaves(tmp_path):
+    checkpoints = Checkpoints(tmp_path, every=100)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def batches(start):
+        for i, batch in enumerate(stream(start=start), start=start):
+            if i == 3 and not start:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    how = {**HOW, "steps": 8, "checkpoints": checkpoints, "prefetch": 0}
+    with pytest.raises(SystemExit) as left:
+        fit(STUDENT, OBJECTIVE, ADAM, batches, **how)
+    assert left.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    resumed, history = fit(STUDENT, OBJECTIVE, ADAM, batches, **how)
+    assert len(history["loss"]) == 4
+    whole, _ = fit(STUDENT, OBJECTIVE, ADAM, stream(), **HOW, steps=8)
+    same(resumed, whole)
+
+
+@pytest.mark.parametrize("make", [data_parallel, fsdp])
+def test_a_layout_of_one_device_changes_nothing(make):
+    layout = make(jax.devices()[:1])
+    got, history = fit(STUDENT, OBJECTIVE, ADAM, DATA, **ARRAYS, steps=4, layout=layout)
+    want, expected = fit(STUDENT, OBJECTIVE, ADAM, DATA, **ARRAYS, steps=4)
+    chex.assert_trees_all_close(got.params, want.params, rtol=1e-6)
+    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-6)
+
+
+def test_a_trace_is_written(tmp_path):
+    fit(STUDENT, OBJECTIVE, ADAM, DATA, **ARRAYS, steps=6, trace=tmp_path)
+    assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+@pytest.mark.usefixtures("library_errors")
+def test_a_log_that_is_none_is_refused_before_the_first_step():
+    with pytest.raises(TypeError, match="log must be a callable"):
+        fit(STUDENT, OBJECTIVE, ADAM, DATA, **ARRAYS, steps=4, log="run.jsonl")
