@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
 import os
@@ -12,11 +13,19 @@ import subprocess
 import sys
 import warnings
 
+import jax
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 
-from distill_jax.training import json_lines, logs, tensorboard
+from distill_jax import models
+from distill_jax.losses import cross_entropy
+from distill_jax.objectives import term, weighted_sum
+from distill_jax.training import fit, json_lines, logs, tensorboard
+
+MODEL, SGD = models.logistic_regression(2), optax.sgd(0.1)
+OBJECTIVE = weighted_sum(term("labels", 1.0, cross_entropy))
 
 
 def lines(path):
@@ -188,10 +197,10 @@ def test_nothing_has_to_be_closed(tmp_path):
 def test_a_killed_process_loses_no_record(tmp_path):
     program = f"""
 import os, signal
-from distill_jax.training import logs
-for log in (logs.json_lines({str(tmp_path / "run.jsonl")!r}), logs.tensorboard({str(tmp_path)!r})):
-    for step in range(1, 6):
-        log(step, {{"loss": 1.0 / step}})
+from distill_jax.training import json_lines
+log = json_lines({str(tmp_path / "run.jsonl")!r})
+for step in range(1, 6):
+    log(step, {{"loss": 1.0 / step}})
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run(
@@ -199,8 +208,6 @@ os.kill(os.getpid(), signal.SIGKILL)
     )
     assert done.returncode == -9
     assert steps_of(tmp_path / "run.jsonl") == [1, 2, 3, 4, 5]
-    points = [e.step for e in events(tmp_path) if e.HasField("summary")]
-    assert points == [1, 2, 3, 4, 5]
 
 
 def events(folder):
@@ -255,3 +262,61 @@ def test_several_steps_are_told_in_order_as_python_floats():
     assert told == [(who, step, want[step]) for step in (17, 18) for who in "ab"]
     assert all(type(x) is float for *_, row in told for x in row.values())
     assert logs.listed(print) == (print,) and logs.listed(()) == ()
+
+
+STEPS, CALL = 12, 4
+
+
+def small_fit(batches=None, **options):
+    rng = np.random.default_rng(0)
+    batch = {
+        "inputs": rng.normal(size=(8, 3)).astype(np.float32),
+        "labels": rng.integers(0, 2, 8).astype(np.int32),
+    }
+    options = {"key": jax.random.key(0), "steps": STEPS, "steps_per_call": CALL} | options
+    batches = itertools.repeat(batch) if batches is None else batches(batch)
+    return fit(MODEL, OBJECTIVE, SGD, batches, prefetch=0, **options)
+
+
+def test_fit_tells_each_step_and_each_evaluation_in_order(tmp_path):
+    path = tmp_path / "run.jsonl"
+    _, history = small_fit(
+        log=json_lines(path), evaluate=lambda state: {"at": float(state.step)}, evaluate_every=8
+    )
+    want = [{"step": i + 1, "loss": x, "labels": x} for i, x in enumerate(history["loss"].tolist())]
+    want.insert(8, {"step": 8, "at": 8.0})
+    assert lines(path) == [*want, {"step": 12, "at": 12.0}]
+
+
+def test_logs_never_wait_for_the_device(monkeypatch):
+    """Metrics are told when the next call is under way, and fetched no more often with logs."""
+    drawn, fetched = [], []
+    asarray = np.asarray
+
+    def counting(x, *arguments, **options):
+        if isinstance(x, jax.Array):
+            fetched.append(x.shape)
+        return asarray(x, *arguments, **options)
+
+    monkeypatch.setattr(np, "asarray", counting)
+
+    def batches(batch):
+        for step in itertools.count():
+            drawn.append(step)
+            yield batch
+
+    told = []
+
+    def log(step, metrics):
+        told.append((step, len(drawn), [type(x) for x in metrics.values()]))
+
+    counts = []
+    for given in ((), log, [log, log, log]):
+        fetched.clear(), drawn.clear(), told.clear()
+        small_fit(batches, log=given)
+        counts.append(fetched.count((CALL,)))
+    assert counts[0] == counts[1] == counts[2] == 2 * STEPS / CALL  # the loss and one term, a call
+    assert [step for step, *_ in told] == [step for step in range(1, STEPS + 1) for _ in range(3)]
+    for step, at, _ in told:  # all batches of the next call have been drawn
+        assert at >= min(((step - 1) // CALL + 2) * CALL, STEPS)
+    assert {kind for *_, kinds in told for kind in kinds} == {float}
