@@ -150,6 +150,8 @@ class Batches(Iterator[dict[str, Any]]):
         self._read, self._n, self._key, self._batch_size = read, n, key, batch_size
         self._next, self._end = start, end
         self._epoch: tuple[int, np.ndarray] | None = None
+        bits = np.asarray(jax.random.key_data(key)).tolist()
+        self._stream = {"rows": n, "batch_size": batch_size, "key": bits}
 
     def __next__(self) -> dict[str, Any]:
         if self._end is not None and self._next >= self._end:
@@ -160,7 +162,7 @@ class Batches(Iterator[dict[str, Any]]):
 
     def get_state(self) -> dict[str, Any]:
         """Where the stream is, for ``set_state`` of a stream over the same data and key."""
-        return {"next": self._next, **self._stream()}
+        return {"next": self._next, **self._stream}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes where another stream was.
@@ -170,20 +172,13 @@ class Batches(Iterator[dict[str, Any]]):
         """
         if not isinstance(state, Mapping) or state.keys() != self.get_state().keys():
             raise ValueError(f"state must be one that data.batches gave, got {state!r}")
-        for name, ours in self._stream().items():
+        for name, ours in self._stream.items():
             if state[name] != ours:
                 raise ValueError(
                     f"state must come from a stream of the same {name}, {ours}, got "
                     f"{state[name]}: its batches are others"
                 )
         self._next = at_least(0, next=state["next"])
-
-    def _stream(self) -> dict[str, Any]:
-        return {
-            "rows": self._n,
-            "batch_size": self._batch_size,
-            "key": np.asarray(jax.random.key_data(self._key)).tolist(),
-        }
 
     def _rows(self) -> np.ndarray:
         low = self._next * self._batch_size
