@@ -40,7 +40,7 @@ class Solo:
                 jax.random.fold_in(key, seed), **dict(self.static), **numbers, **shared
             )
         except Exception as error:
-            if numbers and isinstance(error, TypeError | ValueError | IndexError):
+            if numbers and isinstance(error, TypeError | IndexError):
                 error.add_note(
                     f"This came up in the trial {who!r}, where {sorted(numbers)} are traced: one "
                     "that decides a shape, a number of steps or a branch of Python must be named "
@@ -89,7 +89,8 @@ class Program:
       seconds: What tracing and compiling took.
     """
 
-    call: Callable[..., Outputs]
+    call: Callable[..., tuple[Array, ...]]
+    metrics: tuple[str, ...]  # what it returns, in the trial's order, which a dictionary would lose
     mode: Mode
     slots: int
     bytes: int
@@ -197,7 +198,8 @@ class _Group:
             (self.seeds[rows], {name: x[rows] for name, x in self.numbers.items()})
         )
         outputs = program.call(self.key, self.shared, *varying)
-        return (chosen, outputs, program.mode), todo[program.slots :]
+        named = dict(zip(program.metrics, outputs, strict=True))
+        return (chosen, named, program.mode), todo[program.slots :]
 
     def timed(self, program: Program, todo: np.ndarray) -> tuple[Any, np.ndarray, float]:
         """As :meth:`started`, and the seconds that a trial took."""
@@ -271,7 +273,12 @@ class _Group:
         return self.known.programs[mode, slots]
 
     def _compiled(self, mode: Mode, slots: int) -> Program:
-        solo = self.solo
+        names: list[str] = []
+
+        def solo(key, shared, seed, numbers):
+            metrics = self.solo(key, shared, seed, numbers)
+            names[:] = metrics
+            return tuple(metrics.values())
 
         def alone(key, shared, seeds, numbers):
             one = jax.tree.map(lambda x: x[0], (seeds, numbers))
@@ -298,7 +305,7 @@ class _Group:
         fixed = int(getattr(memory, "argument_size_in_bytes", 0))
         own = int(getattr(memory, "temp_size_in_bytes", 0))
         own += 2 * int(getattr(memory, "output_size_in_bytes", 0))
-        return Program(compiled, mode, slots, fixed + own, fixed, seconds)
+        return Program(compiled, tuple(names), mode, slots, fixed + own, fixed, seconds)
 
     def _place(self, varying: PyTree) -> PyTree:
         return jax.device_put(varying, _sharding(self.limits.devices, PartitionSpec(_AXIS)))

@@ -183,8 +183,8 @@ def _lines(content: bytes, path: pathlib.Path) -> tuple[list[dict[str, Any]], in
 
 
 def _packed(metrics: Row) -> dict[str, Any]:
-    """Metrics, and the dtypes of those that are arrays."""
-    kinds = {n: str(x.dtype) for n, x in metrics.items() if isinstance(x, np.ndarray)}
+    """Metrics, and the kinds of those that are arrays."""
+    kinds = {n: [str(x.dtype), x.shape] for n, x in metrics.items() if isinstance(x, np.ndarray)}
     return {"metrics": metrics, "arrays": kinds}
 
 
@@ -193,7 +193,8 @@ def _row(line: Mapping[str, Any]) -> Row:
     row["seed"] = line["seed"]
     for metric, value in line["metrics"].items():
         if metric in line["arrays"]:
-            row[metric] = np.asarray(_numbers(value), line["arrays"][metric])
+            dtype, shape = line["arrays"][metric]
+            row[metric] = np.asarray(_numbers(value), dtype).reshape(shape)
         else:
             row[metric] = value if metric == "mode" else _numbers(value)
     return row

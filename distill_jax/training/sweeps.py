@@ -174,7 +174,7 @@ def _run(
                 numbers = {name: x[which] for name, x in columns.items()}
                 blocks = run_group(solo, key, shared_there, seeds, numbers, limits)
                 for chosen, outputs, how in blocks:
-                    fetched = {name: np.asarray(x) for name, x in jax.device_get(outputs).items()}
+                    fetched = {name: np.asarray(x) for name, x in outputs.items()}
                     new = [{**_one(fetched, i), "mode": how} for i in range(len(chosen))]
                     done = [int(place) for place in todo[chosen]]
                     if records is not None:
