@@ -56,24 +56,17 @@ def source(
     return Source(first, stream, len(first["inputs"]) if "inputs" in first else 0, False)
 
 
-def _peek(data: Any) -> tuple[Batch, Any]:
+def _peek(stream: Any) -> tuple[Batch, Any]:
     """The first batch, and a stream that still has it."""
-    if callable(data) and not hasattr(data, "__iter__"):
-        pairs, stream = data_.positions(data), data
-        first, _ = next(pairs)
-        pairs.close()  # pyright: ignore[reportAttributeAccessIssue] (a generator)
-        return first, stream
-    try:
-        iterator = iter(data)
-    except TypeError:
-        iterator = data  # positions says what is wrong with it
-    if hasattr(iterator, "get_state") and hasattr(iterator, "set_state"):
-        state = iterator.get_state()
-        first, _ = next(data_.positions(iterator))
-        iterator.set_state(state)
-        return first, iterator
-    first, _ = next(data_.positions(iterator))
-    return first, itertools.chain([first], iterator)
+    if not callable(stream) and hasattr(stream, "__iter__"):
+        stream = iter(stream)
+    state = stream.get_state() if hasattr(stream, "set_state") else None
+    first, _ = next(data_.positions(stream))
+    if hasattr(stream, "set_state"):
+        stream.set_state(state)
+    elif hasattr(stream, "__next__"):
+        stream = itertools.chain([first], stream)
+    return first, stream
 
 
 def seen(data: Batch) -> list[str]:
