@@ -36,7 +36,7 @@ def json_lines(path: str | os.PathLike[str], *, every: int = 1) -> Log:
     """A log that appends ``{"step": 7, "loss": 0.53, ...}`` to a file, one line a record.
 
     Read it with ``pandas.read_json(path, lines=True)``. JSON has no numbers for them, so NaN and
-    infinities are the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which ``float`` and
+    infinities are the strings ``"nan"``, ``"inf"`` and ``"-inf"``, which ``float`` and
     ``pandas.to_numeric`` take.
 
     One file holds one run. Where a record comes whose step the file has already, that step and all
@@ -203,7 +203,7 @@ class _Lines(_Appended):
             self.fail(error)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        values = {name: x if math.isfinite(x) else _spelled(x) for name, x in metrics.items()}
+        values = {name: x if math.isfinite(x) else str(x) for name, x in metrics.items()}
         self.append(json.dumps({"step": step, **values}).encode() + b"\n")
 
 
@@ -264,7 +264,3 @@ def _step(line: bytes) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
         raise _Foreign(repr(line[:40])) from None
-
-
-def _spelled(x: float) -> str:
-    return "NaN" if math.isnan(x) else "Infinity" if x > 0 else "-Infinity"

@@ -56,6 +56,7 @@ def test_numbers_that_json_lacks_come_back(tmp_path):
         raise AssertionError(f"{constant} is not JSON")
 
     (line,) = [json.loads(x, parse_constant=refuse) for x in path.read_text().splitlines()]
+    assert line == {"step": 1, "a": "nan", "b": "inf", "c": "-inf"}
     assert math.isnan(float(line["a"]))
     assert (float(line["b"]), float(line["c"])) == (math.inf, -math.inf)
     assert pd.to_numeric(pd.read_json(path, lines=True)["b"]).tolist() == [math.inf]
