@@ -58,7 +58,7 @@ def source(
 
 def _peek(stream: Any) -> tuple[Batch, Any]:
     """The first batch, and a stream that still has it."""
-    if not callable(stream) and hasattr(stream, "__iter__"):
+    if isinstance(stream, Iterable):
         stream = iter(stream)
     state = stream.get_state() if hasattr(stream, "set_state") else None
     first, _ = next(data_.positions(stream))
