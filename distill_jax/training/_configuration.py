@@ -183,24 +183,26 @@ def _term(t: Term) -> dict[str, Any]:
 
 def _teacher(t: Teacher) -> dict[str, Any]:
     variables = jax.tree.map(_array, (t.params, t.state))
-    sums = jax.device_get([checksum(x) for x in jax.tree.leaves(variables)])
     return {
         "classes": t.classes,
         "params": shapes(variables[0]),
         "state": shapes(variables[1]),
-        "checksum": sum(int(x) * (2 * i + 1) for i, x in enumerate(sums)) % 2**32,
+        "checksum": _total(variables),
     }
+
+
+def _total(tree: Any) -> int:
+    sums = jax.device_get([checksum(_array(x)) for x in jax.tree.leaves(tree)])
+    return sum(int(x) * (2 * i + 1) for i, x in enumerate(sums)) % 2**32
 
 
 def _value(x: Any) -> Any:
     if isinstance(x, Book):
-        learned = np.asarray(x.learn).tolist()
         return {
             "rules": str(x).splitlines(),
-            "strengths": _value(x.strengths),
-            "learned": learned,
             "logic": x.info.logic,
-            "arrays": shapes(x),
+            "strengths": _value(x.strengths),
+            "checksum": _total(x),
         }
     leaves = leaves_by_path(x)
     if list(leaves) != [""]:

@@ -121,6 +121,7 @@ class Saver:
         self._folder = _writable(checkpoints.folder)
         self._manager = _manager(checkpoints, self._folder)
         self._saving: int | None = None  # the step of the save that goes on in the background
+        self._failures = False
         self._last_asked = self.latest() or 0
         try:
             self._compare()
@@ -198,6 +199,7 @@ class Saver:
         self._settle(self._options.on_failure)
         if step in self._manager.all_steps():
             return
+        self._sweep()
         leaves = {name: jnp.asarray(x) for name, x in leaves_by_path(state).items()}
         about = {
             "positions": _positions(position),
@@ -245,9 +247,8 @@ class Saver:
         """Forgets a save that failed, frees what it took of the disk, and says so."""
         logging.getLogger("asyncio").addFilter(_told)
         step, self._saving = self._saving, None
-        if jax.process_index() == 0:
-            for left in self._folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(left, ignore_errors=True)
+        self._failures = True
+        self._sweep()
         self._manager.reload()  # it has counted the failed one among the latest
         good = self.latest()
         stays = "there is none from before" if good is None else f"that of step {good} stays"
@@ -262,6 +263,12 @@ class Saver:
                 'on_failure="warn" to train on without'
             ) from error
         warnings.warn(f"{message}. Training goes on, and tries again later", stacklevel=2)
+
+    def _sweep(self) -> None:
+        """Deletes what saves that failed have left; some of its files may still be on their way."""
+        if self._failures and jax.process_index() == 0:
+            for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _about(self, step: int) -> dict[str, Any]:
         import orbax.checkpoint as ocp
@@ -356,6 +363,7 @@ class Saver:
     def _close(self) -> None:
         with contextlib.suppress(Exception):  # wait has said it
             self._manager.close()
+        self._sweep()
 
 
 _ON_TRUST = (
@@ -502,7 +510,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _told(record: logging.LogRecord) -> bool:
-    """Drops what asyncio says, long after, of files that fail: it was raised or warned of already."""
+    """Drops what asyncio says, long after, of files that failed: it was raised or warned of."""
     text = record.getMessage()
     return not ("never retrieved" in text and ("orbax" in text or "OCDBT" in text))
 

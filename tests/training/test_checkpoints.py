@@ -177,7 +177,7 @@ def test_a_teacher_is_not_on_disk(tmp_path):
             saver.save(1, start, None)
         files = (tmp_path / str(width)).rglob("*")
         sizes[width] = sum(path.stat().st_size for path in files if path.is_file())
-    assert abs(sizes[2000] - sizes[2]) < 0.05 * sizes[2] < 4 * 5 * 2000
+    assert sizes[2000] < sizes[2] + 10_000  # the teacher has 72 kB; sizes of files vary a little
 
 
 def test_another_configuration_is_refused(tmp_path):
@@ -315,6 +315,7 @@ def test_a_full_disk_ends_a_run_that_asks_for_it(disk):
             saver.save(2, large(2), 2)
             with pytest.raises(CheckpointError, match="step 2 could not be saved") as caught:
                 saver.save(3, large(3), 3)
+        assert saver.steps() == [1]
     message = str(caught.value)
     assert "MB are free (that of step 1 stays)" in message and str(folder) in message
     assert sorted(os.listdir(folder)) == ["1", "configuration.json"]
