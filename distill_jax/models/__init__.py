@@ -5,13 +5,17 @@ from distill_jax.models.images import convnet, resnet
 from distill_jax.models.linen import from_linen
 from distill_jax.models.networks import logistic_regression, mlp
 from distill_jax.models.nnx import from_nnx
+from distill_jax.models.precision import compute_in
+from distill_jax.models.recomputing import remat
 
 __all__ = [
+    "compute_in",
     "convnet",
     "from_function",
     "from_linen",
     "from_nnx",
     "logistic_regression",
     "mlp",
+    "remat",
     "resnet",
 ]

@@ -1,0 +1,31 @@
+"""Teachers: a stable prediction function with its variables, as one pytree.
+
+A teacher passes through ``jit``, ``vmap`` and ``scan`` as an argument, so that its variables are
+never constants in a compiled program. It always runs in evaluation mode, and gets no gradient.
+"""
+
+from distill_jax.teachers.compact import Quantized, cast, quantize
+from distill_jax.teachers.kinds import (
+    Teacher,
+    ensemble,
+    from_function,
+    precompute,
+    reorder,
+    start_average,
+    teacher,
+    update_average,
+)
+
+__all__ = [
+    "Quantized",
+    "Teacher",
+    "cast",
+    "ensemble",
+    "from_function",
+    "precompute",
+    "quantize",
+    "reorder",
+    "start_average",
+    "teacher",
+    "update_average",
+]
