@@ -203,3 +203,16 @@ def test_a_trace_is_written(tmp_path):
 def test_a_log_that_is_none_is_refused_before_the_first_step():
     with pytest.raises(TypeError, match="log must be a callable"):
         fit(STUDENT, OBJECTIVE, ADAM, DATA, **ARRAYS, steps=4, log="run.jsonl")
+
+
+def test_precision_and_recomputation_are_flags_of_both_loops():
+    how = {**ARRAYS, "steps": 4, "microbatches": 2, "compute_dtype": jnp.bfloat16, "remat": True}
+    fitted, history = fit(STUDENT, OBJECTIVE, ADAM, DATA, **how)
+    del how["steps_per_call"]
+    ran, metrics = run(STUDENT, OBJECTIVE, ADAM, DATA, **how)
+    same(ran, fitted)
+    assert {x.dtype for x in jax.tree.leaves(fitted.params)} == {jnp.dtype("float32")}
+    assert metrics["loss"].dtype == jnp.float32
+    plain, _ = run(STUDENT, OBJECTIVE, ADAM, DATA, **how | {"compute_dtype": None})
+    chex.assert_trees_all_close(ran.params, plain.params, atol=0.02)
+    assert (ran.params["head"]["kernel"] != plain.params["head"]["kernel"]).any()
