@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.data.batching import at_least, pad
@@ -278,9 +277,7 @@ def _columns(batch: Any, number: int) -> dict[str, Any]:
     if not columns:
         raise ValueError(f"{who} must have a column or more, such as inputs, got none")
     for name, column in columns.items():
-        if not isinstance(column, jax.Array) and not (
-            column.dtype == np.bool_ or jnp.issubdtype(column.dtype, jnp.number)
-        ):
+        if isinstance(column, np.ndarray) and column.dtype.kind in "OSUMm":
             raise TypeError(
                 f"{name} in {who} must hold numbers or booleans, got {column.dtype}: encode it, "
                 "or leave it out"
@@ -347,16 +344,16 @@ def _read(position: Any) -> tuple[int, Any]:
 
 def _to_json(x: Any) -> Any:
     """A copy of an iterator's state that JSON holds."""
-    if isinstance(x, Mapping) and all(isinstance(name, str) for name in x):
-        return {name: _to_json(value) for name, value in x.items()}
+    if x is None or isinstance(x, str | int | float):
+        return x
     if isinstance(x, list | tuple):
         return [_to_json(value) for value in x]
     if isinstance(x, bytes):
         return {_BYTES: base64.b64encode(x).decode("ascii")}
     if isinstance(x, np.generic):
         return x.item()
-    if x is None or isinstance(x, str | int | float):
-        return x
+    if isinstance(x, Mapping) and all(isinstance(name, str) for name in x):
+        return {name: _to_json(value) for name, value in x.items()}
     raise TypeError(
         "get_state() of data's iterator must give what JSON holds (dictionaries with strings for "
         f"names, lists, numbers, strings) or bytes, got {type(x).__name__}: {x!r:.80}"

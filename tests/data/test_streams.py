@@ -155,6 +155,8 @@ def test_columns_of_other_kinds_become_numpy_arrays():
     ((batch, _),) = positions([{"inputs": [[1.0, 2.0]], "labels": jnp.array([1])}])
     assert isinstance(batch["inputs"], np.ndarray) and batch["inputs"].shape == (1, 2)
     assert isinstance(batch["labels"], jax.Array)
+    ((batch, _),) = positions([{"keys": jax.random.split(KEY, 2), "half": jnp.ones(2, "bfloat16")}])
+    assert batch["keys"].shape == (2,)
 
 
 GOOD = {"inputs": np.zeros((2, 3), np.float32), "labels": np.zeros(2, np.int32)}
