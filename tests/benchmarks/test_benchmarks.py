@@ -8,6 +8,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -72,3 +74,38 @@ def test_rules(tmp_path):
         line["case"] for line in lines if "case" in line
     }
     assert printed.count("goal ") >= 1
+
+
+def test_scaling(tmp_path):
+    sections = ["sizes", "accumulation", "checkpoints", "prefetching"]
+    result, lines, _ = run_quick("scaling", tmp_path / "scaling.json", "--only", *sections)
+    check_rows(result)
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == [
+        "data of 64 rows", "batch of 8 rows", "microbatches 1", "microbatches 2",
+        "checkpoints every 4 steps", "batches drawn ahead",
+    ]  # fmt: skip
+    assert rows["microbatches 2"]["temp_megabytes"] > 0
+    overhead = rows["checkpoints every 4 steps"]["overhead_percent"]
+    assert set(overhead) == {"in the background", "waited for"}
+    assert {"fit", "step alone", "none", "saving"} <= {line["case"] for line in lines}
+
+
+@pytest.mark.slow
+def test_scaling_over_devices(tmp_path):
+    result, lines, _ = run_quick("scaling", tmp_path / "scaling.json", "--only", "devices")
+    check_rows(result)
+    names = ["2 devices data_parallel", "2 devices fsdp", "2 processes data_parallel"]
+    assert [row["name"] for row in result["rows"]] == names
+    assert {"1 device", *names} < {line["case"] for line in lines}
+
+
+def test_sweep(tmp_path):
+    result, lines, printed = run_quick("sweep", tmp_path / "sweep.json")
+    check_rows(result)
+    [row] = result["rows"]
+    assert row["name"] == "H=4" and row["mode"] in ("vmap", "sequential")
+    assert "jax sequential" in row["peers"] and row["first_call_seconds"] > 0
+    assert sum(row["first_call_modes"].values()) == row["students"] == 16
+    assert {"ours", "jax sequential", "limit one by one"} <= {line["case"] for line in lines}
+    assert "as fast as jax sequential; wanted 0.95" in printed
