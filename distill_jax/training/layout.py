@@ -24,7 +24,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from distill_jax.types import Batch
+from distill_jax.teachers import Teacher
+from distill_jax.types import Batch, Outputs, Params, State
 
 Rule = Callable[[str, tuple[int, ...], Mapping[str, int]], PartitionSpec]
 """``(path, shape, sizes of the mesh's axes) -> PartitionSpec``; hashed with the layout."""
@@ -295,6 +296,18 @@ class Layout:
         """
         return jax.tree.map(_put, tree, self.shardings(tree))
 
+    def place_teachers(self, teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
+        """Teachers laid out as :meth:`shardings` says, and gathered anew wherever they are used.
+
+        In a scan over steps or microbatches a teacher is the same each time. XLA would gather all
+        of it once, before the scan, and every device would hold the whole teacher.
+        """
+        placed = self.place(dict(teachers))
+        return {
+            name: dataclasses.replace(teacher, predict=_GatheredAnew(teacher.predict))
+            for name, teacher in placed.items()
+        }
+
     def whole_batch(self, batch: Batch) -> dict[str, jax.Array]:
         """A batch that every process holds all rows of, as arrays over all devices.
 
@@ -346,6 +359,16 @@ class Layout:
 
     def _rows(self, before: int = 0) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*[None] * before, self.batch))
+
+
+@dataclasses.dataclass(frozen=True)
+class _GatheredAnew:
+    predict: Callable[..., Outputs]
+
+    def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
+        # Tied to the inputs, which are other ones each time, params are no constants of a loop.
+        params, inputs = jax.lax.optimization_barrier((params, inputs))
+        return self.predict(params, state, inputs)
 
 
 def data_parallel(devices: Sequence[Any] | None = None) -> Layout:
