@@ -123,12 +123,16 @@ def breakdown(
         layout.check(rows, microbatches=microbatches)
         put = layout.whole_batch if source.whole else layout.local_batch
         teachers = layout.place(teachers)
+        objective, decay, key_init = Layout(layout.mesh, batch=layout.batch).place(
+            (objective, decay, key_init)
+        )
     divides(microbatches, rows)
 
     row = {name: column[:1] for name, column in source.seen.items()}
-    state = init(recipe, layout, objective, row, teachers, key_init)
-    if initial is not None:
-        check_initial(initial, state)
+    if initial is None:
+        state = init(recipe, layout, objective, row, teachers, key_init)
+    else:
+        check_initial(initial, jax.eval_shape(recipe.init, objective, row, teachers, key_init))
         state = jax.tree.map(jnp.copy, initial if layout is None else layout.place(initial))
     stream = (batch for batch, _ in data_.positions(source.stream))
     batch = put(next(stream))
