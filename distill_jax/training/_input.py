@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +24,15 @@ class Source(NamedTuple):
 
     Attributes:
       seen: What can be looked at before the first step: all rows, or a batch.
-      stream: What ``data.positions`` takes.
+      open: From a position, or None for the beginning, to ``(batch, position)`` pairs.
+      close: To be called at the end.
       rows: Rows of a batch; here, where processes hold rows of their own.
       whole: Whether ``seen`` is all of the data, which every process holds.
     """
 
     seen: Batch
-    stream: Any
+    open: Callable[[Any], Iterator[tuple[Batch, Any]]]
+    close: Callable[[], None]
     rows: int
     whole: bool
 
@@ -48,25 +51,33 @@ def source(
         columns = {str(name): np.asarray(column) for name, column in data.items()}
         data_.check(columns, batch_size=batch_size, values=seen(columns), missing=may_miss(columns))
         stream = data_.batches(columns, key=key, batch_size=batch_size, steps=steps, start=start)
-        return Source(columns, stream, batch_size, True)
+        beginning = functools.partial(_positions, stream)
+        return Source(columns, beginning, lambda: None, batch_size, True)
     if batch_size is not None:
         raise ValueError("batch_size is for arrays in memory; batches have a size of their own")
-    first, stream = _peek(data)
-    data_.check(first, values=seen(first), missing=may_miss(first))
-    return Source(first, stream, len(first["inputs"]) if "inputs" in first else 0, False)
+    stream: Any = iter(data) if isinstance(data, Iterable) else data
+    pairs = data_.positions(stream)
+    first = next(pairs)
+
+    def opened(position):
+        if position is None:
+            return itertools.chain([first], pairs)
+        # Where it can, the stream goes there itself; where not, it is drawn from its beginning.
+        drawn = hasattr(stream, "__next__") and not hasattr(stream, "set_state")
+        again = itertools.chain([first[0]], stream) if drawn else stream
+        return data_.positions(again, position=position)
+
+    def close():
+        if stream is not data and hasattr(stream, "close"):
+            stream.close()  # threads and files that iterating has opened
+
+    batch = first[0]
+    data_.check(batch, values=seen(batch), missing=may_miss(batch))
+    return Source(batch, opened, close, len(next(iter(batch.values()))), False)
 
 
-def _peek(stream: Any) -> tuple[Batch, Any]:
-    """The first batch, and a stream that still has it."""
-    if isinstance(stream, Iterable):
-        stream = iter(stream)
-    state = stream.get_state() if hasattr(stream, "set_state") else None
-    first, _ = next(data_.positions(stream))
-    if hasattr(stream, "set_state"):
-        stream.set_state(state)
-    elif hasattr(stream, "__next__"):
-        stream = itertools.chain([first], stream)
-    return first, stream
+def _positions(stream: Any, position: Any) -> Iterator[tuple[Batch, Any]]:
+    return data_.positions(stream, position=position)
 
 
 def seen(data: Batch) -> list[str]:

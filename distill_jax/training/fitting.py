@@ -176,6 +176,7 @@ def fit(
         )
 
     with contextlib.ExitStack() as stack:
+        stack.callback(source.close)
         saver = None if checkpoints is None else stack.enter_context(checkpoints.open(given))
         found = None if saver is None else saver.restore(expected)
         position = None
@@ -197,8 +198,7 @@ def fit(
 
         pairs: Iterator[tuple[Batch, Any]] = iter(())
         if done < steps:
-            pairs = data_.positions(source.stream, position=position)
-            pairs = itertools.islice(pairs, steps - done)
+            pairs = itertools.islice(source.open(position), steps - done)
             if not source.whole:
                 pairs = _filled(pairs, source.rows)
             ahead = prefetch if prefetch is not None else 0 if source.whole else 2

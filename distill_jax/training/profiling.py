@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from distill_jax import data as data_
 from distill_jax.objectives import Context, Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _input
@@ -134,7 +133,7 @@ def breakdown(
     else:
         check_initial(initial, jax.eval_shape(recipe.init, objective, row, teachers, key_init))
         state = jax.tree.map(jnp.copy, initial if layout is None else layout.place(initial))
-    stream = (batch for batch, _ in data_.positions(source.stream))
+    stream = (batch for batch, _ in source.open(None))
     batch = put(next(stream))
     rest = objective, teachers, decay
     step = steps_of.lower(recipe, 1, layout, state, [batch], *rest).compile()
