@@ -8,28 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import math
-import operator
 import os
 import pathlib
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from distill_jax import _files
-from distill_jax.training import _configuration
-from distill_jax.training._configuration import checksum, leaves_by_path, shapes
+from distill_jax.training import _configuration, _orbax, _stored
 
 CONFIGURATION = "configuration.json"
 SHOWN = 20  # differences listed in one message
@@ -37,10 +32,6 @@ SHOWN = 20  # differences listed in one message
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or not be read; the message says what is still whole."""
-
-
-class _Other(ValueError):
-    """A whole checkpoint, but not one of this run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +50,8 @@ class Checkpoints:
       better: Whether a "higher" or a "lower" metric is better.
       keep_best: How many of the best stay.
       on_failure: What to do when saving fails, for a full disk say: "raise", or "warn", train on,
-        and try again with the next one. Either way, the last good checkpoint stays.
+        and try again with the next one. Either way, the last good checkpoint stays. Several
+        processes that train together warn of too little room, and raise for all else.
       asynchronous: Whether files are written while training goes on. Arrays are copied off the
         device before.
     """
@@ -96,7 +88,7 @@ class Checkpoints:
             difference.
           OSError: if the folder cannot be made or written.
         """
-        with _quiet():
+        with _orbax.quiet():
             saver = Saver(self, configuration)
             try:
                 yield saver
@@ -119,7 +111,20 @@ class Saver:
         self._options = checkpoints
         self._configuration = json.loads(json.dumps(configuration))
         self._folder = _writable(checkpoints.folder)
-        self._manager = _manager(checkpoints, self._folder)
+        try:
+            self._manager = _orbax.manager(
+                self._folder,
+                keep=checkpoints.keep,
+                best=checkpoints.best,
+                better=checkpoints.better,
+                keep_best=checkpoints.keep_best,
+                asynchronous=checkpoints.asynchronous,
+            )
+        except ValueError as error:  # of all files, it reads metrics here
+            raise CheckpointError(
+                f"a file of metrics in {self._folder}, <step>/metrics/metrics, is damaged "
+                f"({error}): delete the step's folder"
+            ) from error
         self._saving: int | None = None  # the step of the save that goes on in the background
         self._failures = False
         self._last_asked = self.latest() or 0
@@ -163,11 +168,11 @@ class Saver:
         try:
             about = self._about(step)
             self._compare_arrays(step, about, state)
-            return self._read(step, about, state), _position(about["positions"])
-        except _Other as error:
+            return self._read(step, about, state), _stored.position_of(about)
+        except _stored.Other as error:
             raise ValueError(str(error)) from None
         except Exception as error:
-            logging.getLogger("asyncio").addFilter(_told)
+            logging.getLogger("asyncio").addFilter(_orbax.told)
             raise CheckpointError(self._damage(step, state, error)) from error
 
     def save(
@@ -200,18 +205,12 @@ class Saver:
         if step in self._manager.all_steps():
             return
         self._sweep()
-        leaves = {name: jnp.asarray(x) for name, x in leaves_by_path(state).items()}
-        about = {
-            "positions": _positions(position),
-            "metrics": {name: float(x) for name, x in (metrics or {}).items()},
-            "arrays": shapes(leaves),
-            "checksums": _checksums(leaves),
-        }
-        about["hash"] = _hash(about)
+        arrays = _stored.contents(state)
+        about = _stored.description(state, position, metrics)
+        if not self._room(step, arrays):
+            return
         import orbax.checkpoint as ocp
 
-        # Orbax refuses arrays without elements; they are made anew from their shapes.
-        arrays = {name: _plain(x) for name, x in leaves.items() if x.size}
         self._saving = step
         try:
             self._write_configuration()
@@ -236,6 +235,22 @@ class Saver:
         """
         self._settle(self._options.on_failure)
 
+    def _room(self, step: int, arrays: Mapping[str, jax.Array]) -> bool:
+        """Whether several processes have room for a checkpoint.
+
+        They write it together, and cannot go on together after one of them has failed to. So they
+        look beforehand. One process alone just tries.
+        """
+        if jax.process_count() == 1:
+            return True
+        free = shutil.disk_usage(self._folder).free
+        needed = sum(x.nbytes for x in arrays.values()) + 2**20
+        room = bool(multihost_utils.process_allgather(np.array([free >= needed])).all())
+        if not room:
+            error = OSError(f"it takes up to {needed / 1e6:,.1f} MB")
+            self._say(step, error, self._options.on_failure)
+        return room
+
     def _settle(self, on_failure: str) -> None:
         try:
             self._manager.wait_until_finished()
@@ -245,17 +260,21 @@ class Saver:
 
     def _failed(self, error: Exception, on_failure: str) -> None:
         """Forgets a save that failed, frees what it took of the disk, and says so."""
-        logging.getLogger("asyncio").addFilter(_told)
+        logging.getLogger("asyncio").addFilter(_orbax.told)
         step, self._saving = self._saving, None
         self._failures = True
         self._sweep()
         self._manager.reload()  # it has counted the failed one among the latest
+        # Some processes may wait for others by now.
+        self._say(step, error, "raise" if jax.process_count() > 1 else on_failure)
+
+    def _say(self, step: int | None, error: Exception, on_failure: str) -> None:
         good = self.latest()
         stays = "there is none from before" if good is None else f"that of step {good} stays"
         message = (
             f"the checkpoint of step {step} could not be saved in {self._folder}, where "
             f"{shutil.disk_usage(self._folder).free / 1e6:,.1f} MB are free ({stays}): "
-            f"{_first_line(error)}"
+            f"{_orbax.first_line(error)}"
         )
         if on_failure == "raise":
             raise CheckpointError(
@@ -274,15 +293,12 @@ class Saver:
         import orbax.checkpoint as ocp
 
         args = ocp.args.Composite(about=ocp.args.JsonRestore())
-        about = self._manager.restore(step, args=args)["about"]
-        if about.pop("hash", None) != _hash(about):
-            raise OSError(f"{self._folder / str(step) / 'about'} is not what was saved")
-        return about
+        return _stored.checked(self._manager.restore(step, args=args)["about"])
 
     def _compare_arrays(self, step: int, about: Mapping[str, Any], state: PyTree) -> None:
-        differences = _configuration.differences(about["arrays"], shapes(state))
+        differences = _configuration.differences(about["arrays"], _configuration.shapes(state))
         if differences:
-            raise _Other(
+            raise _stored.Other(
                 f"the checkpoint of step {step} in {self._folder} holds another state than model, "
                 f"objective and optimizer make:\n{_listed(differences)}"
             )
@@ -290,18 +306,8 @@ class Saver:
     def _read(self, step: int, about: Mapping[str, Any], state: PyTree) -> PyTree:
         import orbax.checkpoint as ocp
 
-        wanted = leaves_by_path(state)
-        kept = {name: x for name, x in wanted.items() if x.size}
-        args = ocp.args.PyTreeRestore(
-            item={name: jax.ShapeDtypeStruct(*_kind(x)) for name, x in kept.items()},
-            restore_args={name: _restore_args(x) for name, x in kept.items()},
-        )
-        read = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-        leaves = {name: _placed(x, read.get(name)) for name, x in wanted.items()}
-        for name, sum_ in _checksums(leaves).items():
-            if sum_ != about["checksums"][name]:
-                raise OSError(f"the array {name!r} is not the one that was saved")
-        return jax.tree.unflatten(jax.tree.structure(state), leaves.values())
+        args = ocp.args.Composite(state=_stored.restore_args(state))
+        return _stored.restored(state, self._manager.restore(step, args=args)["state"], about)
 
     def _damage(self, step: int, state: PyTree, error: Exception) -> str:
         whole = None
@@ -317,7 +323,8 @@ class Saver:
             else f"that of step {whole} is whole: to go on from it, delete every later folder, "
             f"{at} first of all"
         )
-        return f"the checkpoint of step {step} in {at} is damaged ({_first_line(error)}); {advice}"
+        what = f"the checkpoint of step {step} in {at} is damaged"
+        return f"{what} ({_orbax.first_line(error)}); {advice}"
 
     def _compare(self) -> None:
         if self.latest() is None:
@@ -371,32 +378,6 @@ _ON_TRUST = (
 )
 
 
-def _manager(checkpoints: Checkpoints, folder: pathlib.Path) -> Any:
-    import orbax.checkpoint as ocp  # takes a third of a second, which other programs need not wait
-
-    policies: list[Any] = [ocp.checkpoint_managers.LatestN(checkpoints.keep)]
-    best_fn = None
-    if checkpoints.best is not None:
-        best_fn = operator.itemgetter(checkpoints.best)
-        policies.append(
-            ocp.checkpoint_managers.BestN(
-                get_metric_fn=best_fn,
-                reverse=checkpoints.better == "lower",
-                n=checkpoints.keep_best,
-                keep_checkpoints_without_metrics=False,
-            )
-        )
-    return ocp.CheckpointManager(
-        folder,
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
-            best_fn=best_fn,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=checkpoints.asynchronous,
-        ),
-    )
-
-
 def _writable(folder: str | os.PathLike[str]) -> pathlib.Path:
     path = pathlib.Path(folder).absolute()
     if path.exists() and not path.is_dir():
@@ -413,126 +394,7 @@ def _writable(folder: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
-def _hash(about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def _plain(x: Any) -> Any:
-    """A key as its bits, anything else as it is."""
-    return jax.random.key_data(x) if _is_key(x) else x
-
-
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _kind(x: Any) -> tuple[tuple[int, ...], Any]:
-    if _is_key(x):
-        bits = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(x.shape, x.dtype))
-        return bits.shape, bits.dtype
-    return tuple(x.shape), x.dtype
-
-
-def _checksums(leaves: Mapping[str, Any]) -> dict[str, int]:
-    sums = jax.device_get({name: checksum(_plain(x)) for name, x in leaves.items()})
-    return {name: int(x) for name, x in sums.items()}
-
-
-def _spread(x: Any) -> jax.sharding.Sharding | None:
-    """The sharding of a leaf that was placed on purpose."""
-    sharding = getattr(x, "sharding", None)
-    return None if isinstance(sharding, jax.sharding.SingleDeviceSharding) else sharding
-
-
-def _restore_args(x: Any) -> Any:
-    import orbax.checkpoint as ocp
-
-    shape, dtype = _kind(x)
-    sharding = _spread(x)
-    if sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape, dtype=dtype)
-
-
-def _placed(wanted: Any, read: Any) -> jax.Array:
-    if read is None:
-        read = np.zeros(*_kind(wanted))
-    sharding = _spread(wanted)
-    # A copy of its own, not committed to a device: just what a fresh state would be.
-    array = jnp.array(read, copy=True) if sharding is None or not wanted.size else read
-    if _is_key(wanted):
-        array = jax.random.wrap_key_data(array, impl=_implementation(wanted))
-    return array
-
-
-def _implementation(keys: Any) -> Any:
-    """How keys draw, also of keys of which only shape and dtype are known."""
-    found: list[Any] = []
-    jax.eval_shape(
-        lambda k: found.append(jax.random.key_impl(k)), jax.ShapeDtypeStruct(keys.shape, keys.dtype)
-    )
-    return found[0]
-
-
-def _positions(position: Any) -> list[Any]:
-    """The position of every process; one for all where they are the same."""
-    if jax.process_count() == 1:
-        return [position]
-    text = np.frombuffer(json.dumps(position).encode(), np.uint8)
-    longest = int(multihost_utils.process_allgather(np.array([len(text)])).max())
-    padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
-    rows = multihost_utils.process_allgather(padded)
-    positions = [json.loads(bytes(row.astype(np.uint8))) for row in rows]
-    return positions[:1] if all(p == positions[0] for p in positions) else positions
-
-
-def _position(positions: list[Any]) -> Any:
-    if len(positions) == 1:
-        return positions[0]
-    if len(positions) != jax.process_count():
-        raise _Other(
-            f"the checkpoint holds the positions of {len(positions)} processes in data of their "
-            f"own; {jax.process_count()} cannot go on from them"
-        )
-    return positions[jax.process_index()]
-
-
 def _listed(differences: list[str]) -> str:
     rest = len(differences) - SHOWN
     more = [f"and {rest} more"] if rest > 0 else []
     return "\n".join(f"  {line}" for line in (*differences[:SHOWN], *more))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    line = text.splitlines()[0].partition(" [tensorstore_spec=")[0]
-    return line if len(line) <= 300 else f"{line[:300]}..."
-
-
-def _told(record: logging.LogRecord) -> bool:
-    """Drops what asyncio says, long after, of files that failed: it was raised or warned of."""
-    text = record.getMessage()
-    return not ("never retrieved" in text and ("orbax" in text or "OCDBT" in text))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax's own words from the terminal: what matters of them is raised or warned of."""
-
-    def ours(record: logging.LogRecord) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-    def unraisable(what: Any) -> None:
-        # When one file cannot be written or read, Orbax leaves, and those of the other files that
-        # come later find nobody to tell.
-        if str(what.exc_value) != "Event loop is closed":
-            before(what)
-
-    log, before = logging.getLogger("absl"), sys.unraisablehook
-    log.addFilter(ours)
-    sys.unraisablehook = unraisable
-    try:
-        yield
-    finally:
-        log.removeFilter(ours)
-        sys.unraisablehook = before

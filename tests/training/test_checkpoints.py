@@ -155,6 +155,15 @@ def test_a_step_is_saved_once(tmp_path):
     same(restored, state(1))
 
 
+def test_positions_are_values_of_json(tmp_path):
+    with Checkpoints(tmp_path).open(SETTINGS) as saver:
+        with pytest.raises(TypeError, match="position in the data must be of values of JSON.*set"):
+            saver.save(1, state(), {"at": {1, 2}})
+        saver.save(2, state(), {10: (1, 2), 9: float("nan")})
+        _, position = saver.restore(abstract(state()))
+    assert position["10"] == [1, 2] and np.isnan(position["9"])
+
+
 def test_due_at_each_multiple_that_was_passed(tmp_path):
     with Checkpoints(tmp_path, every=10).open(SETTINGS) as saver:
         assert [step for step in range(0, 40, 4) if saver.due(step)][:1] == [12]
@@ -221,8 +230,12 @@ def arrays_of(folder):
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
+def cut_to(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
 def cut(path):
-    path.write_bytes(path.read_bytes()[:100])
+    cut_to(path, 100)
 
 
 def flip(path):
@@ -254,6 +267,15 @@ def test_damage_is_named_and_never_passed_over(tmp_path, harm, which):
     restored, position = read(tmp_path, like)
     assert position == {"batches": 2}
     same(restored, state(2, size=500))
+
+
+def test_damaged_metrics_are_named(tmp_path):
+    filled(tmp_path, [1])
+    with Checkpoints(tmp_path, best="accuracy").open(SETTINGS) as saver:
+        saver.save(2, state(2), None, {"accuracy": 0.5})
+    cut_to(tmp_path / "2" / "metrics" / "metrics", 5)
+    with pytest.raises(CheckpointError, match="metrics in .* is damaged"):
+        read(tmp_path, best="accuracy")
 
 
 def test_with_nothing_whole_left_the_error_says_so(tmp_path):
