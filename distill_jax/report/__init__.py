@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distill_jax.report.figures import bars, curves, heat_map, save_figure
+from distill_jax.report.figures import bars, curves, heat_map, save_figure, series
 from distill_jax.report.results import result_file, save_json
 from distill_jax.report.rules import show_check, show_explanation
 from distill_jax.report.spread import interval95, mean_std
@@ -17,6 +17,7 @@ __all__ = [
     "result_file",
     "save_figure",
     "save_json",
+    "series",
     "show",
     "show_check",
     "show_explanation",

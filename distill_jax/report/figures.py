@@ -123,6 +123,45 @@ def curves(
     return figure
 
 
+def series(
+    rows: Sequence[Mapping[str, Any]], *, y: str, group: str | Sequence[str], x: Any = None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Curves of rows, for :func:`curves`: one series for each value of ``group``, a run a row.
+
+    Args:
+      rows: Named values, as ``training.sweep`` gives them.
+      y: Name of an array ``[points]``, of one length within a group.
+      group: Name of what sets series apart, or several names.
+      x: Where the points are; 1, 2, ... by default.
+
+    Returns:
+      By the values of ``group``: ``(x, y)`` with ``y`` ``[runs, points]``.
+
+    Raises:
+      ValueError: if a row lacks a name, or lengths differ within a group.
+
+    Example:
+      >>> rows = [{"T": 1.0, "seed": s, "loss": [3.0, 2.0 - s]} for s in (0, 1)]
+      >>> {name: y.shape for name, (x, y) in series(rows, y="loss", group="T").items()}
+      {'T = 1': (2, 2)}
+    """
+    groups = (group,) if isinstance(group, str) else tuple(group)
+    if lacking := [name for name in (*groups, y) if any(name not in row for row in rows)]:
+        raise ValueError(f"rows must have {[*groups, y]}, lacking {lacking}")
+    runs: dict[str, list[np.ndarray]] = {}
+    for row in rows:
+        name = ", ".join(f"{part} = {_label(row[part])}" for part in groups)
+        runs.setdefault(name, []).append(np.asarray(row[y]))
+    made = {}
+    for name, several in runs.items():
+        shapes = {run.shape for run in several}
+        if len(shapes) > 1 or several[0].ndim != 1:
+            raise ValueError(f"{y!r} of {name!r} must be [points], got shapes {sorted(shapes)}")
+        points = np.arange(1, len(several[0]) + 1) if x is None else np.asarray(x)
+        made[name] = points, np.stack(several)
+    return made
+
+
 def heat_map(
     rows: Sequence[Mapping[str, Any]],
     *,

@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import re
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
@@ -29,7 +30,7 @@ class Records:
     """An open file; a context manager.
 
     Attributes:
-      found: The rows that are there already, by :func:`name`.
+      found: The metrics that are there already, by :func:`name`.
 
     Raises:
       ValueError: if the file is not one of this sweep, naming the difference.
@@ -40,6 +41,7 @@ class Records:
         self._header = _plain({_KIND: 1, **header})
         self.found: dict[str, Row] = {}
         self._programs: dict[str, Any] = {}
+        self._synced = -math.inf
 
     def __enter__(self) -> Records:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,15 +59,15 @@ class Records:
                 if "program" in line:
                     self._programs[_text(line["static"])] = line["program"]
                 else:
-                    row = _row(line)
-                    self.found[name(line["parameters"], row["seed"])] = row
+                    self.found[name(line["parameters"], line["seed"])] = _metrics(line)
         except BaseException:
             self._file.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with self._file:
+            self._sync()
 
     def add(self, rows: Iterable[tuple[Mapping[str, Any], int, Row]]) -> None:
         """Appends ``(parameters, seed, metrics)``."""
@@ -84,8 +86,9 @@ class Records:
         if same_compiler and before["text"] != program["text"]:
             raise ValueError(
                 f"the trial that made {str(self._path)!r} was another program than this one "
-                f"{f'with {dict(static)} ' if static else ''}(its code, its number of steps, or "
-                f"shapes of its data have changed): {_ADVICE}"
+                f"{f'with {dict(static)} ' if static else ''}(its code, its number of steps, "
+                "shapes of its data, or whole numbers in the grid that were none before have "
+                f"changed): {_ADVICE}"
             )
 
     def _check(self, header: Mapping[str, Any]) -> None:
@@ -111,8 +114,14 @@ class Records:
     def _write(self, lines: Iterable[Any]) -> None:
         text = "".join(json.dumps(_plain(line), allow_nan=False) + "\n" for line in lines)
         self._file.write(text.encode())
-        self._file.flush()
+        self._file.flush()  # outlives the process from here on
+        if time.monotonic() - self._synced > 1.0:
+            self._sync()
+
+    def _sync(self) -> None:
+        """Makes what is written outlive the machine too, which may take long."""
         os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
 
 def read_sweep(file: str | os.PathLike[str]) -> list[Row]:
@@ -190,7 +199,11 @@ def _packed(metrics: Row) -> dict[str, Any]:
 
 def _row(line: Mapping[str, Any]) -> Row:
     row: Row = {n: _tuples(value) for n, value in line["parameters"].items()}
-    row["seed"] = line["seed"]
+    return {**row, "seed": line["seed"], **_metrics(line)}
+
+
+def _metrics(line: Mapping[str, Any]) -> Row:
+    row: Row = {}
     for metric, value in line["metrics"].items():
         if metric in line["arrays"]:
             dtype, shape = line["arrays"][metric]

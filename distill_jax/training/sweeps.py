@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from jaxtyping import Array, PyTree
 
 from distill_jax import _checks
 from distill_jax.training import _records
-from distill_jax.training._blocks import Limits, Mode, Solo, free_memory, replicated, run_group
+from distill_jax.training._blocks import Limits, Mode, free_memory, replicated, run_group
+from distill_jax.training._trials import Solo
 from distill_jax.training.grids import check_names, configurations, split, trial_name
 from distill_jax.training.progress import Progress
 
@@ -22,7 +24,7 @@ Row = dict[str, Any]
 
 def sweep(
     trial: Callable[..., Mapping[str, Any]],
-    grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
+    grid: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]],
     *,
     key: Array,
     seeds: int | Sequence[int] = 1,
@@ -61,14 +63,14 @@ def sweep(
         what :func:`sampled` gives.
       key: The trial of seed ``s`` gets ``fold_in(key, s)`` whatever its configuration, so that
         configurations are compared on the same starts and orders of rows.
-      seeds: How many, or which. As many trials a configuration.
+      seeds: How many trials a configuration, or the seeds themselves.
       shared: Arrays that all trials read, by the trial's parameter: data, teachers, the key of an
         order of rows. They are arguments of the programs, once on each device.
       static: Numbers to fix in a program: those that decide a shape, or a number of steps.
       memory: Bytes that a block may take on each device; by default half of what is free.
       mode: One of the two above; None measures.
-      block: Trials in a block, on all devices together; None takes as many as fit in ``memory``,
-        128 a device at most.
+      block: Trials side by side, on all devices together; None takes as many as fit in ``memory``,
+        at most 128 a device, on a CPU 32, and less where they would not stay in its cache.
       file: Where finished trials are kept, a line of JSON each; see :func:`read_sweep`. Called
         again after an interruption, or with a larger grid or more seeds, only what is missing runs.
         A file of another sweep (key, names, shared data, program) is refused.
@@ -106,9 +108,8 @@ def sweep(
     static = (static,) if isinstance(static, str) else tuple(static)
     check_names(trial, names, list(given), static)
     fixed, columns = split(made, static)
-    numbers = _seeds(seeds)
+    listed = _seeds(seeds)
     limits = _limits(mode, block, memory, devices)
-    key = jnp.asarray(key)
     for name, tree in given.items():
         for leaf in jax.tree.leaves(tree):
             if not isinstance(leaf, bool | int | float | np.ndarray | np.generic | jax.Array):
@@ -116,82 +117,113 @@ def sweep(
                     f"shared[{name!r}] must hold arrays, got {type(leaf).__name__}: fixed settings "
                     "belong into the trial, or into the grid"
                 )
-    given = jax.tree.map(jnp.asarray, given)
-    trials = [(i, s) for i in range(len(made)) for s in numbers]
+    plan = _Plan(
+        trial,
+        tuple(made),
+        tuple((i, s) for i in range(len(made)) for s in listed),
+        tuple(fixed),
+        columns,
+        jnp.asarray(key),
+        jax.tree.map(jnp.asarray, given),
+        limits,
+    )
     if file is None:
+        return plan.run(None, progress)
+    header = {
+        "trial": trial_name(trial),
+        "parameters": sorted(names),
+        "key": _records.key_words(plan.key),
+        "shared": {name: _records.checksum(tree) for name, tree in plan.shared.items()},
+    }
+    with _records.Records(file, header) as records:
+        return plan.run(records, progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """A sweep that is known to be sound.
+
+    Attributes:
+      trials: Number of the configuration, and seed.
+      fixed: Names of hyper-parameters that are fixed in a program.
+      columns: The others, one number a configuration.
+    """
+
+    trial: Callable
+    configurations: tuple[Row, ...]
+    trials: tuple[tuple[int, int], ...]
+    fixed: tuple[str, ...]
+    columns: Mapping[str, np.ndarray]
+    key: Array
+    shared: Mapping[str, PyTree]
+    limits: Limits
+
+    def run(self, records: _records.Records | None, progress: bool) -> list[Row]:
+        """All rows: those on record, and the others, run group by group."""
+        there = {} if records is None else records.found
         rows: dict[int, Row] = {}
-        _run(trial, made, trials, fixed, columns, key, given, limits, rows, None, progress)
-    else:
-        header = {
-            "trial": trial_name(trial),
-            "parameters": sorted(names),
-            "key": _records.key_words(key),
-            "shared": {name: _records.checksum(tree) for name, tree in given.items()},
-        }
-        with _records.Records(file, header) as records:
-            there = [records.found.get(_records.name(made[i], s)) for i, s in trials]
-            rows = {
-                place: {**made[i], "seed": s, **_metrics(row, names)}
-                for place, ((i, s), row) in enumerate(zip(trials, there, strict=True))
-                if row is not None
-            }
-            _run(trial, made, trials, fixed, columns, key, given, limits, rows, records, progress)
-    return [rows[place] for place in range(len(trials))]
-
-
-def _run(
-    trial: Callable,
-    made: Sequence[Row],
-    trials: Sequence[tuple[int, int]],
-    fixed: Sequence[str],
-    columns: Mapping[str, np.ndarray],
-    key: Array,
-    shared: Mapping[str, PyTree],
-    limits: Limits,
-    rows: dict[int, Row],
-    records: _records.Records | None,
-    progress: bool,
-) -> None:
-    """Fills ``rows``, by their place, with what is missing."""
-    groups: dict[tuple, list[int]] = {}
-    for place, (i, _) in enumerate(trials):
-        groups.setdefault(tuple((name, made[i][name]) for name in fixed), []).append(place)
-    key, shared_there = replicated((key, dict(shared)), limits.devices)
-    try:
-        with _Bar(len(trials), shown=progress) as bar:
-            bar.update(len(rows), {})
-            for static, places in groups.items():
-                solo = Solo(trial, static)
-                if records is not None:
-                    kinds = {name: jax.ShapeDtypeStruct((), x.dtype) for name, x in columns.items()}
-                    seed = jax.ShapeDtypeStruct((), np.int32)
-                    lowered = jax.jit(solo).lower(key, shared, seed, kinds)
-                    words = _records.program_words(lowered, jax.default_backend())
-                    records.check_program(dict(static), words)
-                todo = np.array([place for place in places if place not in rows], int)
-                which = np.array([trials[place][0] for place in todo], int)
-                seeds = np.array([trials[place][1] for place in todo], np.int32)
-                numbers = {name: x[which] for name, x in columns.items()}
-                blocks = run_group(solo, key, shared_there, seeds, numbers, limits)
-                for chosen, outputs, how in blocks:
-                    fetched = {name: np.asarray(x) for name, x in outputs.items()}
-                    new = [{**_one(fetched, i), "mode": how} for i in range(len(chosen))]
-                    done = [int(place) for place in todo[chosen]]
+        for place, (i, s) in enumerate(self.trials):
+            if there and (row := there.get(_records.name(self.configurations[i], s))) is not None:
+                rows[place] = {**self.configurations[i], "seed": s, **row}
+        before, arguments = len(rows), replicated((self.key, self.shared), self.limits.devices)
+        try:
+            with _Bar(len(self.trials), shown=progress) as bar:
+                bar.update(len(rows), {})
+                for static, places in self._groups().items():
+                    solo = Solo(self.trial, static)
                     if records is not None:
-                        pairs = zip(done, new, strict=True)
-                        records.add((made[trials[p][0]], trials[p][1], row) for p, row in pairs)
-                    for place, row in zip(done, new, strict=True):
-                        i, s = trials[place]
-                        rows[place] = {**made[i], "seed": s, **row}
-                    bar.update(len(rows), {})
-    except BaseException as error:
-        if rows:
-            error.rows = [rows[place] for place in sorted(rows)]  # pyright: ignore
-            error.add_note(
-                f"{len(rows)} of {len(trials)} trials were finished; they are in the attribute "
-                "'rows' of this exception" + (", and in the file." if records else ".")
-            )
-        raise
+                        records.check_program(dict(static), self._words(solo))
+                    missing = [place for place in places if place not in rows]
+                    for finished in self._finished(solo, missing, arguments):
+                        if records is not None:
+                            records.add((*self._named(p), row) for p, row in finished.items())
+                        for place, row in finished.items():
+                            configuration, s = self._named(place)
+                            rows[place] = {**configuration, "seed": s, **row}
+                        bar.update(len(rows), {})
+        except BaseException as error:
+            if len(rows) > before:
+                error.rows = [rows[place] for place in sorted(rows)]  # pyright: ignore
+                error.add_note(
+                    f"{len(rows)} of {len(self.trials)} trials were finished; they are in the "
+                    "attribute 'rows' of this exception"
+                    + (", and in the file." if records else ".")
+                )
+            raise
+        return [rows[place] for place in range(len(self.trials))]
+
+    def _groups(self) -> dict[tuple[tuple[str, Any], ...], list[int]]:
+        """The trials of each program, by what is fixed in it."""
+        groups: dict[tuple, list[int]] = {}
+        for place, (i, _) in enumerate(self.trials):
+            static = tuple((name, self.configurations[i][name]) for name in self.fixed)
+            groups.setdefault(static, []).append(place)
+        return groups
+
+    def _finished(
+        self, solo: Solo, places: Sequence[int], arguments: Any
+    ) -> Iterator[dict[int, Row]]:
+        """Metrics by place, a block at a time."""
+        which = np.array([self.trials[place][0] for place in places], int)
+        seeds = np.array([self.trials[place][1] for place in places], np.int32)
+        numbers = {name: x[which] for name, x in self.columns.items()}
+        key, shared = arguments
+        for chosen, outputs, how in run_group(solo, key, shared, seeds, numbers, self.limits):
+            fetched = {name: np.asarray(x) for name, x in outputs.items()}
+            yield {places[j]: {**_one(fetched, i), "mode": how} for i, j in enumerate(chosen)}
+
+    def _named(self, place: int) -> tuple[Row, int]:
+        i, s = self.trials[place]
+        return self.configurations[i], s
+
+    def _words(self, solo: Solo) -> dict[str, str]:
+        """What tells this program from another."""
+        seed, kinds = np.int32(0), {name: x[0] for name, x in self.columns.items()}
+        arguments = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self.key, self.shared, seed, kinds)
+        )
+        lowered = jax.jit(lambda *arguments: solo(*arguments)).lower(*arguments)
+        return _records.program_words(lowered, jax.default_backend())
 
 
 class _Bar(Progress):
@@ -209,10 +241,6 @@ def _one(fetched: Mapping[str, np.ndarray], i: int) -> Row:
             x = x.astype(np.float32)
         row[name] = x[i].item() if x.ndim == 1 else x[i]
     return row
-
-
-def _metrics(row: Row, names: Sequence[str]) -> Row:
-    return {name: value for name, value in row.items() if name not in (*names, "seed")}
 
 
 def _seeds(seeds: Any) -> list[int]:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from distill_jax.report import bars, curves, heat_map, save_figure
+from distill_jax.report import bars, curves, heat_map, save_figure, series
 
 ROWS = [
     {"model": "small", "how": "labels", "accuracy": 0.8},
@@ -42,6 +42,19 @@ def test_curves_are_means_in_a_band():
     heights = band.get_paths()[0].vertices[:, 1]
     np.testing.assert_allclose([heights.min(), heights.max()], [2 - 2**0.5, 4 + 2**0.5])
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
+
+
+def test_series_gather_the_runs_of_a_group():
+    rows = [{"T": t, "w": "a", "loss": np.array([t, s])} for t in (1.0, 2.5) for s in (0, 1)]
+    found = series(rows, y="loss", group=("T", "w"), x=[10, 20])
+    assert list(found) == ["T = 1, w = a", "T = 2.5, w = a"]
+    np.testing.assert_array_equal(found["T = 2.5, w = a"][0], [10, 20])
+    np.testing.assert_array_equal(found["T = 2.5, w = a"][1], [[2.5, 0], [2.5, 1]])
+    assert len(curves(found).axes[0].lines) == 2
+    with pytest.raises(ValueError, match="lacking .'depth'"):
+        series(rows, y="loss", group="depth")
+    with pytest.raises(ValueError, match=r"must be \[points\], got shapes \[\(1,\), \(2,\)\]"):
+        series([*rows, {"T": 1.0, "w": "a", "loss": [1.0]}], y="loss", group="w")
 
 
 def test_heat_maps_have_the_mean_of_a_cells_rows():
