@@ -127,7 +127,7 @@ def class_order(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None, wh
 def compute_dtype(dtype: Any) -> np.dtype:
     """A dtype that a forward pass may compute in."""
     try:
-        found = jnp.dtype(dtype)
+        found = None if dtype is None else jnp.dtype(dtype)  # NumPy reads None as float64
     except TypeError:
         found = None
     if found is None or not jnp.issubdtype(found, jnp.floating):

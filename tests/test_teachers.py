@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -224,3 +226,97 @@ def test_wrong_inputs_to_precompute_are_refused():
             teachers.precompute(make(0), inputs)
     with pytest.raises(ValueError, match="batch_size must be finite and >= 1"):
         teachers.precompute(make(0), INPUTS, batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("compact", "share"),
+    [
+        (teachers.cast, 0.5),
+        (lambda t: teachers.quantize(t, smallest=16), 0.6),
+        (lambda t: teachers.quantize(teachers.cast(t), smallest=16), 0.5),
+    ],
+    ids=["bfloat16", "int8", "both"],
+)
+def test_compact_teachers_say_the_same_in_less_memory(compact, share):
+    def held(teacher):
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(teacher.params))
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def predict(teacher, inputs):
+        return teacher(inputs)
+
+    wide = make(0)
+    small = compact(wide)
+    assert held(small) <= share * held(wide)
+    assert jax.tree.structure(small) == jax.tree.structure(compact(make(1)))
+    assert small.classes == wide.classes and small.missing == wide.missing
+    outputs = predict(small, INPUTS)
+    predict(compact(make(1)), INPUTS)
+    assert outputs.logits.dtype == jnp.float32 and outputs.features.keys() == {"hidden/0"}
+    np.testing.assert_allclose(outputs.logits, wide(INPUTS).logits, atol=0.08)
+    assert not np.array_equal(outputs.logits, wide(INPUTS).logits)
+    both = teachers.ensemble([small, wide])
+    np.testing.assert_allclose(
+        both(INPUTS).logits, jax.nn.log_softmax(wide(INPUTS).logits), atol=0.08
+    )
+
+
+def test_no_weight_moves_by_more_than_half_a_step():
+    wide = jnp.arange(8.0).reshape(1, 1, 8)  # channel 0 is 0
+    kernel = jax.random.normal(jax.random.key(0), (3, 5, 8)) * wide
+    tree = {"kernel": kernel, "bias": jnp.ones(8), "ids": jnp.ones((40, 40), jnp.int32)}
+    small = teachers.quantize(teachers.from_function(add, tree), smallest=1).params
+    assert small["bias"].dtype == jnp.float32 and small["ids"].dtype == jnp.int32
+    got = small["kernel"]
+    assert got.values.dtype == jnp.int8 and got.scale.shape == (1, 1, 8)
+    step = np.abs(np.asarray(kernel, np.float64)).max((0, 1)) / 127
+    error = np.abs(np.asarray(got.values, np.float64) * np.asarray(got.scale) - kernel).max((0, 1))
+    assert (error <= 0.5001 * step).all() and (error[1:] > 0.2 * step[1:]).all()
+    left = teachers.quantize(teachers.from_function(add, tree), smallest=121).params
+    np.testing.assert_array_equal(left["kernel"], kernel)
+    again = teachers.quantize(teachers.from_function(add, small), smallest=1).params
+    chex.assert_trees_all_equal(again, small)
+
+
+def test_compact_teachers_keep_impossible_classes_and_vmap():
+    def forbids(params, inputs):
+        return (inputs @ params).at[:, 1].set(-jnp.inf)
+
+    wide = teachers.from_function(forbids, jax.random.normal(jax.random.key(0), (4, 3)))
+    for small in (teachers.cast(wide), teachers.quantize(wide, smallest=1)):
+        logits = small(INPUTS).logits
+        assert np.isneginf(logits[:, 1]).all() and np.isfinite(logits[:, [0, 2]]).all()
+        stacked = jax.tree.map(lambda x: jnp.stack([x, x]), small)
+        many = jax.vmap(lambda teacher: teacher(INPUTS).logits)(stacked)
+        np.testing.assert_allclose(many[1], logits, atol=1e-6)
+        grads = jax.grad(lambda x, t=small: t.predict(t.params, t.state, x).logits[:, 0].sum())(
+            INPUTS
+        )
+        np.testing.assert_allclose(grads, jnp.tile(wide.params[:, 0], (5, 1)), atol=0.03)
+
+
+def test_kernels_are_not_multiplied_out_before_a_loop():
+    wide = teachers.from_function(lambda p, x: jnp.tanh(x @ p[0]) @ p[1],
+                                  (jnp.ones((64, 2000)), jnp.ones((2000, 64))))  # fmt: skip
+    small = teachers.quantize(wide)
+
+    def loop(teacher, inputs):
+        return jax.lax.scan(lambda x, _: (teacher(x).logits / 2000, None), inputs, length=4)[0]
+
+    memory: Any = jax.jit(loop).lower(small, jnp.ones((4, 64))).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 1.5 * 4 * 64 * 2000  # one kernel, not two
+
+
+def test_wrong_compact_teachers_are_refused(library_errors):
+    with pytest.raises(ValueError, match="loss scaling; use jnp.bfloat16"):
+        teachers.cast(make(0), jnp.float16)
+    with pytest.raises(TypeError, match="dtype must be a floating dtype"):
+        teachers.cast(make(0), jnp.int8)
+    with pytest.raises(ValueError, match=r"write quantize\(cast\(teacher, dtype\)\)"):
+        teachers.cast(teachers.quantize(make(0), smallest=1))
+    with pytest.raises(ValueError, match="smallest must be 1 or more, got 0"):
+        teachers.quantize(make(0), smallest=0)
+    params = {"kernel": jnp.full((40, 40), jnp.nan)}
+    with pytest.raises(ValueError, match="the kernel 'kernel' of teacher must be finite"):
+        teachers.quantize(teachers.from_function(add, params))

@@ -97,8 +97,8 @@ def from_nnx(
             options["rngs"] = passed
         # Always a capture: sowing outside of one is deprecated, and changes the module's graph.
         outputs = None if features is None else nnx.Intermediate
-        run = nnx.capture(module, nnx.Intermediate, method_outputs=outputs)
-        made, sown = run(inputs, **options)
+        run = nnx.capture(_call, nnx.Intermediate, method_outputs=outputs)
+        made, sown = run(module, inputs, **options)
         found = {} if features is None else select(_by_path(sown), features, inputs)
         after = _arrays(nnx.state(module))
         # Drawing a number replaces the stream's counter.
@@ -112,6 +112,15 @@ def from_nnx(
         return as_outputs(made, classes, found), _nested(after, graph.state)
 
     return Model(init, apply, classes)
+
+
+def _call(module: Any, inputs: Any, **options: Any) -> Any:
+    # The capture gives every part of a module an attribute. Beside the numbers of a list's parts it
+    # could not be sorted, when nnx.remat takes a module with a list in it apart; lists sow nothing.
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, nnx.List) and hasattr(part, "__captures__"):
+            delattr(part, "__captures__")
+    return module(inputs, **options)
 
 
 Path = tuple[Any, ...]

@@ -1,15 +1,14 @@
 """Memory for time: a forward pass that is computed again in the backward pass, piece by piece.
 
-Around a forward pass as a whole, ``jax.checkpoint`` lowers nothing: the backward pass first computes
-all of it again, and then holds what it would have held. It has to be cut into pieces, of which only
-what passes from one to the next is kept. Here the cuts are found in the traced program, so that
-any model can be cut, whatever it was written with.
+Around a forward pass as a whole, ``jax.checkpoint`` lowers nothing: the backward pass first
+computes all of it again, and then holds what it would have held. It has to be cut into pieces, of
+which only what passes from one to the next is kept. Here the cuts are found in the traced program,
+so that any model can be cut, whatever it was written with.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 from jaxtyping import Array
 
+from distill_jax import _programs
+from distill_jax._programs import variables
 from distill_jax.types import Model, Outputs, Params, State
 
 
@@ -96,37 +96,22 @@ class _Remat:
         return _in_pieces(forward, self.pieces, inputs, params, state, key)
 
 
-def _in_pieces(forward: Callable[..., Any], pieces: int | None, inputs: Any, *others: Any) -> Any:
-    values, structure = jax.tree.flatten((inputs, *others))
-    values = [jnp.asarray(x) for x in values]
+def _in_pieces(forward: Callable[..., Any], number: int | None, inputs: Any, *others: Any) -> Any:
+    leaves, structure = jax.tree.flatten((inputs, *others))
+    leaves = [jnp.asarray(x) for x in leaves]
 
-    def flat(*values):
-        return forward(*jax.tree.unflatten(structure, values))
+    def flat(*leaves):
+        return forward(*jax.tree.unflatten(structure, leaves))
 
-    traced, shapes = jax.make_jaxpr(flat, return_shape=True)(*values)
-    program = traced.jaxpr
-    rows = len(jax.tree.leaves(inputs))
-    equations = _late(program.eqns, program.invars[:rows])
-    known = dict(zip(program.constvars, traced.consts, strict=True))
-    known |= dict(zip(program.invars, values, strict=True))
-    edges = _edges(equations, program.outvars, pieces)
-    wired = _wired(equations, edges, program.outvars)
-    for i, (piece, takes, gives) in enumerate(wired):
-        part = program.replace(
-            constvars=[],
-            invars=takes,
-            outvars=gives,
-            eqns=piece,
-            effects=frozenset().union(*(e.effects for e in piece)),
-            debug_info=program.debug_info.with_unknown_names(),
-        )
-        run = core.jaxpr_as_fun(core.ClosedJaxpr(part, []))
-        taken = [known[v] for v in takes]
-        # The backward pass begins with the last piece: what that keeps is needed at once.
-        found = run(*taken) if i == len(wired) - 1 else _again(run, taken)
-        known |= zip(gives, found, strict=True)
-    made = [v.val if isinstance(v, core.Literal) else known[v] for v in program.outvars]
-    return jax.tree.unflatten(jax.tree.structure(shapes), made)
+    program = _programs.trace(flat, leaves, batch=len(jax.tree.leaves(inputs)))
+    known = program.constants | dict(zip(program.takes, leaves, strict=True))
+    *pieces, last = _programs.pieces(program, _edges(program.equations, program.gives, number))
+    for piece in pieces:
+        made = _again(piece.run, [known[v] for v in piece.takes])
+        known |= zip(piece.gives, made, strict=True)
+    # The backward pass begins with the last piece: what that keeps is needed at once.
+    known |= zip(last.gives, last.run(*[known[v] for v in last.takes]), strict=True)
+    return _programs.result(program, known)
 
 
 def _again(run: Callable[..., Sequence[Array]], values: list[Any]) -> Sequence[Array]:
@@ -138,7 +123,7 @@ def _again(run: Callable[..., Sequence[Array]], values: list[Any]) -> Sequence[A
         return run(*[next(moving) if s else next(fixed) for s in smooth])
 
     def backward(kept, cotangents):
-        moving, fixed = _not_before(kept, cotangents)
+        moving, fixed = _programs.after(kept, cotangents)
         _, pull = jax.vjp(lambda *moving: forward(moving, fixed), *moving)
         return pull(cotangents), None
 
@@ -148,56 +133,13 @@ def _again(run: Callable[..., Sequence[Array]], values: list[Any]) -> Sequence[A
     return again(moving, tuple(x for x, s in zip(values, smooth, strict=True) if not s))
 
 
-def _not_before(values: Any, cotangents: Sequence[Array]) -> Any:
-    """The same values, but known only once the cotangents are.
-
-    Else the compiler would share the work with the forward pass, or do that of all pieces first.
-    """
-    arrived = [c for c in cotangents if jnp.issubdtype(c.dtype, jnp.floating) and c.size]
-    values, arrived = jax.lax.optimization_barrier((values, arrived))
-    if jax.default_backend() != "cpu" or not arrived:
-        return values
-    # XLA's CPU backend drops barriers before it orders the work. No number is above inf, NaN
-    # included: nothing is ever replaced, but that is not known beforehand. All of them, since some
-    # are constants, 0 where nothing depends on a result.
-    never = functools.reduce(operator.or_, (jnp.ravel(c)[0] > jnp.inf for c in arrived))
-
-    def gated(x: Array) -> Array:
-        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jnp.where(never, jnp.zeros_like(x), x)
-        bits = gated(jax.random.key_data(x))
-        return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
-
-    return jax.tree.map(gated, values)
-
-
-def _late(equations: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-    """The same program, in which whatever does not depend on the inputs is computed when it is
-    needed: casts of params, masks of dropout. Else they would be kept from the start."""
-    depends = set(inputs)
-    for equation in equations:
-        if equation.effects or not depends.isdisjoint(_variables(equation.invars)):
-            depends |= set(equation.outvars)
-    due: dict[Any, int] = {}
-    place = [0] * len(equations)
-    for i in reversed(range(len(equations))):
-        equation = equations[i]
-        free = depends.isdisjoint(equation.outvars)
-        uses = [due[v] for v in equation.outvars if v in due] if free else []
-        place[i] = min(uses, default=i)
-        for v in _variables(equation.invars):
-            due[v] = min(due.get(v, place[i]), place[i])
-    order = sorted(range(len(equations)), key=lambda i: place[i])  # stable: makers come first
-    return [equations[i] for i in order]
-
-
 def _edges(equations: Sequence[Any], outvars: Sequence[Any], pieces: int | None) -> list[int]:
     """Where to cut: the least of what is kept between pieces and what the widest piece makes."""
     end = len(equations)
     last: dict[Any, int] = {}
     for i, equation in enumerate(equations):
-        last |= dict.fromkeys(_variables(equation.invars), i)
-    given = set(_variables(outvars))
+        last |= dict.fromkeys(variables(equation.invars), i)
+    given = set(variables(outvars))
     made = np.array([sum(map(_bytes, e.outvars)) for e in equations], float)
     # What goes out of the model is held, or not, wherever the cuts are.
     held = [[v for v in e.outvars if v not in given] for e in equations]
@@ -233,27 +175,6 @@ def _cut(
     while edges[-1]:
         edges.append(int(back[edges[-1]]))
     return edges[::-1], float(cost[end])
-
-
-def _wired(equations: Sequence[Any], edges: Sequence[int], outvars: Sequence[Any]):
-    """Each piece: its equations, the variables it takes, and those it makes that are used later.
-
-    In the order of the program, so that every process compiles the same one.
-    """
-    wired = []
-    later = set(_variables(outvars))
-    for start, end in reversed(list(zip(edges[:-1], edges[1:], strict=True))):
-        piece = equations[start:end]
-        makes = dict.fromkeys(v for e in piece for v in e.outvars)
-        uses = dict.fromkeys(v for e in piece for v in _variables(e.invars))
-        takes = [v for v in uses if v not in makes]
-        wired.append((piece, takes, [v for v in makes if v in later]))
-        later |= set(takes)
-    return wired[::-1]
-
-
-def _variables(atoms: Sequence[Any]) -> list[Any]:
-    return [v for v in atoms if not isinstance(v, core.Literal)]
 
 
 def _bytes(variable: Any) -> int:

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array
 
-from distill_jax import _checks
+from distill_jax import _checks, _programs
 from distill_jax.teachers.kinds import Teacher
 from distill_jax.types import Outputs, Params, State
 
@@ -26,25 +26,27 @@ class Quantized:
     """A kernel in eight bits, ``values * scale``.
 
     Attributes:
-      values: Whole numbers from -127 to 127.
-      scale: One number a channel of the last axis; the other axes are 1.
+      values: Whole numbers from -127 to 127, int8, ``[..., channels]``.
+      scale: One number a channel, float32, ``[1, ..., channels]``.
       dtype: What the kernel was, and is computed in.
     """
 
-    values: Int8[Array, "*axes channels"]
-    scale: Float[Array, "*ones channels"]
+    values: Any
+    scale: Any
     dtype: Any
 
 
 def cast(teacher: Teacher, dtype: Any = jnp.bfloat16) -> Teacher:
     """The same teacher with weights kept, and outputs computed, in ``dtype``.
 
-    Half the memory of float32 in bfloat16; on a GPU or a TPU it is faster too. State (batch
-    statistics) stays as it is, integers and keys too. Logits come out in float32 or better,
-    features in ``dtype``. Inputs are rounded to ``dtype`` as well: bfloat16 keeps eight bits.
+    Half of float32's bytes in bfloat16. State (batch statistics) stays as it is, integers and keys
+    too. Logits come out in float32 or better, features in ``dtype``. Inputs are rounded to
+    ``dtype`` as well: bfloat16 keeps eight bits.
 
-    How far the soft targets move is measured by ``python benchmarks/memory.py``: for an MLP on
-    MNIST, by less than 1e-4 nats at temperature 1.
+    Meant for GPUs and TPUs, which multiply bfloat16 as it is. XLA's CPU backend makes float32 of it
+    first: measured on two CPU cores for an MLP of 784-1200-1200-10 on MNIST (``python
+    benchmarks/memory.py``), half the bytes are held between calls, but not in a call, and it is no
+    faster. Soft targets stay within 1e-5 nats on average at temperatures 1 and 4.
 
     Args:
       teacher: Any but a quantized one. An ensemble is cast with its weights; rules around a
@@ -85,12 +87,14 @@ def quantize(teacher: Teacher, *, smallest: int = 1024) -> Teacher:
     Each kernel (a floating array of two axes or more, ``[..., out]``) becomes whole numbers times
     one float32 scale for each channel of its last axis, symmetric around 0, rounded to nearest:
     no weight moves by more than 1/254 of the largest of its channel. Biases, norms and state stay.
-    Kernels are multiplied out again in every call, one after another, and computing is what it
-    was, so that any teacher can be quantized: this saves memory, not time.
+    Kernels are multiplied out again in every call, each when it is needed, and computing is what it
+    was, so that any teacher can be quantized. A call holds the small kernels and one large one.
+    Kernels inside of a scan over layers, which are one array, are multiplied out together.
 
-    What it costs in time and in agreement is measured by ``python benchmarks/memory.py``: for an
-    MLP on MNIST, soft targets move by less than 1e-3 nats at temperature 1. On a CPU a call with
-    few rows is slower, since multiplying a kernel out takes as long as using it for a few dozen.
+    This saves memory, not time. Measured on two CPU cores for an MLP of 784-1200-1200-10 on MNIST
+    (``python benchmarks/memory.py``): a quarter of the bytes, soft targets within 1e-5 nats on
+    average at temperatures 1 and 4; calls of 256 rows take as long as before to within a tenth,
+    calls of 8 rows, in which reading the kernels is most of the work, half as long again.
 
     Args:
       teacher: Any. For bfloat16 beside it, ``quantize(cast(teacher))``.
@@ -164,14 +168,40 @@ class _Multiplied:
     predict: Callable[..., Outputs]
 
     def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
-        # Tied to the inputs, or a loop over batches would multiply all kernels out before it
-        # begins, and hold them.
-        params, inputs = jax.lax.optimization_barrier((params, inputs))
+        leaves, structure = jax.tree.flatten((inputs, params, state), is_leaf=_is_quantized)
 
-        def kernel(x: Any) -> Any:
-            if not isinstance(x, Quantized):
-                return x
-            return (x.values.astype(x.scale.dtype) * x.scale).astype(x.dtype)
+        def flat(*leaves):
+            inputs, params, state = jax.tree.unflatten(structure, leaves)
+            return self.predict(params, state, inputs)
 
-        params = jax.tree.map(kernel, params, is_leaf=_is_quantized)
-        return self.predict(params, state, inputs)
+        batch = len(jax.tree.leaves(inputs))
+        shapes = [jax.eval_shape(_multiplied, x) if _is_quantized(x) else x for x in leaves]
+        program = _programs.trace(flat, shapes, batch=batch)
+        known = program.constants | dict(zip(program.takes, leaves, strict=True))
+        waiting = {v for v, x in known.items() if _is_quantized(x)}
+        # A piece begins where a kernel is used first. Its numbers wait for what came before, or all
+        # kernels would be multiplied out, and held, before the first is used; in a loop over
+        # batches, before the loop.
+        edges, arrived = [0], leaves[:batch]
+        depends = set(program.takes[:batch])
+        for i, equation in enumerate(program.equations):
+            new = waiting.intersection(_programs.variables(equation.invars))
+            if new and i > edges[-1]:
+                edges.append(i)
+            waiting -= new
+        for piece in _programs.pieces(program, [*edges, len(program.equations)]):
+            for v in piece.takes:
+                if _is_quantized(known[v]):
+                    known[v] = _multiplied(_programs.after(known[v], arrived))
+            made = piece.run(*[known[v] for v in piece.takes])
+            known |= zip(piece.gives, made, strict=True)
+            for equation in piece.equations:
+                if not depends.isdisjoint(_programs.variables(equation.invars)):
+                    depends |= set(equation.outvars)
+            arrived = [known[v] for v in piece.gives if v in depends][-1:] or arrived
+        given = {v: _multiplied(x) if _is_quantized(x) else x for v, x in known.items()}
+        return _programs.result(program, given)
+
+
+def _multiplied(x: Quantized) -> Array:
+    return (x.values.astype(x.scale.dtype) * x.scale).astype(x.dtype)

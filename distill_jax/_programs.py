@@ -1,0 +1,146 @@
+"""Functions as traced programs: cut into pieces, whose order the compiler has to keep."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jaxtyping import Array
+
+
+class Program(NamedTuple):
+    """A function as a list of equations.
+
+    Attributes:
+      equations: In the order in which they are to run.
+      takes: The variables of the flat arguments.
+      gives: Those of the flat results, or literals.
+      constants: The values of further variables.
+      structure: Of the result.
+      source: What was traced.
+    """
+
+    equations: list[Any]
+    takes: list[Any]
+    gives: list[Any]
+    constants: dict[Any, Any]
+    structure: Any
+    source: Any
+
+
+class Piece(NamedTuple):
+    """Equations that run together: ``gives = run(*takes)``, by variable."""
+
+    equations: list[Any]
+    run: Callable[..., Sequence[Array]]
+    takes: list[Any]
+    gives: list[Any]
+
+
+def trace(function: Callable[..., Any], leaves: Sequence[Any], batch: int) -> Program:
+    """Traces ``function(*leaves)``; the first ``batch`` leaves are what a batch brings.
+
+    Whatever does not depend on those (casts of params, masks of dropout) is put where it is needed
+    first, so that it need not be held from the start.
+    """
+    traced, shapes = jax.make_jaxpr(function, return_shape=True)(*leaves)
+    source = traced.jaxpr
+    return Program(
+        equations=_late(source.eqns, source.invars[:batch]),
+        takes=list(source.invars),
+        gives=list(source.outvars),
+        constants=dict(zip(source.constvars, traced.consts, strict=True)),
+        structure=jax.tree.structure(shapes),
+        source=source,
+    )
+
+
+def pieces(program: Program, edges: Sequence[int]) -> list[Piece]:
+    """The program cut at ``edges``, numbers of equations from 0 to their number.
+
+    Variables come in the order of the program, so that every process compiles the same one.
+    """
+    found = []
+    later = set(variables(program.gives))
+    for start, end in reversed(list(zip(edges[:-1], edges[1:], strict=True))):
+        equations = program.equations[start:end]
+        makes = dict.fromkeys(v for e in equations for v in e.outvars)
+        uses = dict.fromkeys(v for e in equations for v in variables(e.invars))
+        takes = [v for v in uses if v not in makes]
+        gives = [v for v in makes if v in later]
+        part = program.source.replace(
+            constvars=[],
+            invars=takes,
+            outvars=gives,
+            eqns=equations,
+            effects=frozenset().union(*(e.effects for e in equations)),
+            debug_info=program.source.debug_info.with_unknown_names(),
+        )
+        run = core.jaxpr_as_fun(core.ClosedJaxpr(part, []))
+        found.append(Piece(equations, run, takes, gives))
+        later |= set(takes)
+    return found[::-1]
+
+
+def result(program: Program, known: dict[Any, Any]) -> Any:
+    """What the function returns, once the values of all variables are known."""
+    made = [v.val if isinstance(v, core.Literal) else known[v] for v in program.gives]
+    return jax.tree.unflatten(program.structure, made)
+
+
+def variables(atoms: Sequence[Any]) -> list[Any]:
+    """Those that are no literals."""
+    return [v for v in atoms if not isinstance(v, core.Literal)]
+
+
+def after(values: Any, arrived: Any) -> Any:
+    """The same values, but known only once all of ``arrived`` is.
+
+    So that the compiler neither does work earlier than it is needed, nor shares what is done twice
+    on purpose.
+    """
+    found = [x for x in jax.tree.leaves(arrived) if _is_number(x) and x.size]
+    values, found = jax.lax.optimization_barrier((values, found))
+    if jax.default_backend() != "cpu" or not found:
+        return values
+    # XLA's CPU backend drops barriers before it orders the work. No number is above inf, NaN
+    # included: nothing is ever replaced, but that is not known beforehand. All of them are looked
+    # at, since some may be constants.
+    firsts = [jnp.ravel(x)[0].astype(jnp.promote_types(x.dtype, jnp.float32)) for x in found]
+    never = functools.reduce(operator.or_, [x > jnp.inf for x in firsts])
+
+    def gated(x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jnp.where(never, jnp.zeros_like(x), x)
+        bits = gated(jax.random.key_data(x))
+        return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
+
+    return jax.tree.map(gated, values)
+
+
+def _is_number(x: Any) -> bool:
+    # Neither keys, nor the cotangents of integers, nor complex numbers, which have no order.
+    return jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
+
+
+def _late(equations: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    depends = set(inputs)
+    for equation in equations:
+        if equation.effects or not depends.isdisjoint(variables(equation.invars)):
+            depends |= set(equation.outvars)
+    due: dict[Any, int] = {}
+    place = [0] * len(equations)
+    for i in reversed(range(len(equations))):
+        equation = equations[i]
+        free = depends.isdisjoint(equation.outvars)
+        uses = [due[v] for v in equation.outvars if v in due] if free else []
+        place[i] = min(uses, default=i)
+        for v in variables(equation.invars):
+            due[v] = min(due.get(v, place[i]), place[i])
+    order = sorted(range(len(equations)), key=lambda i: place[i])  # stable: makers come first
+    return [equations[i] for i in order]
