@@ -375,7 +375,7 @@ def test_kill_9_loses_nothing_that_was_finished(tmp_path):
     first.kill()
     first.wait()
     kept = read_sweep(file)
-    assert 3 <= len(kept) < 60
+    assert len(kept) >= 3  # and not all, unless this process was held up for long
     again = start(
         f"rows = slow.finished({str(file)!r}); whole = slow.finished(None); "
         f"assert rows == whole, (rows, whole); assert rows[: {len(kept)}] == {kept!r}"
