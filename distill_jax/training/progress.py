@@ -10,7 +10,8 @@ import rich.progress as rich
 class Progress:
     """A context manager around a bar of steps; silent where there is no terminal."""
 
-    def __init__(self, steps: int, *, shown: bool = True):
+    def __init__(self, steps: int, *, unit: str = "steps", shown: bool = True):
+        self._unit = unit
         self._bar = rich.Progress(
             rich.TextColumn("{task.completed:>6.0f}/{task.total:.0f}"),
             rich.BarColumn(),
@@ -35,6 +36,6 @@ class Progress:
         self._bar.update(
             self._task,
             completed=done,
-            rate=f"{speed:.1f} steps/s" if speed else "",
+            rate=f"{speed:.1f} {self._unit}/s" if speed else "",
             parts="  ".join(f"{name} {value:.4g}" for name, value in parts.items()),
         )

@@ -167,7 +167,7 @@ class _Plan:
                 rows[place] = {**self.configurations[i], "seed": s, **row}
         before, arguments = len(rows), replicated((self.key, self.shared), self.limits.devices)
         try:
-            with _Bar(len(self.trials), shown=progress) as bar:
+            with Progress(len(self.trials), unit="trials", shown=progress) as bar:
                 bar.update(len(rows), {})
                 for static, places in self._groups().items():
                     solo = Solo(self.trial, static)
@@ -224,14 +224,6 @@ class _Plan:
         )
         lowered = jax.jit(lambda *arguments: solo(*arguments)).lower(*arguments)
         return _records.program_words(lowered, jax.default_backend())
-
-
-class _Bar(Progress):
-    """A bar of trials."""
-
-    def update(self, done: int, parts: Mapping[str, float]) -> None:
-        super().update(done, parts)
-        self._bar.update(self._task, rate="trials")
 
 
 def _one(fetched: Mapping[str, np.ndarray], i: int) -> Row:
