@@ -12,7 +12,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/guide.md", "docs/rules.md", "docs/rules_language.md"]
+    "page",
+    ["README.md", "docs/guide.md", "docs/rules.md", "docs/rules_language.md", "docs/scaling.md"],
 )
 def test_python_blocks_run(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ what they were given, while an error can still say what is wrong.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +55,21 @@ def agree(**named: Any) -> None:
         + more
         + "\nStart all of them with the same script, options, data and library versions"
     )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Within, an error of the runtime also says that another process may be where it began."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1:
+            error.add_note(
+                f"{jax.process_count()} processes train together, and another process may have "
+                "ended: its log would say why. All of them must start anew; with checkpoints, they "
+                "go on from the last one"
+            )
+        raise
 
 
 def disagreements(given: Sequence[Mapping[str, str]]) -> list[str]:

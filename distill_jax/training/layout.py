@@ -384,7 +384,7 @@ def data_parallel(devices: Sequence[Any] | None = None) -> Layout:
       {'data': 1}
     """
     devices = jax.devices() if devices is None else list(devices)
-    return Layout(jax.make_mesh((len(devices),), ("data",), devices=devices))
+    return Layout(_mesh(devices, data=len(devices)))
 
 
 def fsdp(
@@ -411,13 +411,17 @@ def fsdp(
     """
     devices = jax.devices() if devices is None else list(devices)
     if shards is None:
-        mesh = jax.make_mesh((len(devices),), ("data",), devices=devices)
-        return Layout(mesh, params=by_size("data", least))
+        return Layout(_mesh(devices, data=len(devices)), params=by_size("data", least))
     if shards < 1 or len(devices) % shards:
         raise ValueError(f"shards must divide the {len(devices)} devices, got {shards}")
-    sizes, names = (len(devices) // shards, shards), ("replicas", "shards")
-    mesh = jax.make_mesh(sizes, names, devices=devices)
-    return Layout(mesh, batch=names, params=by_size("shards", least))
+    mesh = _mesh(devices, replicas=len(devices) // shards, shards=shards)
+    return Layout(mesh, batch=("replicas", "shards"), params=by_size("shards", least))
+
+
+def _mesh(devices: Sequence[Any], **axes: int) -> Mesh:
+    """Devices in an order in which neighbours have links."""
+    kinds = (AxisType.Auto,) * len(axes)
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=kinds, devices=devices)
 
 
 def _names(entry: Any) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def test_rules_that_say_nothing_sensible(library_errors):
         by_name({"kernel": "data"})  # pyright: ignore
     with pytest.raises(ValueError, match=r"'\(' *, which is no regular expression"):
         by_name({"(": P()})
-    with pytest.raises(TypeError, match="otherwise must be a rule, got PartitionSpec"):
+    with pytest.raises(TypeError, match="otherwise must be a rule, got P"):
         by_name({}, otherwise=P())  # pyright: ignore
     with pytest.raises(TypeError, match="mesh must be a jax.sharding.Mesh, got list"):
         Layout(jax.devices())  # pyright: ignore
