@@ -20,7 +20,7 @@ from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.models import mlp
 from distill_jax.objectives import term, weighted_sum
 from distill_jax.training import _blocks, best, read_sweep, run, summary, sweep
-from distill_jax.training.sweeps import _Bar
+from distill_jax.training.progress import Progress
 
 KEY = jax.random.key(7)
 SHARED = {"data": {"x": jnp.linspace(-1.0, 2.0, 12)}}
@@ -320,7 +320,7 @@ def test_a_file_of_another_program_is_refused(tmp_path):
 
 
 def test_an_interruption_keeps_what_was_finished(tmp_path, monkeypatch):
-    real = _Bar.update
+    real = Progress.update
 
     def interrupted(bar, done, parts):
         real(bar, done, parts)
@@ -330,7 +330,7 @@ def test_an_interruption_keeps_what_was_finished(tmp_path, monkeypatch):
     rows = sweep(descend, GRID, **FILED | {"mode": "vmap"}, block=4)
     file = tmp_path / "sweep.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(_Bar, "update", interrupted)
+        patch.setattr(Progress, "update", interrupted)
         for where in (None, file):
             with pytest.raises(KeyboardInterrupt) as caught:
                 sweep(descend, GRID, **FILED | {"mode": "vmap"}, block=4, file=where)
