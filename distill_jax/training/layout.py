@@ -322,6 +322,8 @@ class Layout:
 
         The rows of the processes follow each other in the order of the mesh's devices. Processes
         that hold the same part, where parameters are cut over processes, must give the same rows.
+        Of several processes, some may have filled up a short batch, which adds a column ``where``:
+        all of them give one then, since they must run the same program.
 
         Raises:
           ValueError: if the rows cannot be cut evenly.
@@ -336,6 +338,8 @@ class Layout:
                 f"{self.batch!r} cannot divide evenly: give {' or '.join(map(str, near))}"
             )
         whole = rows // own * self.parts
+        if self.processes > 1:
+            batch = {"where": np.ones(rows, bool), **batch}
         return {
             name: jax.make_array_from_process_local_data(
                 sharding, _on_host(x), (whole, *np.shape(x)[1:])
