@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import operator
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 
@@ -54,12 +55,6 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= 300 else f"{line[:300]}..."
 
 
-def told(record: logging.LogRecord) -> bool:
-    """Drops what asyncio says, long after, of files that failed: it was raised or warned of."""
-    text = record.getMessage()
-    return not ("never retrieved" in text and ("orbax" in text or "OCDBT" in text))
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps Orbax's own words from the terminal: what matters of them is raised or warned of."""
@@ -67,17 +62,31 @@ def quiet() -> Iterator[None]:
     def ours(record: logging.LogRecord) -> bool:
         return f"{os.sep}orbax{os.sep}" not in record.pathname
 
-    def unraisable(what: Any) -> None:
-        # When one file cannot be written or read, Orbax leaves, and those of the other files that
-        # come later find nobody to tell.
-        if str(what.exc_value) != "Event loop is closed":
-            before(what)
-
-    log, before = logging.getLogger("absl"), sys.unraisablehook
+    log = logging.getLogger("absl")
     log.addFilter(ours)
-    sys.unraisablehook = unraisable
+    # Where one file cannot be written or read, Orbax leaves, and what becomes of the others finds
+    # nobody to tell: perhaps long after, so these two stay.
+    logging.getLogger("asyncio").addFilter(_told)
+    if not isinstance(sys.unraisablehook, _Late):
+        sys.unraisablehook = _Late(sys.unraisablehook)
     try:
         yield
     finally:
         log.removeFilter(ours)
-        sys.unraisablehook = before
+
+
+def _told(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not ("never retrieved" in text and ("orbax" in text or "OCDBT" in text))
+
+
+@dataclasses.dataclass
+class _Late:
+    """A hook for errors that nobody can catch, which drops those of Orbax."""
+
+    before: Callable[[Any], Any]
+
+    def __call__(self, what: Any) -> None:
+        text = str(what.exc_value)
+        if text != "Event loop is closed" and "'async_serialize_from_host" not in text:
+            self.before(what)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import math
 import os
 import pathlib
@@ -172,7 +171,6 @@ class Saver:
         except _stored.Other as error:
             raise ValueError(str(error)) from None
         except Exception as error:
-            logging.getLogger("asyncio").addFilter(_orbax.told)
             raise CheckpointError(self._damage(step, state, error)) from error
 
     def save(
@@ -260,7 +258,6 @@ class Saver:
 
     def _failed(self, error: Exception, on_failure: str) -> None:
         """Forgets a save that failed, frees what it took of the disk, and says so."""
-        logging.getLogger("asyncio").addFilter(_orbax.told)
         step, self._saving = self._saving, None
         self._failures = True
         self._sweep()
