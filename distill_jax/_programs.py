@@ -105,22 +105,25 @@ def after(values: Any, arrived: Any) -> Any:
     on purpose.
     """
     found = [x for x in jax.tree.leaves(arrived) if _is_number(x) and x.size]
-    values, found = jax.lax.optimization_barrier((values, found))
-    if jax.default_backend() != "cpu" or not found:
+    if not found:
         return values
-    # XLA's CPU backend drops barriers before it orders the work. No number is above inf, NaN
-    # included: nothing is ever replaced, but that is not known beforehand. All of them are looked
-    # at, since some may be constants.
-    firsts = [jnp.ravel(x)[0].astype(jnp.promote_types(x.dtype, jnp.float32)) for x in found]
-    never = functools.reduce(operator.or_, [x > jnp.inf for x in firsts])
+    late, found = jax.lax.optimization_barrier((values, found))
+    if jax.default_backend() == "cpu":
+        # XLA's CPU backend drops barriers before it orders the work. No number is above inf, NaN
+        # included: nothing is ever replaced, but that is not known beforehand. All of them are
+        # looked at, since some may be constants.
+        firsts = [jnp.ravel(x)[0].astype(jnp.promote_types(x.dtype, jnp.float32)) for x in found]
+        never = functools.reduce(operator.or_, [x > jnp.inf for x in firsts])
+        late = jax.tree.map(functools.partial(_unless, never), late)
+    # In a shard_map, what is the same on all devices has to stay so, and does not wait.
+    return jax.tree.map(lambda x, y: y if jax.typeof(x) == jax.typeof(y) else x, values, late)
 
-    def gated(x: Array) -> Array:
-        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jnp.where(never, jnp.zeros_like(x), x)
-        bits = gated(jax.random.key_data(x))
-        return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
 
-    return jax.tree.map(gated, values)
+def _unless(never: Array, x: Array) -> Array:
+    if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jnp.where(never, jnp.zeros_like(x), x)
+    bits = _unless(never, jax.random.key_data(x))
+    return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
 
 
 def _is_number(x: Any) -> bool:

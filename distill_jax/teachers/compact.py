@@ -45,7 +45,7 @@ def cast(teacher: Teacher, dtype: Any = jnp.bfloat16) -> Teacher:
 
     Meant for GPUs and TPUs, which multiply bfloat16 as it is. XLA's CPU backend makes float32 of it
     first: measured on two CPU cores for an MLP of 784-1200-1200-10 on MNIST (``python
-    benchmarks/memory.py``), half the bytes are held between calls, but not in a call, and it is no
+    benchmarks/memory.py``), half the bytes are held between calls, but more in a call, and it is no
     faster. Soft targets stay within 1e-5 nats on average at temperatures 1 and 4.
 
     Args:
@@ -92,9 +92,10 @@ def quantize(teacher: Teacher, *, smallest: int = 1024) -> Teacher:
     Kernels inside of a scan over layers, which are one array, are multiplied out together.
 
     This saves memory, not time. Measured on two CPU cores for an MLP of 784-1200-1200-10 on MNIST
-    (``python benchmarks/memory.py``): a quarter of the bytes, soft targets within 1e-5 nats on
-    average at temperatures 1 and 4; calls of 256 rows take as long as before to within a tenth,
-    calls of 8 rows, in which reading the kernels is most of the work, half as long again.
+    (``python benchmarks/memory.py``): 2.4 of 9.6 MB are held, and 5.8 more, the largest kernel, in
+    a call, so that the peak falls little here, and by more the more kernels there are. Soft targets
+    stay within 1e-5 nats on average at temperatures 1 and 4. Calls of 256 rows take up to a tenth
+    longer, calls of 8 rows, in which reading the kernels is most of the work, half as long again.
 
     Args:
       teacher: Any. For bfloat16 beside it, ``quantize(cast(teacher))``.

@@ -109,3 +109,18 @@ def test_sweep(tmp_path):
     assert sum(row["first_call_modes"].values()) == row["students"] == 16
     assert {"ours", "jax sequential", "limit one by one"} <= {line["case"] for line in lines}
     assert "as fast as jax sequential; wanted 0.95" in printed
+
+
+def test_memory(tmp_path):
+    result, lines, _ = run_quick("memory", tmp_path / "memory.json")
+    check_rows(result)
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows.keys() == {
+        *(f"gradient of mlp 4x16, 32 rows: {x}" for x in ("remat", "bfloat16", "remat bfloat16")),
+        *(f"teacher on digits: {x}" for x in ("bfloat16", "int8", "int8 bfloat16")),
+    }
+    assert (
+        rows["teacher on digits: bfloat16"]["ours"] == rows["teacher on digits: bfloat16"]["limit"]
+    )
+    cases = {line["case"] for line in lines}
+    assert {"plain", "whole", "whole dots", "remat", "float32", "int8"} <= cases

@@ -257,7 +257,11 @@ def test_recomputing_vmaps_and_has_second_derivatives():
 
     def curvature(params, key, model):
         grad = jax.grad(value)
-        return jax.grad(lambda p: optax.tree.norm(grad(p, key, model), squared=True))(params)
+
+        def steepness(params):
+            return sum((g**2).sum() for g in jax.tree.leaves(grad(params, key, model)))
+
+        return jax.grad(steepness)(params)
 
     def all_of(model):
         return jax.jit(jax.vmap(lambda p, k: curvature(p, k, model)))(params, keys)
@@ -402,3 +406,20 @@ def test_wrong_arguments_are_refused(library_errors):
             compute_in(wrapped, LOW)
     with pytest.raises(ValueError, match="teacher compares its inputs with written numbers"):
         teachers.cast(teachers.ensemble([teachers.teacher(model, {}, {})]))
+
+
+def test_recomputing_under_shard_map():
+    model = remat(mlp([8] * 4, 3), pieces=4)
+    params, _ = model.init(KEY, INPUTS)
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+    rows, same = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+
+    def loss(params, inputs, model=model):
+        return (model.apply(params, {}, inputs, train=True)[0].logits ** 2).mean()
+
+    def local(params, inputs):
+        return jax.grad(lambda params: jax.lax.pmean(loss(params, inputs), "data"))(params)
+
+    over = jax.shard_map(local, mesh=mesh, in_specs=(same, rows), out_specs=same)
+    want = jax.grad(lambda params: loss(params, INPUTS, mlp([8] * 4, 3)))(params)
+    chex.assert_trees_all_close(jax.jit(over)(params, INPUTS), want, rtol=1e-5, atol=1e-6)
