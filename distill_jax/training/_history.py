@@ -52,6 +52,14 @@ class History:
                 self._refuse(first + i, {name: float(x[i]) for name, x in metrics.items()})
         return self.calls[-1] if self.calls else {}
 
+    def refuse(self, step: int) -> None:
+        """For a state that is not finite, though the losses that it comes from were."""
+        raise NonFiniteLoss(
+            f"training stopped after step {step}: the losses are finite, the parameters are not, "
+            "so a gradient was not. Look for square roots and logarithms at 0 in your losses",
+            step, [], self.arrays(),
+        )  # fmt: skip
+
     def _refuse(self, step: int, values: dict[str, float]) -> None:
         terms = [n for n, x in values.items() if n != "loss" and not np.isfinite(x)]
         rest = ", ".join(f"{n} {x:.4g}" for n, x in values.items() if n not in (*terms, "loss"))

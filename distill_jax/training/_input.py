@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import operator
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ from jaxtyping import Array
 
 from distill_jax import _checks, models
 from distill_jax import data as data_
+from distill_jax.training._configuration import checksum
 from distill_jax.training.step import VIEW
 from distill_jax.types import Batch, Model
 
@@ -69,7 +72,10 @@ def source(
 
     def close():
         if stream is not data and hasattr(stream, "close"):
-            stream.close()  # threads and files that iterating has opened
+            # Threads and files that iterating has opened. A thread that has been stopped may still
+            # draw its last batch: then whatever holds the stream last closes it.
+            with contextlib.suppress(ValueError):
+                stream.close()
 
     batch = first[0]
     data_.check(batch, values=seen(batch), missing=may_miss(batch))
@@ -108,6 +114,8 @@ def wrapped(model: Model, compute_dtype: Any, remat: bool) -> Model:
     """The student as the step computes it. Equal wraps of a model are equal."""
     if not isinstance(model, Model):
         return model  # ``step.check`` words the error
+    if not isinstance(remat, bool):
+        raise TypeError(f"remat must be True or False, got {remat!r}: see models.remat for more")
     if compute_dtype is not None:
         model = models.compute_in(model, compute_dtype)
     return models.remat(model) if remat else model
@@ -126,10 +134,38 @@ def moving(decay: Any) -> Array | None:
     return jnp.asarray(decay, jnp.float32)
 
 
-def fingerprint(columns: Batch, rows: int = 1000) -> dict[str, list[int]]:
-    """Number of rows and a checksum of evenly spaced ones, by column."""
+WHOLE = 2**28
+"""Bytes of a column up to which all of it is compared between runs; of larger ones, samples."""
+
+
+def fingerprint(columns: Batch) -> dict[str, list[int]]:
+    """Number of rows and a checksum, by column."""
     found = {}
     for name, column in columns.items():
-        some = np.linspace(0, len(column) - 1, min(rows, len(column))).astype(int)
-        found[name] = [len(column), zlib.crc32(np.ascontiguousarray(column[some]).tobytes())]
+        rows = column
+        if column.nbytes > WHOLE:
+            rows = column[np.linspace(0, len(column) - 1, 1000).astype(int)]
+        found[name] = [len(column), zlib.crc32(np.ascontiguousarray(rows).view(np.uint8).data)]
+    return found
+
+
+def started(initial: Any) -> Any:
+    """What of a state to go on from is compared between runs."""
+    if initial is None:
+        return None
+    sums = jax.device_get([checksum(x) for x in jax.tree.leaves(initial)])
+    return [int(initial.step), *(int(x) for x in sums)]
+
+
+def at_least_one(**counts: Any) -> list[Any]:
+    """The counts as Python integers; those that are None stay so."""
+    found = []
+    for name, value in counts.items():
+        if value is not None:
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+            value = operator.index(value)
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        found.append(value)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -25,8 +26,10 @@ def stopping(watched: bool = True) -> Iterator[Callable[[int], bool]]:
         yield lambda step: False
         return
     if jax.process_count() > 1:
-        # The distributed runtime has a handler of its own, and agrees on a step.
-        yield multihost_utils.reached_preemption_sync_point
+        # The distributed runtime has a handler of its own, and agrees on a number to stop at that
+        # none has reached. It must be met exactly: calls are counted, since steps leave some out.
+        calls = itertools.count()
+        yield lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
         return
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False

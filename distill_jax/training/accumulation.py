@@ -66,6 +66,7 @@ def gradients(
     arguments = forward, objective, trainable, state, term_state, columns, step, key
     if microbatches == 1:
         return _whole(*arguments)
+    divides(microbatches, len(jax.tree.leaves(columns)[0]))
     coupled = any(t.coupled or jax.tree.leaves(term_state.get(t.name)) for t in objective.terms)
     return (_two_passes if coupled else _one_pass)(*arguments, microbatches)
 

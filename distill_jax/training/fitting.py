@@ -27,7 +27,7 @@ from distill_jax.training._configuration import configuration
 from distill_jax.training._history import History
 from distill_jax.training._preemption import EXIT_CODE, stopping
 from distill_jax.training.accumulation import divides
-from distill_jax.training.checkpoints import Checkpoints
+from distill_jax.training.checkpoints import Checkpoints, Saver
 from distill_jax.training.compiled import init, steps_of
 from distill_jax.training.layout import Layout
 from distill_jax.training.profiling import tracing
@@ -83,7 +83,9 @@ def fit(
       data: Arrays in memory, cut as ``run`` cuts them; or a stream of batches, as
         ``data.positions`` takes it: an iterable, Grain's among them, or a function of the number
         of batches to leave out. Batches shorter than the first are filled up with rows that
-        ``where`` leaves out. With ``initial``, a stream must begin where the run before stopped.
+        ``where`` leaves out; where the student has a state (a batch norm would see those rows, as
+        zeros) only if a layout or microbatches need it. With ``initial``, a stream must begin
+        where the run before stopped.
       steps: Optimizer steps, those before a resumption included; fewer are taken, with a warning,
         if batches end.
       batch_size: Rows a step, for arrays in memory only.
@@ -112,7 +114,8 @@ def fit(
       ``evaluated_at``, the steps at which it did.
 
     Raises:
-      NonFiniteLoss: as soon as a loss is NaN or inf; names step and terms.
+      NonFiniteLoss: as soon as a loss is NaN or inf; names step and terms. With checkpoints, also
+        where a state to be saved is not finite.
       CheckpointError: if a checkpoint cannot be written or read.
       ValueError: before the first step, as in ``run``; if the checkpoints are those of another
         configuration, if processes disagree, or if ``layout`` does not divide the batch.
@@ -120,63 +123,74 @@ def fit(
     logs = logs_.listed(log)
     teachers = _input.named(teachers)
     model = _input.wrapped(model, compute_dtype, remat)
-    counts = {"steps": steps, "steps_per_call": steps_per_call, "microbatches": microbatches}
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+    steps, steps_per_call, microbatches = _input.at_least_one(
+        steps=steps, steps_per_call=steps_per_call, microbatches=microbatches
+    )
+    if prefetch is not None and prefetch < 0:
+        raise ValueError(f"prefetch must be 0 or more, got {prefetch}")
+    if callable(callbacks):
+        raise TypeError("callbacks must be a list of functions, got one: pass callbacks=[function]")
+    _check_checkpoints(checkpoints, layout, evaluate)
     if evaluate_every is not None and (evaluate is None or evaluate_every < 1):
         raise ValueError(
             f"evaluate_every must be 1 or more, and go with evaluate, got {evaluate_every}"
         )
     key_init, key_order = _input.keys(key, order_key)
+    if initial is not None and not isinstance(initial, TrainState):
+        raise TypeError(f"initial must be a TrainState, got {type(initial).__name__}")
     start = 0 if initial is None else int(initial.step)
     may_miss = functools.partial(_input.may_miss, model, teachers)
     source = _input.source(data, key_order, batch_size, steps, start, may_miss)
-    recipe = Recipe(model, optimizer, augment, average_decay is not None, microbatches)
-    check(recipe, objective, source.seen, teachers)
-    decay = _input.moving(average_decay)
-    rows = source.rows
-    if layout is not None:
-        rows *= 1 if source.whole else layout.processes
-        layout.check(rows, microbatches=microbatches)
-    divides(microbatches, rows)
-
-    row = {name: column[:1] for name, column in source.seen.items()}
-    expected = jax.eval_shape(recipe.init, objective, row, teachers, key_init)
-    if initial is not None:
-        check_initial(initial, expected)
-    put: Callable[[Batch], Any] = jax.device_put
-    if layout is not None:
-        layout.check_params(expected.params, expected.term_params, teachers)
-        put = layout.whole_batch if source.whole else layout.local_batch
-    given: dict[str, Any] = {}
-    if checkpoints is not None or jax.process_count() > 1:
-        given = configuration(
-            recipe,
-            objective,
-            teachers,
-            {n: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for n, x in row.items()},
-            key=key,
-            decay=decay,
-            order_key=None if order_key is None else jax.random.key_data(order_key).tolist(),
-            microbatches=microbatches,
-            data=_input.fingerprint(source.seen) if source.whole else None,
-        )
-        if layout is not None:
-            _hosts.agree(configuration=given, steps=steps)
-    if layout is not None:
-        expected = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            expected,
-            layout.shardings(expected),
-        )
-        teachers = layout.place(teachers)
-        objective, decay, key_init = Layout(layout.mesh, batch=layout.batch).place(
-            (objective, decay, key_init)
-        )
-
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
+        recipe = Recipe(model, optimizer, augment, average_decay is not None, microbatches)
+        check(recipe, objective, source.seen, teachers)
+        decay = _input.moving(average_decay)
+        rows = source.rows
+        if layout is not None:
+            rows *= 1 if source.whole else layout.processes
+            layout.check(rows, microbatches=microbatches)
+        if augment is None:  # or else it may change the number of rows
+            divides(microbatches, rows)
+
+        row = {name: column[:1] for name, column in source.seen.items()}
+        expected = jax.eval_shape(recipe.init, objective, row, teachers, key_init)
+        if initial is not None:
+            check_initial(initial, expected)
+        put: Callable[[Batch], Any] = jax.device_put
+        if layout is not None:
+            layout.check_params(expected.params, expected.term_params, teachers)
+            put = layout.whole_batch if source.whole else layout.local_batch
+        given: dict[str, Any] = {}
+        if checkpoints is not None or jax.process_count() > 1:
+            given = configuration(
+                recipe,
+                objective,
+                teachers,
+                {n: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for n, x in row.items()},
+                key=key,
+                decay=decay,
+                order_key=None if order_key is None else jax.random.key_data(order_key).tolist(),
+                microbatches=microbatches,
+                compute_dtype=None if compute_dtype is None else str(jnp.dtype(compute_dtype)),
+                remat=remat,
+                data=_input.fingerprint(source.seen) if source.whole else None,
+                initial=_input.started(initial),
+            )
+            if layout is not None:
+                _hosts.agree(configuration=given, steps=steps, rows=rows)
+                stack.enter_context(_hosts.together())
+        if layout is not None:
+            expected = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                expected,
+                layout.shardings(expected),
+            )
+            teachers = layout.place_teachers(teachers)
+            objective, decay, key_init = Layout(layout.mesh, batch=layout.batch).place(
+                (objective, decay, key_init)
+            )
+
         saver = None if checkpoints is None else stack.enter_context(checkpoints.open(given))
         found = None if saver is None else saver.restore(expected)
         position = None
@@ -188,6 +202,11 @@ def fit(
             state = jax.tree.map(jnp.copy, initial)
             state = state if layout is None else layout.place(state)
         done = int(state.step) - start
+        if done > steps:
+            raise ValueError(
+                f"steps must be {done} or more, as many as the last checkpoint has taken, "
+                f"got {steps}: steps count those before a resumption"
+            )
         if steps_per_call is None:
             batch = {n: np.broadcast_to(x, (rows, *x.shape[1:])) for n, x in row.items()}
             slow = jax.default_backend() == "cpu" and recipe.convolves(
@@ -200,7 +219,9 @@ def fit(
         if done < steps:
             pairs = itertools.islice(source.open(position), steps - done)
             if not source.whole:
-                pairs = _filled(pairs, source.rows)
+                # A batch norm would see the rows that fill up: then only where sizes must be equal.
+                even = layout is not None or microbatches > 1
+                pairs = _filled(pairs, source.rows, even, even or not jax.tree.leaves(state.state))
             ahead = prefetch if prefetch is not None else 0 if source.whole else 2
             if layout is not None or ahead:
                 pairs = data_.prefetch(pairs, put, ahead)
@@ -212,6 +233,8 @@ def fit(
         stop = stack.enter_context(stopping(saver is not None))
         bar.update(done, {})
         evaluated = -1
+        if done == steps and evaluate is not None:  # finished before
+            history.evaluated(start + done, _floats(evaluate(state)))
         for group, position in _groups(pairs, steps_per_call):
             call = functools.partial(steps_of, recipe, unroll, layout)
             state, metrics = tracer.call(
@@ -233,8 +256,7 @@ def fit(
             stopped = stop(start + done)
             best = checkpoints is not None and checkpoints.best is not None and values is not None
             if saver.due(start + done) or best or stopped or done == steps:
-                history.settle()  # a state that is not finite is not worth keeping
-                saver.save(start + done, state, position, values)
+                _save(saver, history, start + done, state, position, values)
             if stopped:
                 saver.wait()
                 raise SystemExit(EXIT_CODE)
@@ -247,11 +269,52 @@ def fit(
                 values = _floats(evaluate(state))
                 history.evaluated(start + done, values)
             if saver is not None:
-                saver.save(start + done, state, position, values)
+                _save(saver, history, start + done, state, position, values)
     return state, history.arrays()
 
 
-def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+def _check_checkpoints(checkpoints: Any, layout: Layout | None, evaluate: Any) -> None:
+    if checkpoints is None:
+        return
+    if not isinstance(checkpoints, Checkpoints):
+        raise TypeError(
+            f"checkpoints must be Checkpoints, got {type(checkpoints).__name__}: pass "
+            "training.Checkpoints(folder)"
+        )
+    if checkpoints.best is not None and evaluate is None:
+        raise ValueError(
+            f"checkpoints are to be best by {checkpoints.best!r}, and there is no evaluate that "
+            "gives it: pass evaluate= and evaluate_every="
+        )
+    if layout is None and jax.process_count() > 1:
+        raise ValueError(
+            "checkpoints of several processes need a layout over the devices of all: pass "
+            "layout=training.data_parallel()"
+        )
+
+
+def _save(saver: Saver, history: History, step: int, state: TrainState, position, values) -> None:
+    """Saves a state, unless training has failed: a run that goes on from that would fail again."""
+    history.settle()
+    if not _finite((state.params, state.term_params)):
+        history.refuse(step)
+    saver.save(step, state, position, values)
+
+
+@jax.jit
+def _finite(tree: Any) -> Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.array([jnp.isfinite(x).all() for x in floats]).all()
+
+
+def _floats(values: Any) -> dict[str, float]:
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            f"evaluate must return a dictionary of numbers, got {type(values).__name__}"
+        )
+    for name, x in values.items():
+        if np.ndim(x):
+            raise TypeError(f"evaluate must give numbers, got {name!r} of shape {np.shape(x)}")
     return {name: float(x) for name, x in values.items()}
 
 
@@ -261,11 +324,18 @@ def _call_length(*steps: int | None) -> int:
     return next((n for n in range(16, 3, -1) if whole % n == 0), 16)
 
 
-def _filled(pairs: Iterable[tuple[Batch, Any]], rows: int) -> Iterator[tuple[Batch, Any]]:
+def _filled(
+    pairs: Iterable[tuple[Batch, Any]], rows: int, even: bool, fill: bool
+) -> Iterator[tuple[Batch, Any]]:
     """Batches of fewer rows than the first, filled up with rows that ``where`` leaves out."""
-    for batch, position in pairs:
+    for i, (batch, position) in enumerate(pairs):
         length = len(next(iter(batch.values())))
-        yield (pad(batch, rows) if length < rows else batch), position
+        if even and length > rows:
+            raise ValueError(
+                f"a batch has {length} rows, {i} after the first to be drawn, and the first had "
+                f"{rows}: with a layout or microbatches none may have more"
+            )
+        yield (pad(batch, rows) if fill and length < rows else batch), position
 
 
 def _groups(

@@ -105,7 +105,8 @@ def breakdown(
 
     Example::
 
-        report.show(training.breakdown(model, objective, optimizer, data, key=key).rows())
+        found = training.breakdown(model, objective, optimizer, data, key=key, batch_size=128)
+        report.show(found.rows())
     """
     teachers = _input.named(teachers)
     model = _input.wrapped(model, compute_dtype, remat)
@@ -121,7 +122,7 @@ def breakdown(
         rows *= 1 if source.whole else layout.processes
         layout.check(rows, microbatches=microbatches)
         put = layout.whole_batch if source.whole else layout.local_batch
-        teachers = layout.place(teachers)
+        teachers = layout.place_teachers(teachers)
         objective, decay, key_init = Layout(layout.mesh, batch=layout.batch).place(
             (objective, decay, key_init)
         )

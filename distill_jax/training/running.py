@@ -91,9 +91,7 @@ def run(
         ``data.check``. Values that are traced are not looked at.
     """
     teachers = _input.named(teachers)
-    for name, value in (("steps", steps), ("microbatches", microbatches)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+    steps, microbatches = _input.at_least_one(steps=steps, microbatches=microbatches)
     model = _input.wrapped(model, compute_dtype, remat)
     data = {name: jnp.asarray(column) for name, column in data.items()}
     data_.check(
@@ -102,7 +100,8 @@ def run(
         values=_input.seen(data),
         missing=_input.may_miss(model, teachers, data),
     )
-    divides(microbatches, batch_size)
+    if augment is None:  # or else it may change the number of rows
+        divides(microbatches, batch_size)
     key_init, key_order = _input.keys(key, order_key)
     recipe = Recipe(model, optimizer, augment, average_decay is not None, microbatches)
     decay = _input.moving(average_decay)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
+import time
 
 import chex
 import jax
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from distill_jax import data, models, teachers
 from distill_jax.losses import cross_entropy, soft_targets
@@ -82,9 +85,12 @@ def test_the_same_call_again_goes_on_to_the_bit(tmp_path, source):
     same(resumed, whole)
     np.testing.assert_array_equal([*first["loss"], *rest["loss"]], history["loss"])
     # A finished run is not run again.
-    again, nothing = fit(STUDENT, OBJECTIVE, ADAM, make(), **how, steps=8, checkpoints=checkpoints)
+    how = {**how, "checkpoints": checkpoints, "evaluate": lambda state: {"bias": 1}}
+    again, nothing = fit(STUDENT, OBJECTIVE, ADAM, make(), **how, steps=8)
     same(again, whole)
-    assert nothing == {}
+    assert nothing == {"evaluated_at": [8], "bias": [1.0]}
+    with pytest.raises(ValueError, match="steps must be 8 or more, .* got 4"):
+        fit(STUDENT, OBJECTIVE, ADAM, make(), **how, steps=4)
 
 
 def test_prefetching_changes_nothing():
@@ -160,6 +166,17 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     assert saved == [2]
 
 
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    def zero(student_logits):  # its gradient is NaN
+        return jnp.sqrt(jnp.abs(student_logits - student_logits)).sum(-1)
+
+    objective = weighted_sum(term("root", 1.0, zero))
+    how = {**ARRAYS, "steps_per_call": 1, "checkpoints": Checkpoints(tmp_path, every=1)}
+    with pytest.raises(NonFiniteLoss, match="after step 1: .* parameters are not"):
+        fit(STUDENT, objective, ADAM, DATA, **how, steps=8)
+    assert not [path for path in tmp_path.iterdir() if path.name.isdigit()]
+
+
 def positive(student_logits):
     return (student_logits**2).sum(-1)
 
@@ -216,3 +233,103 @@ def test_precision_and_recomputation_are_flags_of_both_loops():
     plain, _ = run(STUDENT, OBJECTIVE, ADAM, DATA, **how | {"compute_dtype": None})
     chex.assert_trees_all_close(ran.params, plain.params, atol=0.02)
     assert (ran.params["head"]["kernel"] != plain.params["head"]["kernel"]).any()
+
+
+class Slow:
+    """Iterating opens something that must be closed; each batch takes longer than is waited for."""
+
+    def __init__(self, seconds):
+        self.seconds, self.closed = seconds, False
+
+    def __iter__(self):
+        try:
+            for i, batch in enumerate(stream(steps=8)):
+                time.sleep(self.seconds if i > 1 else 0.0)
+                yield batch
+        finally:
+            self.closed = True
+
+
+def test_an_error_comes_out_as_it_is_where_the_stream_is_slow():
+    def evaluate(state):
+        raise RuntimeError("out of luck")
+
+    how = {**HOW, "steps": 8, "evaluate": evaluate, "evaluate_every": 2}
+    with pytest.raises(RuntimeError, match="out of luck"):
+        fit(STUDENT, OBJECTIVE, ADAM, Slow(1.5), **how)
+    quick = Slow(0.0)
+    with pytest.raises(ValueError, match="microbatches must divide"):  # before any step
+        fit(STUDENT, OBJECTIVE, ADAM, quick, **HOW, steps=8, microbatches=3)
+    assert quick.closed
+
+
+def test_a_batch_norm_sees_no_rows_that_fill_up():
+    model = models.from_nnx(lambda rngs: Normed(rngs))
+    batches = [{name: x[:n] + 5 for name, x in DATA.items()} for n in (8, 2)]
+    for batch in batches:
+        batch["labels"] = batch["labels"] - 5
+    labels = weighted_sum(term("labels", 1.0, cross_entropy))
+    state, _ = fit(model, labels, ADAM, batches, key=KEY, steps=2)
+    (mean,) = [x for x in jax.tree.leaves(state.state) if np.allclose(x, INPUTS[:2].mean(0) + 5)]
+    assert mean.shape == (5,)
+
+
+class Normed(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(5, momentum=0.0, rngs=rngs)
+        self.head = nnx.Linear(5, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.norm(x))
+
+
+def test_another_start_data_or_precision_is_another_run(tmp_path):
+    checkpoints = Checkpoints(tmp_path, every=2)
+    start, _ = fit(STUDENT, OBJECTIVE, ADAM, DATA, **ARRAYS, steps=2)
+    how = {**ARRAYS, "steps": 2, "checkpoints": checkpoints, "initial": start}
+    state, history = fit(STUDENT, OBJECTIVE, ADAM, DATA, **how)
+    assert int(state.step) == 4 and len(history["loss"]) == 2
+    other = dataclasses.replace(start, params=jax.tree.map(lambda x: x + 1, start.params))
+    labels = DATA["labels"].copy()
+    labels[17] = (labels[17] + 1) % 3
+    changes = {
+        "settings/initial": ({"initial": other}, DATA),
+        "settings/data": ({}, DATA | {"labels": labels}),
+        "settings/compute_dtype was None": (
+            {"compute_dtype": jnp.bfloat16},
+            DATA,
+        ),
+    }
+    for named, (change, data_) in changes.items():
+        with pytest.raises(ValueError, match=named):
+            fit(STUDENT, OBJECTIVE, ADAM, data_, **how | change)
+
+
+@pytest.mark.usefixtures("library_errors")
+class TestMessages:
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({"callbacks": print}, TypeError, "callbacks must be a list"),
+            ({"checkpoints": "folder"}, TypeError, "checkpoints must be Checkpoints, got str"),
+            ({"checkpoints": Checkpoints("x", best="a")}, ValueError, "no evaluate that gives it"),
+            ({"initial": {"a": 1}}, TypeError, "initial must be a TrainState, got dict"),
+            ({"remat": "full"}, TypeError, "remat must be True or False"),
+            ({"prefetch": -1}, ValueError, "prefetch must be 0 or more"),
+            ({"steps": 2.5}, TypeError, "steps must be an integer, got 2.5"),
+            ({"evaluate": lambda state: None}, TypeError, "evaluate must return a dictionary"),
+            ({"evaluate": lambda state: {"a": np.ones(2)}}, TypeError, "'a' of shape"),
+        ],
+    )
+    def test_names_the_argument(self, change, error, message):
+        with pytest.raises(error, match=message):
+            fit(STUDENT, OBJECTIVE, ADAM, DATA, **{**ARRAYS, "steps": 2, **change})
+
+    def test_no_batch_may_be_larger_than_the_first_where_sizes_must_be_even(self):
+        batches = [{name: x[:n] for name, x in DATA.items()} for n in (8, 10)]
+        with pytest.raises(ValueError, match="10 rows, 1 after the first"):
+            fit(STUDENT, OBJECTIVE, ADAM, batches, **HOW, steps=2, microbatches=4)
+
+    def test_numpy_integers_are_integers(self):
+        how = {**ARRAYS, "steps": np.int64(2), "microbatches": np.int64(2)}
+        assert len(fit(STUDENT, OBJECTIVE, ADAM, DATA, **how)[1]["loss"]) == 2

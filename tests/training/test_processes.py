@@ -133,9 +133,6 @@ def test_two_processes_then_one_is_killed(tmp_path, alone):
     close({"params": params}, {"params": alone["params"]})
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the runtime agrees on the next number, and steps of calls leave some out"
-)
 def test_sigterm_to_one_stops_both_at_one_step(tmp_path, alone):
     with group(tmp_path, 2, "slow") as two:
         two.until("step 4")
