@@ -49,17 +49,21 @@ class Records:
         try:
             _lock(self._file, self._path)
             self._file.seek(0)
-            lines, whole = _lines(self._file.read(), self._path)
-            self._file.truncate(whole)
-            if not lines:
-                self._write([self._header])
-            else:
+            content = self._file.read()
+            lines, whole = _lines(content, self._path)
+            if lines:
                 self._check(lines[0])
+            elif not _line(self._header).startswith(content):
+                raise self._foreign()
             for line in lines[1:]:
                 if "program" in line:
                     self._programs[_text(line["static"])] = line["program"]
                 else:
                     self.found[name(line["parameters"], line["seed"])] = _metrics(line)
+            # Only now: until the file is known to be this sweep's, it is somebody else's.
+            self._file.truncate(whole)
+            if not lines:
+                self._write([self._header])
         except BaseException:
             self._file.close()
             raise
@@ -94,7 +98,7 @@ class Records:
     def _check(self, header: Mapping[str, Any]) -> None:
         where = str(self._path)
         if _KIND not in header:
-            raise ValueError(f"{where!r} is no file of a sweep: {_ADVICE}")
+            raise self._foreign()
         ours, theirs = self._header, header
         for part in {**theirs, **ours}:
             mine, other = ours.get(part), theirs.get(part)
@@ -111,9 +115,11 @@ class Records:
                     f"{_ADVICE}"
                 )
 
+    def _foreign(self) -> ValueError:
+        return ValueError(f"{str(self._path)!r} is no file of a sweep: {_ADVICE}")
+
     def _write(self, lines: Iterable[Any]) -> None:
-        text = "".join(json.dumps(_plain(line), allow_nan=False) + "\n" for line in lines)
-        self._file.write(text.encode())
+        self._file.write(b"".join(map(_line, lines)))
         self._file.flush()  # outlives the process from here on
         if time.monotonic() - self._synced > 1.0:
             self._sync()
@@ -189,6 +195,10 @@ def _lines(content: bytes, path: pathlib.Path) -> tuple[list[dict[str, Any]], in
         if not isinstance(lines[-1], dict):
             raise ValueError(f"line {i} of {str(path)!r} is none of a sweep")
     return lines, whole
+
+
+def _line(x: Any) -> bytes:
+    return json.dumps(_plain(x), allow_nan=False).encode() + b"\n"
 
 
 def _packed(metrics: Row) -> dict[str, Any]:

@@ -319,6 +319,17 @@ def test_a_file_of_another_program_is_refused(tmp_path):
             call(tmp_path / "other.jsonl")
 
 
+@pytest.mark.parametrize(
+    "content", [b'{"precious": 1}', b"precious", b'{"sweep": 1, "trial": "other"', b"\xff\x00"]
+)
+def test_a_file_of_something_else_without_a_newline_is_left_alone(tmp_path, content):
+    file = tmp_path / "results.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="results.json' is no file of a sweep: give this sweep a"):
+        sweep(descend, GRID, **FILED, file=file)
+    assert file.read_bytes() == content
+
+
 def test_an_interruption_keeps_what_was_finished(tmp_path, monkeypatch):
     real = Progress.update
 
