@@ -238,6 +238,9 @@ class _Events(_Appended):
         return self.checksum(data).to_bytes(4, "little")
 
 
+_START = b'{"step": '  # of every line
+
+
 class _Foreign(Exception):
     """A line that is none of a log."""
 
@@ -249,7 +252,7 @@ def _whole_lines(path: pathlib.Path, step: float) -> int:
             return 0
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             end = text.rfind(b"\n") + 1
-            if not end and not text[:1] == b"{":
+            if not end and text[: len(_START)] != _START[: len(text)]:
                 raise _Foreign(repr(text[:40]))
             while end:
                 start = text.rfind(b"\n", 0, end - 1) + 1

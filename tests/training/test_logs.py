@@ -103,7 +103,8 @@ def steps_of_whole(path):
 
 def test_a_torn_line_goes_where_the_run_goes_on_behind_it(tmp_path):
     path = tmp_path / "run.jsonl"
-    for torn, kept in (('{"step": 1, "loss": 0.5}\n{"st', [1, 3]), ('{"step": 1, "lo', [3])):
+    whole = '{"step": 1, "loss": 0.5}\n'
+    for torn, kept in ((whole + '{"st', [1, 3]), ('{"step": 1, "lo', [3]), ('{"st', [3])):
         path.write_text(torn)
         json_lines(path)(3, {"loss": 0.25})
         assert steps_of(path) == kept
@@ -118,7 +119,10 @@ def test_a_run_that_begins_anew_begins_the_file_anew(tmp_path):
         assert steps_of(path) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("content", ["a,b\n1,2\n", "[1]\n", "no newline", '{"loss": 1}\n', "\n"])
+@pytest.mark.parametrize(
+    "content",
+    ["a,b\n1,2\n", "[1]\n", "no newline", '{"loss": 1}\n', "\n", '{"loss": 1}', '{"steps": 3}'],
+)
 def test_another_kind_of_file_is_refused_and_left_alone(content, tmp_path):
     path = tmp_path / "precious.csv"
     path.write_text(content)
