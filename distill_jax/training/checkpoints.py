@@ -10,8 +10,10 @@ import contextlib
 import dataclasses
 import json
 import math
+import operator
 import os
 import pathlib
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -41,7 +43,7 @@ class Checkpoints:
     that was cut off while it was written is thrown away.
 
     Attributes:
-      folder: Made where it is missing. One run a folder.
+      folder: Made where it is missing. One run a folder. Mount a bucket to save into it.
       every: Optimizer steps between checkpoints.
       keep: How many of the latest stay.
       best: Name of a metric that ``evaluate`` gives: the best checkpoints by it stay too. Those
@@ -66,10 +68,9 @@ class Checkpoints:
     asynchronous: bool = True
 
     def __post_init__(self) -> None:
+        _check_folder(self.folder)
         for name in ("every", "keep", "keep_best"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
+            object.__setattr__(self, name, _count(name, getattr(self, name)))
         for name, allowed in (("better", ("higher", "lower")), ("on_failure", ("raise", "warn"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
@@ -373,6 +374,26 @@ class Saver:
 _ON_TRUST = (
     f"To go on all the same, delete {CONFIGURATION} there: the checkpoints are then taken on trust."
 )
+
+
+def _check_folder(folder: Any) -> None:
+    if not isinstance(folder, str | os.PathLike) or not isinstance(os.fspath(folder), str):
+        raise TypeError(f"folder must be a path, as a string or a pathlib.Path, got {folder!r}")
+    # pathlib makes one slash of two. A single letter before is a drive.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(folder)):
+        raise ValueError(
+            f"folder must be a folder on a file system, got the address {os.fspath(folder)!r}: "
+            "mount the bucket as a folder, and pass that"
+        )
+
+
+def _count(name: str, value: Any) -> int:
+    """A whole number of any kind, NumPy's too, as Python's."""
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            if operator.index(value) >= 1:
+                return operator.index(value)
+    raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
 
 
 def _writable(folder: str | os.PathLike[str]) -> pathlib.Path:

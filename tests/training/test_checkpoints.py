@@ -410,6 +410,10 @@ def test_a_folder_that_cannot_be_used(tmp_path):
         ({"every": 0}, "every must be an integer of 1 or more, got 0"),
         ({"keep": 0}, "keep must be"),
         ({"keep_best": 1.5}, "keep_best must be"),
+        ({"every": True}, "every must be an integer of 1 or more, got True"),
+        ({"keep": np.bool_(True)}, "keep must be"),
+        ({"every": np.int64(-1)}, "every must be"),
+        ({"every": None}, "every must be"),
         ({"better": "less"}, "better must be one of"),
         ({"on_failure": "ignore"}, "on_failure must be one of"),
     ],
@@ -417,6 +421,30 @@ def test_a_folder_that_cannot_be_used(tmp_path):
 def test_options_are_checked(options, message, tmp_path, library_errors):
     with pytest.raises(ValueError, match=message):
         Checkpoints(tmp_path, **options)
+
+
+def test_numbers_may_be_of_numpy(tmp_path, library_errors):
+    checkpoints = Checkpoints(tmp_path, every=np.int64(5), keep=np.int8(2), keep_best=np.array(1))
+    numbers = (checkpoints.every, checkpoints.keep, checkpoints.keep_best)
+    assert numbers == (5, 2, 1) and {type(x) for x in numbers} == {int}
+    assert hash(checkpoints) == hash(Checkpoints(tmp_path, every=5, keep=2))
+
+
+@pytest.mark.parametrize("folder", [None, b"run", 3])
+def test_a_folder_is_a_path(folder, library_errors):
+    with pytest.raises(TypeError, match=f"folder must be a path.*got {folder!r}"):
+        Checkpoints(folder)
+
+
+@pytest.mark.parametrize(
+    "folder", ["gs://bucket/run", "s3://bucket", "file:///run", pathlib.Path("gs://bucket/run")]
+)
+def test_an_address_is_no_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="got the address .*: mount the bucket as a folder"):
+        Checkpoints(folder)
+    assert os.listdir(tmp_path) == []
+    Checkpoints("runs:1/a"), Checkpoints("C:/runs")
 
 
 ON_DEVICES = """
