@@ -48,7 +48,8 @@ def configuration(
       batch: One batch, of the size that a step takes; only shapes and dtypes matter.
       key: The key of the run.
       decay: Of the moving average.
-      settings: More that is to be compared, as values of JSON.
+      settings: More that is to be compared: values of JSON, NumPy's scalars, arrays, dtypes, and
+        functions, which are compared by name.
 
     Returns:
       Nested dictionaries of strings, numbers and lists, the same in every process.
@@ -76,7 +77,7 @@ def configuration(
         "batch": {name: f"{x.dtype}[batch{_axes(x)}]" for name, x in columns.items()},
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         "teachers": {name: _teacher(t) for name, t in teachers.items()},
-        "settings": settings,
+        "settings": _plain(settings),
         "program": program(recipe.init, *start) + program(recipe.step, *step),
         "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax")},
     }
@@ -111,6 +112,32 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             "example, or a constant in a loss"
         )
     return lines
+
+
+def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """What to warn of where other versions made the old one; None where the same did.
+
+    Example:
+      >>> old, new = {"versions": {"jax": "0.9.0"}}, {"versions": {"jax": "0.10.0"}}
+      >>> print(other_versions(old | {"program": "a"}, new | {"program": "a"}))
+      jax was 0.9.0, is 0.10.0, so numbers may differ in their last bits
+    """
+    before, after = old.get("versions"), new.get("versions")
+    if before == after:
+        return None
+    # A file that somebody has edited may hold anything.
+    before, after = (x if isinstance(x, Mapping) else {} for x in (before, after))
+    names = [n for n in {**before, **after} if before.get(n) != after.get(n)]
+    changes = ", ".join(
+        f"{n} was {before.get(n, 'not noted')}, is {after.get(n, 'not noted')}" for n in names
+    )
+    text = f"{changes or 'their versions are not noted'}, so numbers may differ in their last bits"
+    if old.get("program") == new.get("program"):
+        return text
+    return (
+        f"{text}, and the compiled step cannot be compared: what is in no list, a changed learning "
+        "rate for example, would not be seen"
+    )
 
 
 def program(function: Callable, *arguments: Any) -> str:
@@ -213,6 +240,24 @@ def _value(x: Any) -> Any:
     # NaN is no value of JSON, and not equal to itself.
     numbers = np.asarray(x).astype(object)
     return np.vectorize(_number, otypes=[object])(numbers).tolist() if x.size else []
+
+
+def _plain(x: Any) -> Any:
+    """A setting as values of JSON."""
+    if isinstance(x, Mapping):
+        return {str(name): _plain(value) for name, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [_plain(value) for value in x]
+    if x is None or isinstance(x, str):
+        return x
+    if isinstance(x, bool | int | float):
+        return _number(x)
+    # Classes of NumPy's scalars have the attributes of an array too.
+    if isinstance(x, np.dtype) or (hasattr(x, "dtype") and not hasattr(x, "__array__")):
+        return jnp.dtype(x).name
+    if isinstance(x, type):
+        return jnp.dtype(x).name if issubclass(x, np.generic) else _name(x)
+    return _name(x) if callable(x) else _value(x)
 
 
 def _number(x: Any) -> Any:

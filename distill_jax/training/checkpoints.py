@@ -337,6 +337,8 @@ class Saver:
             return
         try:
             before = json.loads(path.read_text())
+            if not isinstance(before, dict):
+                raise ValueError(f"a dictionary was expected, got {type(before).__name__}")
         except ValueError as error:
             raise CheckpointError(f"{path} is damaged: {error}. {_ON_TRUST}") from error
         differences = _configuration.differences(before, self._configuration)
@@ -345,6 +347,9 @@ class Saver:
                 f"{self._folder} holds checkpoints of another configuration:\n"
                 f"{_listed(differences)}\nTake another folder for this run. {_ON_TRUST}"
             )
+        changed = _configuration.other_versions(before, self._configuration)
+        if changed:
+            warnings.warn(f"the checkpoints in {self._folder}: {changed}", stacklevel=2)
 
     def _write_configuration(self) -> None:
         path = self._folder / CONFIGURATION

@@ -205,6 +205,29 @@ def test_another_configuration_is_refused(tmp_path):
             assert saver.latest() == 3
 
 
+def test_other_versions_are_warned_of_once(tmp_path):
+    def opened(**other):
+        return Checkpoints(tmp_path).open(SETTINGS | other)
+
+    with opened(versions={"jax": "0.0.1"}, program="a") as saver:
+        saver.save(1, state(1), None)
+    with pytest.warns(UserWarning, match="jax was 0.0.1, is 0.0.2.*cannot be compared") as caught:
+        with opened(versions={"jax": "0.0.2"}, program="b") as saver:
+            saver.restore(abstract(state()))
+            saver.save(2, state(2), None)
+    assert len(caught) == 1 and str(tmp_path) in str(caught[0].message)
+    with opened(versions={"jax": "0.0.1"}, program="a"):
+        pass  # and of the same, nothing
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"a"', "{", "\x00"])
+def test_a_damaged_configuration_is_named(tmp_path, text):
+    filled(tmp_path, [1])
+    (tmp_path / "configuration.json").write_text(text)
+    with pytest.raises(CheckpointError, match="configuration.json is damaged.*taken on trust"):
+        read(tmp_path)
+
+
 def test_another_state_is_refused(tmp_path):
     filled(tmp_path)
     with pytest.raises(

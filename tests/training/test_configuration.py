@@ -18,7 +18,13 @@ from distill_jax import models, rules, teachers
 from distill_jax.losses import cross_entropy, forward_kl, soft_targets
 from distill_jax.objectives import term, weighted_sum
 from distill_jax.training import Recipe
-from distill_jax.training._configuration import checksum, configuration, differences, leaves_by_path
+from distill_jax.training._configuration import (
+    checksum,
+    configuration,
+    differences,
+    leaves_by_path,
+    other_versions,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 KEY = jax.random.key(0)
@@ -163,6 +169,43 @@ def test_programs_of_other_versions_are_not_compared(base):
     other = base | {"program": "else", "versions": base["versions"] | {"jax": "0.0.1"}}
     assert differences(base, other) == []
     assert differences(base, other | {"versions": base["versions"]})[0].startswith(HIDDEN)
+
+
+def test_other_versions_are_told_of(base):
+    older = base["versions"] | {"jax": "0.0.1"}
+    jax_ = f"jax was 0.0.1, is {jax.__version__}"
+    assert other_versions(base, base) is None
+    same_step = other_versions(base | {"versions": older}, base)
+    assert same_step == f"{jax_}, so numbers may differ in their last bits"
+    text = other_versions(base | {"versions": older, "program": "else"}, base)
+    assert text.startswith(same_step) and "cannot be compared" in text and "learning rate" in text
+    for nothing in ({}, {"versions": None}, {"versions": [1]}):
+        assert "jax was not noted" in other_versions(nothing, base)
+
+
+def test_settings_of_any_kind(base):
+    def of(**settings):
+        return found(batch_size=8, **settings)["settings"]
+
+    key = jax.random.key(3)
+    values = {
+        "steps": np.int64(7), "rate": np.float32(0.5), "on": np.bool_(True), "zero": np.array(3),
+        "bad": np.float32(np.nan), "worse": float("inf"), "some": [np.int8(1), (2, None)],
+        "nested": {"a": {"b": jnp.bfloat16(1.5)}}, "row": np.arange(3), "text": np.str_("x"),
+        "dtype": jnp.bfloat16, "other": np.float32, "third": jnp.dtype("int8"),
+        "policy": jax.checkpoint_policies.dots_saveable, "class": Recipe, "drawn": key,
+    }  # fmt: skip
+    settings = of(**values)
+    assert settings == json.loads(json.dumps(settings)) == of(**values)
+    policy, drawn = settings.pop("policy"), settings.pop("drawn")
+    assert policy.startswith("jax.") and " at 0x" not in policy
+    assert drawn == f"key<fry>[] with checksum {int(checksum(key))}"
+    assert settings == {
+        "batch_size": 8, "steps": 7, "rate": 0.5, "on": True, "zero": 3, "bad": "nan",
+        "worse": "inf", "some": [1, [2, None]], "nested": {"a": {"b": 1.5}}, "row": [0, 1, 2],
+        "text": "x", "dtype": "bfloat16", "other": "float32", "third": "int8",
+        "class": "distill_jax.training.step.Recipe",
+    }  # fmt: skip
 
 
 def test_rules_are_written_out():
