@@ -28,7 +28,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -333,6 +333,7 @@ def _guards(
 class _Enforced:
     """Equal for the same model and book, so that a model made twice is compiled once."""
 
+    exact_inputs: ClassVar[bool] = True  # compared with written thresholds: never rounded
     apply: Callable[..., tuple[Outputs, State]]
     book: Book
     columns: Callable[[Any], Any]

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -360,6 +360,7 @@ def corrected(
 
 @dataclasses.dataclass(frozen=True)
 class _RulesAlone:
+    exact_inputs: ClassVar[bool] = True  # compared with written thresholds: never rounded
     columns: Callable[[Any], Any]
 
     def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
@@ -370,6 +371,7 @@ class _RulesAlone:
 
 @dataclasses.dataclass(frozen=True)
 class _Corrected:
+    exact_inputs: ClassVar[bool] = True
     predict: Callable[..., Outputs]
     columns: Callable[[Any], Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import operator
 import os
@@ -37,7 +38,7 @@ def manager(
                 keep_checkpoints_without_metrics=False,
             )
         )
-    return ocp.CheckpointManager(
+    made = ocp.CheckpointManager(
         folder,
         options=ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
@@ -46,13 +47,42 @@ def manager(
             enable_async_checkpointing=asynchronous,
         ),
     )
+    # Whoever asks the runtime for its step to stop at is counted, and ``fit`` counts calls.
+    made.reached_preemption = lambda step: False  # pyright: ignore[reportAttributeAccessIssue]
+    return made
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error, without the specifications that TensorStore adds."""
     text = str(error).strip() or type(error).__name__
+    if isinstance(error, LookupError):  # which says no more than the key
+        text = f"{type(error).__name__}: {text}"
     line = text.splitlines()[0].partition(" [tensorstore_spec=")[0]
-    return line if len(line) <= 300 else f"{line[:300]}..."
+    # Where it was comes first, what it was last.
+    return line if len(line) <= 400 else f"{line[:200]} ... {line[-195:]}"
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether a full disk, a quota or a limit of sizes is behind an error.
+
+    TensorStore says so in its text alone.
+    """
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    seen: list[BaseException] = []
+    ahead: list[BaseException | None] = [error]
+    while ahead:
+        e = ahead.pop()
+        if e is None or any(e is other for other in seen):
+            continue
+        seen.append(e)
+        if isinstance(e, OSError) and e.errno is not None:
+            if e.errno in numbers:
+                return True
+        elif any(os.strerror(n) in str(e) or f"os_error_code='{n}'" in str(e) for n in numbers):
+            return True
+        inner = e.exceptions if isinstance(e, BaseExceptionGroup) else ()
+        ahead += [e.__cause__, None if e.__suppress_context__ else e.__context__, *inner]
+    return False
 
 
 @contextlib.contextmanager

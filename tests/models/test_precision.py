@@ -14,7 +14,7 @@ import optax
 import pytest
 from flax import nnx
 
-from distill_jax import _programs, teachers, training
+from distill_jax import _programs, models, rules, teachers, training
 from distill_jax.evaluation import cost
 from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.models import (
@@ -423,3 +423,16 @@ def test_recomputing_under_shard_map():
     over = jax.shard_map(local, mesh=mesh, in_specs=(same, rows), out_specs=same)
     want = jax.grad(lambda params: loss(params, INPUTS, mlp([8] * 4, 3)))(params)
     chex.assert_trees_all_close(jax.jit(over)(params, INPUTS), want, rtol=1e-5, atol=1e-6)
+
+
+def test_rules_never_see_rounded_inputs():
+    schema = rules.Schema((rules.Column("age"),), ("no", "yes"))
+    book = rules.bind("[hard] age > 60.1 => yes", schema)
+    for model in (
+        rules.enforce(models.logistic_regression(2), book),
+        rules.to_logistic_regression(book),
+    ):
+        with pytest.raises(ValueError, match="compares its inputs with written numbers"):
+            models.compute_in(model, jnp.bfloat16)
+    with pytest.raises(ValueError, match="compare"):
+        teachers.cast(rules.rule_teacher(book), jnp.bfloat16)
