@@ -55,8 +55,6 @@ def manager(
 def first_line(error: BaseException) -> str:
     """The first line of an error, without the specifications that TensorStore adds."""
     text = str(error).strip() or type(error).__name__
-    if isinstance(error, LookupError):  # which says no more than the key
-        text = f"{type(error).__name__}: {text}"
     line = text.splitlines()[0].partition(" [tensorstore_spec=")[0]
     # Where it was comes first, what it was last.
     return line if len(line) <= 400 else f"{line[:200]} ... {line[-195:]}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import operator
@@ -25,7 +26,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from distill_jax import _files
-from distill_jax.training import _configuration, _orbax, _stored
+from distill_jax.training import _configuration, _lock, _orbax, _stored
 
 CONFIGURATION = "configuration.json"
 SHOWN = 20  # differences listed in one message
@@ -85,11 +86,12 @@ class Checkpoints:
 
         Raises:
           ValueError: if the folder holds checkpoints of another configuration, naming each
-            difference.
+            difference; or if another run has it open.
           OSError: if the folder cannot be made or written.
         """
-        with _orbax.quiet():
-            saver = Saver(self, configuration)
+        folder = _writable(self.folder)
+        with _orbax.quiet(), _lock.alone(folder):
+            saver = Saver(self, folder, configuration)
             try:
                 yield saver
             except BaseException:
@@ -107,10 +109,12 @@ class Checkpoints:
 class Saver:
     """An open folder of checkpoints; made by ``Checkpoints.open``."""
 
-    def __init__(self, checkpoints: Checkpoints, configuration: Mapping[str, Any]):
+    def __init__(
+        self, checkpoints: Checkpoints, folder: pathlib.Path, configuration: Mapping[str, Any]
+    ):
         self._options = checkpoints
         self._configuration = json.loads(json.dumps(configuration))
-        self._folder = _writable(checkpoints.folder)
+        self._folder = folder
         try:
             self._manager = _orbax.manager(
                 self._folder,
@@ -246,7 +250,7 @@ class Saver:
         needed = sum(x.nbytes for x in arrays.values()) + 2**20
         room = bool(multihost_utils.process_allgather(np.array([free >= needed])).all())
         if not room:
-            error = OSError(f"it takes up to {needed / 1e6:,.1f} MB")
+            error = OSError(errno.ENOSPC, f"it takes up to {needed / 1e6:,.1f} MB")
             self._say(step, error, self._options.on_failure)
         return room
 
@@ -269,15 +273,17 @@ class Saver:
     def _say(self, step: int | None, error: Exception, on_failure: str) -> None:
         good = self.latest()
         stays = "there is none from before" if good is None else f"that of step {good} stays"
+        where, advice = str(self._folder), "Once that is mended, start again to go on from there"
+        if _orbax.no_room(error):
+            where += f", where {shutil.disk_usage(self._folder).free / 1e6:,.1f} MB are free"
+            advice = "Make room, and start again to go on from there"
         message = (
-            f"the checkpoint of step {step} could not be saved in {self._folder}, where "
-            f"{shutil.disk_usage(self._folder).free / 1e6:,.1f} MB are free ({stays}): "
+            f"the checkpoint of step {step} could not be saved in {where} ({stays}): "
             f"{_orbax.first_line(error)}"
         )
         if on_failure == "raise":
             raise CheckpointError(
-                f"{message}. Make room, and start again to go on from there; or pass "
-                'on_failure="warn" to train on without'
+                f'{message}. {advice}; or pass on_failure="warn" to train on without'
             ) from error
         warnings.warn(f"{message}. Training goes on, and tries again later", stacklevel=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -363,6 +364,7 @@ def test_a_full_disk_ends_a_run_that_asks_for_it(disk):
         assert saver.steps() == [1]
     message = str(caught.value)
     assert "MB are free (that of step 1 stays)" in message and str(folder) in message
+    assert "Make room" in message and ("too large" in message or "No space left" in message)
     assert sorted(os.listdir(folder)) == ["1", "configuration.json"]
     restored, position = read(folder, abstract(large(1)))
     assert position == 1
@@ -413,6 +415,87 @@ def test_a_failure_before_the_first_file(tmp_path, monkeypatch):
         assert saver.latest() is None or saver.latest() == 2
         saver.wait()
         assert saver.steps() == [2]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_not_for_want_of_room_is_said(tmp_path, monkeypatch, inside):
+    def broken(*_, **__):
+        try:
+            raise OSError(28, "No space left on device") if inside else OSError(5, "I/O error")
+        except OSError as error:
+            raise RuntimeError("cannot be synced") from error
+
+    with Checkpoints(tmp_path).open(SETTINGS) as saver:
+        with monkeypatch.context() as patch, pytest.raises(CheckpointError) as caught:
+            patch.setattr("distill_jax._files.os.fsync", broken)
+            saver.save(1, state(1), 1)
+    message = str(caught.value)
+    assert "cannot be synced" in message and "start again" in message
+    assert ("MB are free" in message) == ("Make room" in message) == inside
+
+
+HOLDS = """
+import os, sys, time
+from distill_jax.training import Checkpoints
+with Checkpoints(sys.argv[1]).open({}):
+    worker = os.fork()  # as one that loads data, which may live longer
+    if worker:
+        print(worker, flush=True)
+    time.sleep(100)
+    os._exit(0)
+"""
+
+
+def test_one_run_a_folder(tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert child.stdout is not None
+    with child, child.stdout:
+        worker = int(child.stdout.readline())
+        try:
+            with pytest.raises(ValueError, match=f"another run has .*process {child.pid} on .*oth"):
+                filled(tmp_path)
+            child.kill()
+            child.wait()
+            assert os.listdir(tmp_path) == [".lock"]  # left behind, and in nobody's way
+            filled(tmp_path, [1])
+        finally:
+            child.kill()
+            os.kill(worker, signal.SIGKILL)
+    assert sorted(os.listdir(tmp_path)) == ["1", "configuration.json"]
+
+
+def test_one_run_a_folder_within_a_process_too(tmp_path):
+    with Checkpoints(tmp_path).open(SETTINGS) as saver:
+        with pytest.raises(ValueError, match="another run has"):
+            filled(tmp_path)
+        saver.save(1, state(1), 1)
+    with pytest.raises(KeyError):
+        with Checkpoints(tmp_path).open(SETTINGS):
+            raise KeyError
+    with pytest.raises(ValueError, match="another configuration"):
+        with Checkpoints(tmp_path).open({}):
+            pass
+    with Checkpoints(tmp_path).open(SETTINGS) as saver:
+        assert saver.steps() == [1]
+
+
+def test_without_locks_a_run_goes_on(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    with Checkpoints(tmp_path).open(SETTINGS) as saver:
+        saver.save(1, state(1), 1)
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    restored, _ = read(tmp_path)
+    same(restored, state(1))
 
 
 def test_a_folder_that_cannot_be_used(tmp_path):
