@@ -114,8 +114,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """What to warn of where other versions made the old one; None where the same did.
+def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What to warn of where other versions made the old one; empty where the same did.
 
     Example:
       >>> old, new = {"versions": {"jax": "0.9.0"}}, {"versions": {"jax": "0.10.0"}}
@@ -124,7 +124,7 @@ def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None
     """
     before, after = old.get("versions"), new.get("versions")
     if before == after:
-        return None
+        return ""
     # A file that somebody has edited may hold anything.
     before, after = (x if isinstance(x, Mapping) else {} for x in (before, after))
     names = [n for n in {**before, **after} if before.get(n) != after.get(n)]

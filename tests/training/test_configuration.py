@@ -174,7 +174,7 @@ def test_programs_of_other_versions_are_not_compared(base):
 def test_other_versions_are_told_of(base):
     older = base["versions"] | {"jax": "0.0.1"}
     jax_ = f"jax was 0.0.1, is {jax.__version__}"
-    assert other_versions(base, base) is None
+    assert other_versions(base, base) == ""
     same_step = other_versions(base | {"versions": older}, base)
     assert same_step == f"{jax_}, so numbers may differ in their last bits"
     text = other_versions(base | {"versions": older, "program": "else"}, base)
