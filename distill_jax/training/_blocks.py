@@ -15,8 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, PyTree
 
-from distill_jax.training._trials import Solo
-from distill_jax.training.grids import trial_name
+from distill_jax.training._trials import Traced
 
 Mode = Literal["vmap", "sequential"]
 Outputs = dict[str, Any]
@@ -41,7 +40,6 @@ class Program:
     """
 
     call: Callable[..., tuple[Array, ...]]
-    metrics: tuple[str, ...]  # what it returns, in the trial's order, which a dictionary would lose
     mode: Mode
     slots: int
     bytes: int
@@ -70,6 +68,7 @@ class Limits:
 class _Known:
     """What this process has learned about a group of trials."""
 
+    trial: Traced  # kept, so that the addresses in its words remain those of its host callbacks
     programs: dict[tuple[Mode, int], Program] = dataclasses.field(default_factory=dict)
     mode: Mode | None = None
     waited: float = 0.0  # seconds of work done one after another, rather than compile for vmap
@@ -80,7 +79,7 @@ _KEPT = 32  # groups
 
 
 def run_group(
-    solo: Solo,
+    trial: Traced,
     key: Array,
     shared: PyTree,
     seeds: np.ndarray,
@@ -90,7 +89,7 @@ def run_group(
     """Runs trials that differ in seeds and numbers alone.
 
     Args:
-      solo: One trial.
+      trial: One trial.
       key: Of the sweep.
       shared: On the devices already; see :func:`replicated`.
       seeds: ``[trials]``.
@@ -104,7 +103,7 @@ def run_group(
     Raises:
       ValueError: if a block, or a single trial, does not fit.
     """
-    group = _Group(solo, key, shared, seeds, numbers, limits)
+    group = _Group(trial, key, shared, seeds, numbers, limits)
     todo, mode = np.arange(len(seeds)), limits.mode or group.known.mode
     if mode is None:
         mode = "sequential"
@@ -134,13 +133,11 @@ def run_group(
 class _Group:
     """The programs of one group of trials, compiled when they are asked for."""
 
-    def __init__(self, solo, key, shared, seeds, numbers, limits: Limits):
-        self.solo, self.key, self.shared = solo, key, shared
+    def __init__(self, trial: Traced, key, shared, seeds, numbers, limits: Limits):
+        self.trial, self.key, self.shared = trial, key, shared
         self.seeds, self.numbers, self.limits = seeds, dict(numbers), limits
-        leaves, structure = jax.tree.flatten(shared)
-        kinds = tuple((x.shape, str(x.dtype)) for x in leaves)
-        columns = tuple((name, str(x.dtype)) for name, x in self.numbers.items())
-        self.known = _recall((solo, structure, kinds, columns, str(key.dtype), limits.devices))
+        structure = jax.tree.structure((shared, self.numbers))
+        self.known = _recall((trial.words, trial.metrics, structure, limits.devices), trial)
 
     def started(self, program: Program, todo: np.ndarray) -> tuple[Any, np.ndarray]:
         """Starts the first trials of ``todo``; returns them with their outputs, and the rest."""
@@ -151,7 +148,7 @@ class _Group:
             (self.seeds[rows], {name: x[rows] for name, x in self.numbers.items()})
         )
         outputs = program.call(self.key, self.shared, *varying)
-        named = dict(zip(program.metrics, outputs, strict=True))
+        named = dict(zip(self.trial.metrics, outputs, strict=True))
         return (chosen, named, program.mode), todo[program.slots :]
 
     def timed(self, program: Program, todo: np.ndarray) -> tuple[Any, np.ndarray, float]:
@@ -220,7 +217,7 @@ class _Group:
     def _too_large(self, what: str, program: Program) -> ValueError:
         shared = sum(x.nbytes for x in jax.tree.leaves(self.shared))
         return ValueError(
-            f"{what} of {trial_name(self.solo.trial)!r} would take about {_size(program.bytes)} on "
+            f"{what} of {self.trial.name!r} would take about {_size(program.bytes)} on "
             f"each device ({_size(shared)} of it shared data), more than the "
             f"{_size(self.limits.memory)} of memory=: "
             + (
@@ -236,18 +233,11 @@ class _Group:
         return self.known.programs[mode, slots]
 
     def _compiled(self, mode: Mode, slots: int) -> Program:
-        names: list[str] = []
-
-        def solo(key, shared, seed, numbers):
-            metrics = self.solo(key, shared, seed, numbers)
-            names[:] = metrics
-            return tuple(metrics.values())
-
         def alone(key, shared, seeds, numbers):
             one = jax.tree.map(lambda x: x[0], (seeds, numbers))
-            return jax.tree.map(lambda x: x[None], solo(key, shared, *one))
+            return jax.tree.map(lambda x: x[None], self.trial(key, shared, *one))
 
-        side_by_side = jax.vmap(solo, in_axes=(None, None, 0, 0))
+        side_by_side = jax.vmap(self.trial, in_axes=(None, None, 0, 0))
         run = alone if mode == "sequential" else side_by_side
         if len(self.limits.devices) > 1:
             whole, cut = PartitionSpec(), PartitionSpec(_AXIS)
@@ -268,7 +258,7 @@ class _Group:
         fixed = int(getattr(memory, "argument_size_in_bytes", 0))
         own = int(getattr(memory, "temp_size_in_bytes", 0))
         own += 2 * int(getattr(memory, "output_size_in_bytes", 0))
-        return Program(compiled, tuple(names), mode, slots, fixed + own, fixed, seconds)
+        return Program(compiled, mode, slots, fixed + own, fixed, seconds)
 
     def _place(self, varying: PyTree) -> PyTree:
         return jax.device_put(varying, _sharding(self.limits.devices, PartitionSpec(_AXIS)))
@@ -304,11 +294,8 @@ def _free_on_host() -> int:
         return free
 
 
-def _recall(name: Any) -> _Known:
-    try:
-        found = _KNOWN.setdefault(name, _Known())
-    except TypeError:  # a trial that cannot be hashed
-        return _Known()
+def _recall(name: Any, trial: Traced) -> _Known:
+    found = _KNOWN.setdefault(name, _Known(trial))
     _KNOWN.move_to_end(name)
     while len(_KNOWN) > _KEPT:
         _KNOWN.popitem(last=False)

@@ -3,39 +3,96 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 from jaxtyping import Array, PyTree
 
+from distill_jax.training import _records
 from distill_jax.training.grids import trial_name
 
 
 @dataclasses.dataclass(frozen=True)
-class Solo:
-    """One trial with its static hyper-parameters, as a function of arrays."""
+class Traced:
+    """One trial, traced once: a function of arrays, of which all programs are made.
 
-    trial: Callable
-    static: tuple[tuple[str, Any], ...]
+    Attributes:
+      name: Of the trial.
+      metrics: What it returns, in the trial's order, which a dictionary would lose.
+      program: The trace, with static hyper-parameters and what the trial closes over fixed in it.
+      words: A name of what it computes. Two trials of the same words are the same, wherever their
+        code came from; one whose code or closure has changed has others.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    program: Any
+    words: str
 
     def __call__(self, key: Array, shared: PyTree, seed: Array, numbers: Mapping[str, Array]):
-        who = trial_name(self.trial)
+        program = self.program.jaxpr
+        made = core.jaxpr_as_fun(program)(*jax.tree.leaves((key, shared, seed, numbers)))
+        # Constants come back as plain numbers.
+        return tuple(jnp.asarray(x, a.dtype) for x, a in zip(made, program.out_avals, strict=True))
+
+
+def traced(
+    trial: Callable, static: Mapping[str, Any], key: Array, shared: PyTree, numbers: Mapping
+) -> Traced:
+    """Traces a trial, given its static hyper-parameters, and a number of each other one.
+
+    Raises:
+      TypeError: if it does not return numbers and arrays by name.
+      ValueError: if a metric is called like another column.
+    """
+    who, names = trial_name(trial), []
+
+    def one(key, shared, seed, numbers):
         try:
-            given = self.trial(
-                jax.random.fold_in(key, seed), **dict(self.static), **numbers, **shared
-            )
+            given = trial(jax.random.fold_in(key, seed), **static, **numbers, **shared)
         except Exception as error:
-            if numbers and isinstance(error, TypeError | IndexError):
+            if numbers:
                 error.add_note(
                     f"This came up in the trial {who!r}, where {sorted(numbers)} are traced: one "
                     "that decides a shape, a number of steps or a branch of Python must be named "
                     "in static=."
                 )
             raise
-        return _metrics(given, who, {*dict(self.static), *numbers, "seed", "mode"})
+        metrics = _metrics(given, who, {*static, *numbers, "seed", "mode"})
+        names[:] = metrics
+        return tuple(metrics.values())
+
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (key, shared, np.int32(0), dict(numbers))
+    )
+    program = jax.jit(one).trace(*arguments)
+    made = f"{program.jaxpr} {_records.checksum(list(_constants(program.jaxpr, set())))}"
+    words = hashlib.blake2b(made.encode(), digest_size=16).hexdigest()
+    return Traced(who, tuple(names), program, words)
+
+
+def _constants(program: Any, seen: set[int]) -> Iterator[Any]:
+    """Arrays, and addresses of host callbacks, in a program, which its text only names."""
+    if id(program) in seen:
+        return
+    seen.add(id(program))
+    if isinstance(program, core.ClosedJaxpr):
+        yield from program.consts
+        program = program.jaxpr
+    for equation in program.eqns:
+        yield from (x.val for x in equation.invars if isinstance(x, core.Literal))
+        if (callback := equation.params.get("callback")) is not None:
+            yield np.asarray(id(getattr(callback, "callback_func", callback)))
+        for x in jax.tree.leaves(list(equation.params.values())):
+            if isinstance(x, core.ClosedJaxpr | core.Jaxpr):
+                yield from _constants(x, seen)
+            elif isinstance(x, np.ndarray):
+                yield x
 
 
 def _metrics(given: Any, who: str, taken: set[str]) -> dict[str, Array]:

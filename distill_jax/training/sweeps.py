@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from distill_jax import _checks
 from distill_jax.training import _records
 from distill_jax.training._blocks import Limits, Mode, free_memory, replicated, run_group
-from distill_jax.training._trials import Solo
+from distill_jax.training._trials import Traced, traced
 from distill_jax.training.grids import check_names, configurations, split, trial_name
 from distill_jax.training.progress import Progress
 
@@ -170,11 +170,14 @@ class _Plan:
             with Progress(len(self.trials), unit="trials", shown=progress) as bar:
                 bar.update(len(rows), {})
                 for static, places in self._groups().items():
-                    solo = Solo(self.trial, static)
+                    kinds = {name: x[0] for name, x in self.columns.items()}
+                    one = traced(self.trial, dict(static), self.key, self.shared, kinds)
                     if records is not None:
-                        records.check_program(dict(static), self._words(solo))
+                        lowered = one.program.lower()
+                        words = _records.program_words(lowered, jax.default_backend())
+                        records.check_program(dict(static), words)
                     missing = [place for place in places if place not in rows]
-                    for finished in self._finished(solo, missing, arguments):
+                    for finished in self._finished(one, missing, arguments):
                         if records is not None:
                             records.add((*self._named(p), row) for p, row in finished.items())
                         for place, row in finished.items():
@@ -201,29 +204,20 @@ class _Plan:
         return groups
 
     def _finished(
-        self, solo: Solo, places: Sequence[int], arguments: Any
+        self, one: Traced, places: Sequence[int], arguments: Any
     ) -> Iterator[dict[int, Row]]:
         """Metrics by place, a block at a time."""
         which = np.array([self.trials[place][0] for place in places], int)
         seeds = np.array([self.trials[place][1] for place in places], np.int32)
         numbers = {name: x[which] for name, x in self.columns.items()}
         key, shared = arguments
-        for chosen, outputs, how in run_group(solo, key, shared, seeds, numbers, self.limits):
+        for chosen, outputs, how in run_group(one, key, shared, seeds, numbers, self.limits):
             fetched = {name: np.asarray(x) for name, x in outputs.items()}
             yield {places[j]: {**_one(fetched, i), "mode": how} for i, j in enumerate(chosen)}
 
     def _named(self, place: int) -> tuple[Row, int]:
         i, s = self.trials[place]
         return self.configurations[i], s
-
-    def _words(self, solo: Solo) -> dict[str, str]:
-        """What tells this program from another."""
-        seed, kinds = np.int32(0), {name: x[0] for name, x in self.columns.items()}
-        arguments = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self.key, self.shared, seed, kinds)
-        )
-        lowered = jax.jit(lambda *arguments: solo(*arguments)).lower(*arguments)
-        return _records.program_words(lowered, jax.default_backend())
 
 
 def _one(fetched: Mapping[str, np.ndarray], i: int) -> Row:

@@ -80,6 +80,9 @@ def test_rows_are_those_of_trials_alone(how):
 
 
 def test_a_value_compiles_nothing_and_a_fixed_one_a_program():
+    def compiled():
+        return sum(len(known.programs) for known in _blocks._KNOWN.values())
+
     # Blocks of 4 hold the 18 trials of a group: the last one is filled up.
     how = {"key": KEY, "seeds": [0, 5, 3], "mode": "vmap", "block": 4}
     grid = {**GRID, "power": [1, 2]}
@@ -89,11 +92,11 @@ def test_a_value_compiles_nothing_and_a_fixed_one_a_program():
     others = {"rate": [0.3, 0.4], "pull": [3.0], "power": [2]}
     data = {"data": {"x": SHARED["data"]["x"] + 1.0}}
     moved = sweep(descend, others, shared=data, static="power", **how)
-    assert len(TRACED) == 2  # other values, other data
+    assert compiled() == 2  # other values, other data
     assert [row["seed"] for row in moved] == [0, 5, 3, 0, 5, 3]
     named = {"rate": [0.1], "name": ["a", "b"]}
     sweep(descend, named, shared=SHARED, key=KEY, mode="vmap")
-    assert [t["name"] for t in TRACED[2:]] == ["a", "b"]
+    assert [t["name"] for t in TRACED[3:]] == ["a", "b"] and compiled() == 3
 
 
 def test_whole_numbers_stay_whole():
@@ -185,7 +188,42 @@ def test_the_faster_way_is_taken_and_remembered(monkeypatch, faster):
     assert [row["mode"] for row in rows] == ["sequential"] + ["vmap"] * 4 + [faster] * 7
     check(rows)
     again = sweep(descend, GRID, **how)
-    assert {row["mode"] for row in again} == {faster} and len(timed) == len(TRACED) == 2
+    assert {row["mode"] for row in again} == {faster} and len(timed) == len(known().programs) == 2
+
+
+FACTOR = jnp.ones(3)
+
+
+def test_a_program_is_used_again_only_for_what_it_computes(monkeypatch):
+    def kind(key, *, a, b):
+        a = a[0] if isinstance(a, tuple) else a
+        return {"kind": [int, float, bool].index(type(a)), "sum": (b * FACTOR).sum()}
+
+    how = {"key": KEY, "mode": "sequential", "static": "a"}
+
+    def result(a, trial=kind):
+        [row] = sweep(trial, {"a": [a], "b": [2.0]}, **how)
+        return row["kind"], row["sum"]
+
+    equal = (1, 1.0, True, (1,), (1.0,), (True,))  # for Python
+    assert [result(a)[0] for a in equal] == [0, 1, 2, 0, 1, 2]
+    assert len(_blocks._KNOWN) == 3  # the tuples compute the same
+    assert result(2, lambda key, *, a, b: kind(key, a=a, b=b)) == (0, 6.0)
+    assert len(_blocks._KNOWN) == 3  # and so does the same code made again
+    monkeypatch.setitem(globals(), "FACTOR", jnp.full(3, 10.0))
+    assert result(1) == (0, 60.0)
+
+
+def test_a_callback_to_the_host_belongs_to_what_is_computed():
+    def made(number):
+        def trial(key, *, a):
+            kind = jax.ShapeDtypeStruct((), jnp.float32)
+            return {"m": jax.pure_callback(lambda a: np.float32(number), kind, a)}
+
+        return trial
+
+    how = {"key": KEY, "mode": "sequential"}
+    assert [sweep(made(n), {"a": [1.0]}, **how)[0]["m"] for n in (3, 4)] == [3.0, 4.0]
 
 
 def test_vmap_is_not_compiled_for_little_work(monkeypatch):
@@ -461,6 +499,16 @@ def test_arguments_that_are_none(change, error, message):
     with pytest.raises(error, match=message):
         sweep(descend, **{"grid": {"rate": [0.1]}, "key": KEY, "shared": SHARED, **change})
     assert TRACED == []
+
+
+@pytest.mark.usefixtures("library_errors")
+def test_a_width_that_is_traced_gets_the_hint_whatever_is_raised():
+    def wide(key, *, width):
+        return {"size": len(mlp([width], 3).init(key, jnp.zeros((1, 2))))}
+
+    with pytest.raises(ValueError, match="sizes must be integers") as caught:
+        sweep(wide, {"width": [4, 8]}, key=KEY)
+    assert "static=" in caught.value.__notes__[0]
 
 
 def test_a_number_that_decides_a_shape_must_be_static():
