@@ -400,7 +400,7 @@ def _check_folder(folder: Any) -> None:
 
 def _count(name: str, value: Any) -> int:
     """A whole number of any kind, NumPy's too, as Python's."""
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):
         with contextlib.suppress(TypeError):
             if operator.index(value) >= 1:
                 return operator.index(value)
