@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-_KIND = "sweep"
+_KIND, _FLOAT = "sweep", "float"
 _ADVICE = "give this sweep a file of its own, or remove the old one"
 
 Row = dict[str, Any]
@@ -76,15 +76,15 @@ class Records:
     def add(self, rows: Iterable[tuple[Mapping[str, Any], int, Row]]) -> None:
         """Appends ``(parameters, seed, metrics)``."""
         self._write(
-            {"parameters": parameters, "seed": seed, **_packed(metrics)}
+            {"parameters": _kept(parameters), "seed": seed, **_packed(metrics)}
             for parameters, seed, metrics in rows
         )
 
     def check_program(self, static: Mapping[str, Any], program: Mapping[str, str]) -> None:
         """Compares a program with the one that made the rows that are there, or notes it."""
-        before = self._programs.get(_text(static))
+        before = self._programs.get(_text(_kept(static)))
         if before is None:
-            self._write([{"static": dict(static), "program": dict(program)}])
+            self._write([{"static": _kept(static), "program": dict(program)}])
             return
         same_compiler = all(before[n] == program[n] for n in program if n != "text")
         if same_compiler and before["text"] != program["text"]:
@@ -147,7 +147,7 @@ def read_sweep(file: str | os.PathLike[str]) -> list[Row]:
 
 def name(parameters: Mapping[str, Any], seed: int) -> str:
     """A trial's name within its sweep; the order of parameters does not matter."""
-    return _text({"parameters": parameters, "seed": seed})
+    return _text({"parameters": _kept(parameters), "seed": seed})
 
 
 def checksum(tree: Any) -> str:
@@ -209,7 +209,7 @@ def _packed(metrics: Row) -> dict[str, Any]:
 
 
 def _row(line: Mapping[str, Any]) -> Row:
-    row: Row = {n: _tuples(value) for n, value in line["parameters"].items()}
+    row: Row = {n: _given(value) for n, value in line["parameters"].items()}
     return {**row, "seed": line["seed"], **_metrics(line)}
 
 
@@ -241,8 +241,20 @@ def _numbers(x: Any) -> Any:
     return float(x) if isinstance(x, str) else x
 
 
-def _tuples(x: Any) -> Any:
-    return tuple(_tuples(value) for value in x) if isinstance(x, list) else x
+def _kept(x: Any) -> Any:
+    """Parameters as JSON, in which an infinity is no string; what is so already stays."""
+    if isinstance(x, Mapping):
+        return {n: _kept(value) for n, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [_kept(value) for value in x]
+    return {_FLOAT: str(x)} if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _given(x: Any) -> Any:
+    """A parameter as it was, from what is kept of it."""
+    if isinstance(x, list):
+        return tuple(_given(value) for value in x)
+    return float(x[_FLOAT]) if isinstance(x, Mapping) else x
 
 
 def _text(x: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -65,11 +66,12 @@ def best(rows: Sequence[Mapping[str, Any]], *, by: str, better: Literal["higher"
 
     Args:
       rows: From :func:`sweep`, or from :func:`summary`.
-      by: The metric. A name that begins with "test" is refused.
+      by: The metric. A name that begins with "test", or in which it is a word, is refused.
       better: Whether "higher" or "lower" values are better.
 
     Raises:
-      ValueError: if the metric is one of test data, or no row has it, or no mean is finite.
+      ValueError: if the metric is one of test data, there is no row, one lacks the metric, or no
+        mean is finite.
 
     Example:
       >>> rows = [{"rate": r, "seed": 0, "loss": r**2} for r in (-1.0, 0.5, 2.0)]
@@ -78,12 +80,14 @@ def best(rows: Sequence[Mapping[str, Any]], *, by: str, better: Literal["higher"
     """
     if better not in ("higher", "lower"):
         raise ValueError(f"better must be 'higher' or 'lower', got {better!r}")
-    if by.lower().startswith("test"):
+    if re.search(r"^test|(?<![a-z])test(?![a-z])", by.lower()):
         raise ValueError(
             f"by={by!r} is a metric of test data: choose by one of validation data, and report the "
             "test metric of the configuration chosen"
         )
     rows = list(rows)
+    if not rows:
+        raise ValueError("rows must be one or more, got none: nothing to choose from")
     if any("seed" in row for row in rows):
         rows = summary(rows)
     if lacking := [row for row in rows if by not in row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import operator
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -25,17 +26,21 @@ def sampled(key: Array, n: int, /, **distributions: Distribution | Sequence[Any]
     """Configurations drawn at random: a grid for :func:`sweep`.
 
     Random search finds good values with fewer trials than a product of lists where few of the
-    hyper-parameters matter. Value ``i`` of a name depends on the key, the name and ``i`` alone:
-    a larger ``n`` adds configurations and keeps the others, and so does another name.
+    hyper-parameters matter. Draw ``i`` of a name depends on the key, the name and ``i`` alone, and
+    a draw of all names that equals an earlier one is left out: a larger ``n`` adds configurations
+    and keeps the others. Another name keeps them as well where none was left out, as with a
+    distribution that is continuous; where some were, more of the draws differ and are kept.
 
     Args:
       key: Decides the draws.
-      n: Number of configurations.
+      n: Number of configurations, all different.
       **distributions: By name: :func:`uniform`, :func:`log_uniform`, :func:`integers`, a list to
         choose from, or any function from a number in [0, 1) to a value.
 
     Raises:
-      ValueError: if ``n`` is below 1, there is no name, or a list is empty.
+      TypeError: if ``n`` is no integer, or a value of a kind that a grid does not have.
+      ValueError: if ``n`` is below 1, there is no name, a list is empty, or 100 ``n`` draws (6400
+        where ``n`` is small) hold less than ``n`` different configurations.
 
     Example:
       >>> grid = sampled(jax.random.key(0), 3, rate=log_uniform(1e-4, 1e-1), wide=[True, False])
@@ -46,19 +51,40 @@ def sampled(key: Array, n: int, /, **distributions: Distribution | Sequence[Any]
       Bergstra and Bengio, `Random Search for Hyper-Parameter Optimization
       <https://jmlr.org/papers/v13/bergstra12a.html>`_, 2012.
     """
+    try:
+        n = operator.index(n)
+    except TypeError as error:
+        raise TypeError(f"n must be an integer, got {n!r}") from error
     if n < 1:
         raise ValueError(f"n must be 1 or more, got {n}")
     if not distributions:
         raise ValueError("sampled needs a distribution for one name or more")
-    columns = {}
-    for name, distribution in distributions.items():
-        draw = distribution if callable(distribution) else _choice(name, distribution)
-        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        bits = jax.vmap(lambda i, own=own: jax.random.bits(jax.random.fold_in(own, i)))
-        # Placed on the host and in double precision: the same values on every device.
-        draws = np.asarray(bits(jnp.arange(n, dtype=jnp.int32)), np.float64) / 2.0**32
-        columns[name] = [draw(float(u)) for u in draws]
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    made: dict[tuple, Configuration] = {}
+    size = max(n, 64)
+    for start in range(0, 100 * size, size):
+        columns = [
+            [_plain(name, value) for value in _drawn(key, name, distribution, start, size)]
+            for name, distribution in distributions.items()
+        ]
+        for row in zip(*columns, strict=True):
+            made.setdefault(row, dict(zip(distributions, row, strict=True)))
+            if len(made) == n:
+                return list(made.values())
+    raise ValueError(
+        f"n must be at most the number of different configurations, got {n}, and {100 * size} "
+        f"draws hold {len(made)}: lower n, or give sweep a dictionary of lists to try them all"
+    )
+
+
+def _drawn(
+    key: Array, name: str, distribution: Distribution | Sequence[Any], start: int, count: int
+) -> list[Any]:
+    draw = distribution if callable(distribution) else _choice(name, distribution)
+    own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    bits = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(own, i)))
+    # Placed on the host and in double precision: the same values on every device.
+    draws = np.asarray(bits(jnp.arange(start, start + count, dtype=jnp.int32)), np.float64) / 2**32
+    return [draw(float(u)) for u in draws]
 
 
 def uniform(low: float, high: float) -> Distribution:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import index
 from typing import Any
 
 import jax
@@ -85,7 +87,8 @@ def sweep(
     Raises:
       ValueError: before anything runs, if names do not fit the trial, or the file or grid is not
         right; if a block does not fit in ``memory``, with the estimate.
-      TypeError: if a trial returns something else than numbers and arrays by name.
+      TypeError: if a trial returns something else than numbers and arrays by name, or an argument
+        is of another kind.
 
     Example:
       >>> from distill_jax.training import best
@@ -209,9 +212,9 @@ class _Plan:
         """Metrics by place, a block at a time."""
         which = np.array([self.trials[place][0] for place in places], int)
         seeds = np.array([self.trials[place][1] for place in places], np.int32)
-        numbers = {name: x[which] for name, x in self.columns.items()}
+        columns = {name: x[which] for name, x in self.columns.items()}
         key, shared = arguments
-        for chosen, outputs, how in run_group(one, key, shared, seeds, numbers, self.limits):
+        for chosen, outputs, how in run_group(one, key, shared, seeds, columns, self.limits):
             fetched = {name: np.asarray(x) for name, x in outputs.items()}
             yield {places[j]: {**_one(fetched, i), "mode": how} for i, j in enumerate(chosen)}
 
@@ -230,7 +233,13 @@ def _one(fetched: Mapping[str, np.ndarray], i: int) -> Row:
 
 
 def _seeds(seeds: Any) -> list[int]:
-    listed = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
+    try:
+        many = isinstance(seeds, Iterable) and np.ndim(seeds) > 0
+        listed = [index(s) for s in seeds] if many else list(range(index(seeds)))
+    except TypeError as error:
+        raise TypeError(
+            f"seeds must be a number of trials, or a list of integers, got {seeds!r}"
+        ) from error
     if not listed or isinstance(seeds, bool):
         raise ValueError(f"seeds must be 1 or more, or a list of integers, got {seeds!r}")
     if len(set(listed)) < len(listed) or min(listed) < 0 or max(listed) >= 2**31:
@@ -241,8 +250,12 @@ def _seeds(seeds: Any) -> list[int]:
 def _limits(mode: Any, block: Any, memory: Any, devices: Any) -> Limits:
     if mode not in (None, "vmap", "sequential"):
         raise ValueError(f"mode must be 'vmap', 'sequential' or None, got {mode!r}")
-    for name, value in (("block", block), ("memory", memory)):
+    kinds = {"block": (block, numbers.Integral), "memory": (memory, numbers.Real)}
+    for name, (value, kind) in kinds.items():
         if value is not None:
+            if not isinstance(value, kind) or isinstance(value, bool):
+                what = "a number of bytes, such as 2e9" if name == "memory" else "an integer"
+                raise TypeError(f"{name} must be {what}, or None, got {value!r}")
             _checks.positive(**{name: value})
     devices = tuple(jax.local_devices() if devices is None else devices)
     if not devices:

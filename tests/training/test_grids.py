@@ -121,6 +121,25 @@ def test_samples_keep_their_values_as_the_grid_grows():
     assert all(row["rate"] == float(f"{row['rate']:.6g}") for row in many)
 
 
+def test_samples_of_few_values_are_different():
+    key, how = jax.random.key(0), {"width": [8, 16, 32], "steps": integers(1, 3)}
+    few, all_of_them = sampled(key, 4, **how), sampled(key, 9, **how)
+    assert few == all_of_them[:4] and len(configurations(all_of_them)) == 9
+    with pytest.raises(
+        ValueError, match="n must be at most.* got 10, and 6400 draws hold 9: lower"
+    ):
+        sampled(key, 10, **how)
+
+
+@pytest.mark.usefixtures("library_errors")
+def test_numbers_of_samples_are_integers_and_values_plain():
+    assert len(sampled(jax.random.key(0), np.int64(2), a=[1, 2])) == 2
+    with pytest.raises(TypeError, match="n must be an integer, got 2.5"):
+        sampled(jax.random.key(0), 2.5, a=[1])
+    with pytest.raises(TypeError, match="values of 'a' must be numbers"):
+        sampled(jax.random.key(0), 1, a=[[1]])
+
+
 def test_distributions_stay_within_their_ends():
     draws = (0.0, 0.3, 1 - 2**-32)
     for distribution, low, high in (

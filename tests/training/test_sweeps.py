@@ -299,6 +299,20 @@ def test_numbers_that_are_not_finite_and_fixed_values_come_back(tmp_path):
     same(sweep(odd, grid, key=KEY, file=file, static=["kind"], mode="vmap"), rows)
 
 
+def test_infinite_parameters_come_back_as_numbers_and_strings_as_strings(tmp_path):
+    file, inf = tmp_path / "sweep.jsonl", float("inf")
+    grid = {"clip": [1.0, inf, -inf], "ends": [(0.0, inf)], "name": ["inf", "nan"]}
+
+    def clipped(key, *, clip, ends, name):
+        return {"m": jnp.minimum(clip, 3.0)}
+
+    rows = sweep(clipped, grid, key=KEY, file=file, mode="vmap")
+    same(read_sweep(file), sorted(rows, key=lambda row: row["name"] == "nan"))
+    before = file.read_bytes()
+    same(sweep(clipped, grid, key=KEY, file=file, mode="vmap"), rows)
+    assert file.read_bytes() == before
+
+
 def test_a_line_cut_off_is_run_again(tmp_path):
     file = tmp_path / "sweep.jsonl"
     rows = sweep(descend, GRID, **FILED, file=file)
@@ -490,6 +504,11 @@ def test_plain_numbers_are_metrics_too():
         ({"mode": "fast"}, ValueError, "mode must be 'vmap', 'sequential' or None, got 'fast'"),
         ({"block": 0}, ValueError, "block must be finite and > 0"),
         ({"memory": -1.0}, ValueError, "memory must be finite and > 0"),
+        ({"seeds": "two"}, TypeError, "seeds must be a number of trials, or a list of integers"),
+        ({"seeds": [0, 1.5]}, TypeError, "seeds must be a number of trials"),
+        ({"seeds": 1.0}, TypeError, "seeds must be a number of trials"),
+        ({"memory": "1GB"}, TypeError, "memory must be a number of bytes.* got '1GB'"),
+        ({"block": 2.5}, TypeError, "block must be an integer, or None, got 2.5"),
         ({"devices": []}, ValueError, "devices must be one or more"),
         ({"shared": {"data": "mnist"}}, TypeError, r"shared\['data'\] must hold arrays, got str"),
         ({"static": ["power"]}, ValueError, "static names 'power', which is not in grid"),
@@ -509,6 +528,15 @@ def test_a_width_that_is_traced_gets_the_hint_whatever_is_raised():
     with pytest.raises(ValueError, match="sizes must be integers") as caught:
         sweep(wide, {"width": [4, 8]}, key=KEY)
     assert "static=" in caught.value.__notes__[0]
+
+
+@pytest.mark.usefixtures("library_errors")
+def test_numbers_of_numpy_are_taken_for_numbers():
+    how = {"key": KEY, "block": np.int32(2), "memory": np.float32(1e9), "mode": "vmap"}
+    for seeds in (np.int64(2), np.asarray(2), np.arange(2), [np.int8(0), np.uint8(1)]):
+        rows = sweep(lambda key, *, a: {"m": a}, {"a": [1.0]}, seeds=seeds, **how)  # pyright: ignore
+        assert [row["seed"] for row in rows] == [0, 1]
+        assert {type(row["seed"]) for row in rows} == {int}
 
 
 def test_a_number_that_decides_a_shape_must_be_static():
@@ -553,15 +581,16 @@ def test_the_best_is_chosen_by_means_of_validation_alone():
     assert best(rows, by="accuracy", better="higher")["name"] == "steady"
     assert best(rows, by="accuracy", better="lower")["name"] == "lucky"
     assert best(summary(rows), by="accuracy", better="higher")["accuracy"]["n"] == 2
-    for name in ("test_accuracy", "Test accuracy", "test"):
+    for name in ("test_accuracy", "Test accuracy", "test", "acc_test", "a/test/b"):
         with pytest.raises(ValueError, match="a metric of test data"):
             best([{"seed": 0, name: 1.0}], by=name, better="higher")
     with pytest.raises(ValueError, match="must have the metric 'loss'"):
         best(rows, by="loss", better="lower")
     with pytest.raises(ValueError, match="no configuration has a finite mean"):
         best(rows_of(a=[nan], b=[inf]), by="accuracy", better="higher")
-    with pytest.raises(ValueError, match="no configuration"):
+    with pytest.raises(ValueError, match="rows must be one or more, got none"):
         best([], by="accuracy", better="higher")
+    assert best([{"latest": 1.0}], by="latest", better="higher") == {"latest": 1.0}
 
 
 # Several devices
