@@ -185,7 +185,7 @@ def heat_map(
 
     Raises:
       ImportError: if matplotlib is not installed.
-      ValueError: if there is no row, or a row lacks a name.
+      ValueError: if there is no row, a row lacks a name, or has no number to colour.
     """
     lacking = [name for name in (x, y, value) if any(name not in row for row in rows)]
     if not rows or lacking:
@@ -196,6 +196,12 @@ def heat_map(
     cells: dict[tuple[int, int], list[float]] = {}
     for row in rows:
         number = row[value]["mean"] if isinstance(row[value], Mapping) else row[value]
+        if np.ndim(number) or number is None or isinstance(number, str):
+            shape = f"an array of shape {np.shape(number)}" if np.ndim(number) else repr(number)
+            raise ValueError(
+                f"value={value!r} must name a number in every row, got {shape}: name another "
+                "metric, or make a number of this one, such as its last"
+            )
         cells.setdefault((lines.index(row[y]), columns.index(row[x])), []).append(float(number))
     colours = np.full((len(lines), len(columns)), np.nan)
     for cell, numbers in cells.items():

@@ -78,6 +78,16 @@ def test_heat_maps_have_the_mean_of_a_cells_rows():
         heat_map(rows, x="depth", y="width", value="loss")
 
 
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [(np.ones(20), r"an array of shape \(20,\)"), ("0.5", "'0.5'"), (None, "None")],
+)
+def test_heat_maps_of_what_is_no_number_are_refused(value, got):
+    rows = [{"a": 1, "b": 2, "curve": value}]
+    with pytest.raises(ValueError, match=f"value='curve' must name a number.* got {got}: name"):
+        heat_map(rows, x="a", y="b", value="curve")
+
+
 @pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
 def test_saves_whole_files_without_pyplot(tmp_path, suffix, start):
     before = "matplotlib.pyplot" in sys.modules
