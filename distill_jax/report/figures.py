@@ -196,10 +196,11 @@ def heat_map(
     cells: dict[tuple[int, int], list[float]] = {}
     for row in rows:
         number = row[value]["mean"] if isinstance(row[value], Mapping) else row[value]
-        if np.ndim(number) or number is None or isinstance(number, str):
-            shape = f"an array of shape {np.shape(number)}" if np.ndim(number) else repr(number)
+        shape = () if number is None else np.shape(number)
+        if shape or number is None or isinstance(number, str):
+            got = f"an array of shape {shape}" if shape else repr(number)
             raise ValueError(
-                f"value={value!r} must name a number in every row, got {shape}: name another "
+                f"value={value!r} must name a number in every row, got {got}: name another "
                 "metric, or make a number of this one, such as its last"
             )
         cells.setdefault((lines.index(row[y]), columns.index(row[x])), []).append(float(number))

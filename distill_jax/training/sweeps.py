@@ -234,8 +234,8 @@ def _one(fetched: Mapping[str, np.ndarray], i: int) -> Row:
 
 def _seeds(seeds: Any) -> list[int]:
     try:
-        many = isinstance(seeds, Iterable) and np.ndim(seeds) > 0
-        listed = [index(s) for s in seeds] if many else list(range(index(seeds)))
+        single = np.ndim(seeds) == 0
+        listed = list(range(index(seeds))) if single else [index(s) for s in seeds]
     except TypeError as error:
         raise TypeError(
             f"seeds must be a number of trials, or a list of integers, got {seeds!r}"
