@@ -101,6 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     shared = {"d_s": {**parts["D_S"], "teacher_logits": answers}}
     how: dict[str, Any] = {"key": jax.random.key(2), "seeds": SEEDS}
     how["static"] = ("width", "steps")
+    how["mode"] = "vmap"  # measured, it could be another from run to run, and so could last bits
 
     rows = training.sweep(
         trial,
