@@ -34,7 +34,7 @@ def compute_in(model: Model, dtype: Any) -> Model:
     ``dtype`` too.
 
     Meant for GPUs and TPUs, which multiply bfloat16 in units made for it. On a CPU it depends on
-    the processor: on two cores with AVX512-BF16, a gradient took 0.8 to 1 times as long as in
+    the processor: on two cores with AVX512-BF16, a gradient took 0.9 to 1.2 times as long as in
     float32, its cosine with that one was 0.998 or more, and memory was no less, since XLA's CPU
     backend widens much of it inside (``python benchmarks/memory.py``).
 

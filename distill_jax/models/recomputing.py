@@ -35,11 +35,11 @@ def remat(model: Model, *, pieces: int | None = None) -> Model:
     between any two. The temporary memory of a compiled gradient, measured on two CPU cores
     (``python benchmarks/memory.py``):
 
-    - 12 transformer blocks of width 128 with dropout, 8 sequences of 128: 256 to 35 MB, and no
-      slower (1.2 to 1.7 times faster: less memory traffic);
-    - ResNet-20, 64 images of 32 x 32: 151 to 55 MB in the same time;
+    - 12 transformer blocks of width 128 with dropout, 8 sequences of 128: 256 to 35 MB, in the
+      same time;
+    - ResNet-20, 64 images of 32 x 32: 151 to 55 MB, 1.1 times slower;
     - 16 layers of 512 with GELU and dropout, 2,048 rows: 336 to 151 MB, of which the forward pass
-      alone takes 147, 1.2 to 1.4 times slower.
+      alone takes 147, 1.2 times slower.
 
     The forward pass is computed once more, a third more arithmetic: that is the price where
     products dominate. It helps where activations outweigh params: deep models, long sequences,

@@ -278,14 +278,9 @@ class Layout:
         """Inside ``jit``: the same values, laid out as :meth:`shardings` says."""
         return jax.lax.with_sharding_constraint(tree, self.shardings(tree))
 
-    def constrain_batch(self, batch: Any, *, before: int = 0) -> Any:
-        """Inside ``jit``: the same columns with their rows cut over the devices.
-
-        Args:
-          batch: Arrays ``[rows, ...]``, or with some axes before the rows.
-          before: How many: 1 for ``[microbatches, rows, ...]``, which are all on every device.
-        """
-        sharding = self._rows(before)
+    def constrain_batch(self, batch: Any) -> Any:
+        """Inside ``jit``: the same columns, ``[rows, ...]``, with rows cut over the devices."""
+        sharding = self._rows()
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), batch)
 
     def place(self, tree: PyTree) -> PyTree:
@@ -361,8 +356,8 @@ class Layout:
             for x, sharding in zip(jax.tree.leaves(tree), shardings, strict=True)
         )
 
-    def _rows(self, before: int = 0) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(*[None] * before, self.batch))
+    def _rows(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(self.batch))
 
 
 @dataclasses.dataclass(frozen=True)
