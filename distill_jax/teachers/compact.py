@@ -92,8 +92,9 @@ def quantize(teacher: Teacher, *, smallest: int = 1024) -> Teacher:
     Kernels inside of a scan over layers, which are one array, are multiplied out together.
 
     This saves memory, not time. Measured on two CPU cores for an MLP of 784-1200-1200-10 on MNIST
-    (``python benchmarks/memory.py`` with MNIST there): 2.4 of 9.6 MB are held, and 5.8 more, the largest kernel, in
-    a call, so that the peak falls little here, and by more the more kernels there are. Soft targets
+    (``python benchmarks/memory.py`` with MNIST there): 2.4 of 9.6 MB are held, and 5.8 more, the
+    largest kernel, in a call, so that the peak falls little here, and by more the more kernels
+    there are. Soft targets
     stay within 1e-5 nats on average at temperatures 1 and 4. Calls of 256 rows take up to a tenth
     longer, calls of 8 rows, in which reading the kernels is most of the work, half as long again.
 
