@@ -119,6 +119,31 @@ def after(values: Any, arrived: Any) -> Any:
     return jax.tree.map(lambda x, y: y if jax.typeof(x) == jax.typeof(y) else x, values, late)
 
 
+def vary_alike(tree: Any) -> Any:
+    """Under ``shard_map``, what is the same on all devices becomes each device's own.
+
+    Done here, outside of the ``custom_vjp``, so that the gradient of what is shared is summed.
+    """
+
+    def axes(x: Any) -> frozenset[Any]:
+        kind = jax.typeof(x)
+        if hasattr(kind, "vma"):  # before jax 0.10
+            return kind.vma
+        return getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
+
+    everywhere = frozenset[Any]().union(*(axes(x) for x in jax.tree.leaves(tree)))
+
+    def vary(x: Any) -> Any:
+        missing = tuple(sorted(everywhere - axes(x), key=str))
+        if not missing:
+            return x
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(x, missing, to="varying")
+        return getattr(jax.lax, "pvary")(x, missing)  # noqa: B009 - before jax 0.9
+
+    return jax.tree.map(vary, tree)
+
+
 def _unless(never: Array, x: Array) -> Array:
     if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jnp.where(never, jnp.zeros_like(x), x)

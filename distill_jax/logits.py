@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
+from distill_jax._programs import vary_alike
 
 Core = Callable[..., Array]
 
@@ -142,7 +143,7 @@ def total(
         jnp.ones(count, bool) if where is None else where.reshape(count),
     )
     chunk = _even(count, max(1, 262_144 // classes)) if chunk is None else min(chunk, count)
-    made: Any = _total((loss, chunk), *_vary_alike(arguments))
+    made: Any = _total((loss, chunk), *vary_alike(arguments))
     value, per_row = made
     return value, jax.lax.stop_gradient(per_row).reshape(batch)
 
@@ -204,7 +205,7 @@ def _scan(block: Callable, chunk: int, arrays: Any) -> tuple[Any, Any]:
         lambda s: jnp.zeros(s.shape, s.dtype),
         jax.eval_shape(lambda xs: block(*xs)[0], jax.tree.map(lambda x: x[0], heads)),
     )
-    _, zeros = _vary_alike((arrays, zeros))
+    _, zeros = vary_alike((arrays, zeros))
 
     def step(carry, xs):
         sums, out = block(*xs)
@@ -225,28 +226,3 @@ def _even(count: int, most: int) -> int:
     """
     most = min(most, count)
     return next((n for n in range(most, most // 2, -1) if count % n == 0), most)
-
-
-def _vary_alike(tree: Any) -> Any:
-    """Under ``shard_map``, what is the same on all devices becomes each device's own.
-
-    Done here, outside of the ``custom_vjp``, so that the gradient of what is shared is summed.
-    """
-
-    def axes(x: Any) -> frozenset[Any]:
-        kind = jax.typeof(x)
-        if hasattr(kind, "vma"):  # before jax 0.10
-            return kind.vma
-        return getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
-
-    everywhere = frozenset[Any]().union(*(axes(x) for x in jax.tree.leaves(tree)))
-
-    def vary(x: Any) -> Any:
-        missing = tuple(sorted(everywhere - axes(x), key=str))
-        if not missing:
-            return x
-        if hasattr(jax.lax, "pcast"):
-            return jax.lax.pcast(x, missing, to="varying")
-        return getattr(jax.lax, "pvary")(x, missing)  # noqa: B009 - before jax 0.9
-
-    return jax.tree.map(vary, tree)

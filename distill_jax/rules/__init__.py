@@ -6,6 +6,7 @@ into the columns that the pure functions of this package take.
 
 from __future__ import annotations
 
+from distill_jax.optimizers import pull_to_start
 from distill_jax.rules.book import Book, RuleWarning, bind, encode
 from distill_jax.rules.building import (
     all_of,
@@ -27,7 +28,7 @@ from distill_jax.rules.enforcement import enforce, max_constraint_loss
 from distill_jax.rules.exchange import from_table, read_rules, to_table, write_rules
 from distill_jax.rules.explaining import Explanation, explain
 from distill_jax.rules.formulas import Rule, RuleError
-from distill_jax.rules.linear import pull_to_start, to_logistic_regression
+from distill_jax.rules.linear import to_logistic_regression
 from distill_jax.rules.logic import energies, fires, forbidden, truth, violation
 from distill_jax.rules.mined import from_rule_strings, from_tree
 from distill_jax.rules.networks import to_network

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from distill_jax.logits import _vary_alike
+from distill_jax._programs import vary_alike
 from distill_jax.rules.circuit import Circuit
 
 WIDTH = 1000
@@ -75,7 +75,7 @@ def over_tiles(
       carry: What is added to or written into.
       like: Arrays that the loop reads, so that under ``shard_map`` the carry varies as they do.
     """
-    carry, _ = _vary_alike((carry, like))
+    carry, _ = vary_alike((carry, like))
 
     def step(t, carry):
         prepared = prepare(tiles.start(t))
@@ -149,7 +149,7 @@ def literals(
         return words | jnp.where(held, _bit(i), jnp.uint8(0))
 
     words = jnp.zeros((circuit.register.shape[0], planes.shape[2]), jnp.uint8)
-    words, _ = _vary_alike((words, (values, low)))
+    words, _ = vary_alike((words, (values, low)))
     return jax.lax.fori_loop(0, 8, plane, words)
 
 
@@ -254,7 +254,7 @@ def counted(
         return counts + jax.lax.population_count(fours).astype(jnp.int32).sum(1)
 
     counts = jnp.zeros(wanted.shape[0], jnp.int32)
-    counts, _ = _vary_alike((counts, (values, keep, circuit, wanted)))
+    counts, _ = vary_alike((counts, (values, keep, circuit, wanted)))
     return jax.lax.fori_loop(0, tiles.count, step, counts)
 
 
@@ -292,7 +292,7 @@ def scored(
     Returns:
       Gradients reach the scores alone.
     """
-    return _scored(*_vary_alike((circuit, columns, guards, scores)))
+    return _scored(*vary_alike((circuit, columns, guards, scores)))
 
 
 @jax.custom_vjp

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from distill_jax.logits import _vary_alike
+from distill_jax._programs import vary_alike
 from distill_jax.rules.circuit import Circuit
 from distill_jax.rules.kernels import (
     cut,
@@ -64,7 +64,7 @@ def weighted(
     """
     p, w = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (probabilities, weights))
     seen = jnp.zeros((p.shape[0], 0), p.dtype) if views is None else views.astype(p.dtype)
-    return _weighted((logic, outer), *_vary_alike((plan, circuit, columns, seen, p, w)))
+    return _weighted((logic, outer), *vary_alike((plan, circuit, columns, seen, p, w)))
 
 
 def per_rule(
@@ -272,7 +272,7 @@ def _flat_gradient(flat, q, guard, plane, slope, logic, outer, always):
 
     # In a branch of its own, or XLA computes the short sums again wherever one is read.
     nothing = jnp.zeros((flat.slot.shape[0], q.shape[1]), q.dtype)
-    nothing, _ = _vary_alike((nothing, (q, guard, slope, flat)))
+    nothing, _ = vary_alike((nothing, (q, guard, slope, flat)))
     sums = jax.lax.cond(
         always,
         lambda: _short_sum(part, flat.slot, slope, flat.own, *flat.others),

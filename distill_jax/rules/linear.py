@@ -11,11 +11,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from distill_jax import _checks
 from distill_jax.models.functions import from_function
@@ -138,48 +136,6 @@ def to_logistic_regression(
     model = from_function(init, apply, classes=schema.classes, missing=True)
     layout = Layout({"linear": sources}, _units(book, bodies, atoms, clauses, first, one))
     return RuleModel(model.init, model.apply, schema.classes, True, layout)
-
-
-class PullState(NamedTuple):
-    """Where training started."""
-
-    start: PyTree
-
-
-def pull_to_start(strength: float | Array) -> optax.GradientTransformation:
-    """Pulls all parameters back to where training started: rules are not forgotten.
-
-    Adds the gradient of ½ · strength · ‖params − start‖². Before an optimizer in a chain it is a
-    penalty like L2: ``optax.chain(pull_to_start(1e-3), optax.adam(1e-2))``; between a scaling and
-    the learning rate it is decoupled, as in AdamW. The start is remembered in the optimizer's
-    state, so a resumed run is pulled to the same place. For parameters that start at 0 it is plain
-    weight decay.
-
-    Args:
-      strength: 0 or more; may be traced.
-
-    Example:
-      >>> pull = pull_to_start(0.5)
-      >>> state = pull.init({"w": jnp.ones(2)})
-      >>> updates, _ = pull.update({"w": jnp.zeros(2)}, state, {"w": jnp.array([1.0, 3.0])})
-      >>> print(updates["w"])
-      [0. 1.]
-    """
-    _checks.at_least(0.0, strength=strength)
-
-    def init(params: PyTree) -> PullState:
-        return PullState(jax.tree.map(jnp.copy, params))
-
-    def update(updates: PyTree, state: Any, params: PyTree | None = None):
-        if params is None:
-            raise ValueError("pull_to_start needs params: call update(updates, state, params)")
-        pulled = jax.tree.map(
-            lambda g, p, start: g + (strength * (p - start)).astype(g.dtype),
-            updates, params, state.start,
-        )  # fmt: skip
-        return pulled, state
-
-    return optax.GradientTransformation(init, update)
 
 
 class _Body(NamedTuple):

@@ -1,10 +1,10 @@
 """Training: one step, scanned; ``run`` is pure, ``fit`` is watched."""
 
+from distill_jax.optimizers import max_norm
 from distill_jax.training._history import NonFiniteLoss
 from distill_jax.training._records import read_sweep
 from distill_jax.training.checkpoints import CheckpointError, Checkpoints
 from distill_jax.training.choosing import best, summary
-from distill_jax.training.constraints import max_norm
 from distill_jax.training.fitting import fit
 from distill_jax.training.grids import integers, log_uniform, sampled, uniform
 from distill_jax.training.layout import (

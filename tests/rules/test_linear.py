@@ -179,8 +179,3 @@ def test_refuses_arguments_that_do_not_fit() -> None:
             to_logistic_regression("a => sick", TWO, features=features)
     with pytest.raises(TypeError, match="needs a schema"):
         to_logistic_regression("a => sick")
-    with pytest.raises(ValueError, match="strength"):
-        pull_to_start(-1.0)
-    pull = pull_to_start(1.0)
-    with pytest.raises(ValueError, match="needs params"):
-        pull.update({"w": jnp.ones(1)}, pull.init({"w": jnp.ones(1)}))

@@ -1,4 +1,4 @@
-"""Max-norm as an Optax transform."""
+"""Optax transforms of this library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax.training import max_norm
+from distill_jax.optimizers import max_norm, pull_to_start
 
 
 def test_units_outside_the_ball_are_scaled_back_and_others_left_alone():
@@ -46,3 +46,11 @@ def test_messages():
         max_norm(0.0)
     with pytest.raises(ValueError, match="needs params"):
         max_norm(1.0).update({}, optax.EmptyState())
+
+
+def test_pull_to_start_refuses_a_negative_strength_and_missing_params():
+    with pytest.raises(ValueError, match="strength"):
+        pull_to_start(-1.0)
+    pull = pull_to_start(1.0)
+    with pytest.raises(ValueError, match="needs params"):
+        pull.update({"w": jnp.ones(1)}, pull.init({"w": jnp.ones(1)}))
