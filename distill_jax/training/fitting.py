@@ -18,21 +18,25 @@ import optax
 from jaxtyping import Array, Float
 
 from distill_jax import data as data_
+from distill_jax._fingerprints import rows_and_checksum
 from distill_jax.data.batching import pad
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
-from distill_jax.training import _hosts, _input
-from distill_jax.training import logs as logs_
-from distill_jax.training._configuration import configuration
-from distill_jax.training._history import History
-from distill_jax.training._preemption import EXIT_CODE, stopping
-from distill_jax.training.accumulation import divides
-from distill_jax.training.checkpoints import Checkpoints, Saver
-from distill_jax.training.compiled import init, steps_of
-from distill_jax.training.layout import Layout
-from distill_jax.training.profiling import tracing
-from distill_jax.training.progress import Progress
-from distill_jax.training.step import Augment, Recipe, TrainState, check, check_initial
+from distill_jax.training import _preparing as _input
+from distill_jax.training.checkpoints import Checkpoints
+from distill_jax.training.checkpoints._configuration import configuration
+from distill_jax.training.checkpoints.saving import Saver
+from distill_jax.training.devices import Layout, _hosts
+from distill_jax.training.devices._preemption import EXIT_CODE, stopping
+from distill_jax.training.step import Recipe, TrainState
+from distill_jax.training.step._checking import check, check_initial
+from distill_jax.training.step._compiled import init, steps_of
+from distill_jax.training.step._forward import Augment
+from distill_jax.training.step._gradients import divides
+from distill_jax.training.watching import logs as logs_
+from distill_jax.training.watching._progress import Progress
+from distill_jax.training.watching._tracing import tracing
+from distill_jax.training.watching.history import History
 from distill_jax.types import Batch, Model
 
 
@@ -174,7 +178,7 @@ def fit(
                 microbatches=microbatches,
                 compute_dtype=None if compute_dtype is None else str(jnp.dtype(compute_dtype)),
                 remat=remat,
-                data=_input.fingerprint(source.seen) if source.whole else None,
+                data=rows_and_checksum(source.seen) if source.whole else None,
                 initial=_input.started(initial),
             )
             if layout is not None:

@@ -15,10 +15,12 @@ from jaxtyping import Array, Float
 from distill_jax import data as data_
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
-from distill_jax.training import _input
-from distill_jax.training.accumulation import divides
-from distill_jax.training.compiled import init, steps_of
-from distill_jax.training.step import Augment, Recipe, TrainState, check, check_initial
+from distill_jax.training import _preparing as _input
+from distill_jax.training.step import Recipe, TrainState
+from distill_jax.training.step._checking import check, check_initial
+from distill_jax.training.step._compiled import init, steps_of
+from distill_jax.training.step._forward import Augment
+from distill_jax.training.step._gradients import divides
 from distill_jax.types import Batch, Model
 
 Metrics = dict[str, Float[Array, " steps"]]
