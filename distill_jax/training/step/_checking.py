@@ -11,9 +11,9 @@ import optax
 
 from distill_jax import _checks
 from distill_jax.objectives import Objective, Term
+from distill_jax.objectives.context import AVERAGE
 from distill_jax.rules import Book
 from distill_jax.teachers import Teacher
-from distill_jax.training.step._forward import AVERAGE
 from distill_jax.training.step.recipe import Recipe, TrainState
 from distill_jax.types import Batch, Model
 

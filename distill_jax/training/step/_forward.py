@@ -10,11 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from distill_jax import teachers as teachers_
+from distill_jax.objectives.context import AVERAGE
 from distill_jax.teachers import Teacher
 from distill_jax.types import Batch, Model, Outputs, Params, State
-
-AVERAGE = "average"
-"""The name under which a student's moving average teaches it."""
 
 VIEW = "inputs:"
 """The prefix of columns that hold the inputs of another view of the examples."""
