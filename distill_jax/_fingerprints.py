@@ -10,13 +10,15 @@ import hashlib
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
+
+from distill_jax._programs import inner_jaxprs
 
 LARGE = 2**28
 """Bytes above which only a sample of a column's rows is part of its fingerprint."""
@@ -110,7 +112,9 @@ def program(closed: Any) -> str:
     # The order of a set of strings differs between processes.
     text = re.sub(r"\{([^{}:=]*)\}", lambda m: f"{{{', '.join(sorted(m[1].split(', ')))}}}", text)
     hashed = hashlib.sha256(text.encode())
-    for constant in _constants(closed):
+    # The text does not show the values of constants, here or in the jaxprs inside.
+    constants = (x for inner in inner_jaxprs(closed) for x in getattr(inner, "consts", ()))
+    for constant in map(jnp.asarray, constants):
         hashed.update(f"{constant.dtype}{constant.shape}{int(checksum(constant))}".encode())
     return hashed.hexdigest()[:16]
 
@@ -136,15 +140,3 @@ def _bits(x: Array) -> Array:
     information = jnp.finfo if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo
     width = min(information(x.dtype).bits, 32)
     return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{width}")).astype(jnp.uint32)
-
-
-def _constants(closed: Any) -> Iterator[Any]:
-    """Arrays in a jaxpr and in those inside it: its text does not show their values."""
-    for constant in getattr(closed, "consts", ()):
-        yield constant if hasattr(constant, "dtype") else jnp.asarray(constant)
-    jaxpr = getattr(closed, "jaxpr", closed)
-    for equation in jaxpr.eqns:
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if hasattr(inner, "eqns"):
-                    yield from _constants(inner)

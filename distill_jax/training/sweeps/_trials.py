@@ -14,6 +14,7 @@ from jax.extend import core
 from jaxtyping import Array, PyTree
 
 from distill_jax import _fingerprints
+from distill_jax._programs import inner_jaxprs
 from distill_jax.training.sweeps.grids import trial_name
 
 
@@ -71,28 +72,21 @@ def traced(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (key, shared, np.int32(0), dict(numbers))
     )
     program = jax.jit(one).trace(*arguments)
-    made = f"{program.jaxpr} {_fingerprints.digest(list(_constants(program.jaxpr, set())))}"
+    made = f"{program.jaxpr} {_fingerprints.digest(list(_constants(program.jaxpr)))}"
     words = hashlib.blake2b(made.encode(), digest_size=16).hexdigest()
     return Traced(who, tuple(names), program, words)
 
 
-def _constants(program: Any, seen: set[int]) -> Iterator[Any]:
+def _constants(program: Any) -> Iterator[Any]:
     """Arrays, and addresses of host callbacks, in a program, which its text only names."""
-    if id(program) in seen:
-        return
-    seen.add(id(program))
-    if isinstance(program, core.ClosedJaxpr):
-        yield from program.consts
-        program = program.jaxpr
-    for equation in program.eqns:
-        yield from (x.val for x in equation.invars if isinstance(x, core.Literal))
-        if (callback := equation.params.get("callback")) is not None:
-            yield np.asarray(id(getattr(callback, "callback_func", callback)))
-        for x in jax.tree.leaves(list(equation.params.values())):
-            if isinstance(x, core.ClosedJaxpr | core.Jaxpr):
-                yield from _constants(x, seen)
-            elif isinstance(x, np.ndarray):
-                yield x
+    for jaxpr in inner_jaxprs(program):
+        yield from getattr(jaxpr, "consts", ())
+        for equation in jaxpr.eqns:
+            yield from (x.val for x in equation.invars if isinstance(x, core.Literal))
+            if (callback := equation.params.get("callback")) is not None:
+                yield np.asarray(id(getattr(callback, "callback_func", callback)))
+            parts = jax.tree.leaves(list(equation.params.values()))
+            yield from (x for x in parts if isinstance(x, np.ndarray))
 
 
 def _metrics(given: Any, who: str, taken: set[str]) -> dict[str, Array]:

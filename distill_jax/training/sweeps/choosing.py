@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from distill_jax._statistics import mean_std
+
 Row = dict[str, Any]
 
 
@@ -54,7 +56,7 @@ def summary(rows: Sequence[Mapping[str, Any]], *, over: str | Sequence[str] = "s
             for name in first[first.index("seed") + 1 :]
             if all(_is_number(row.get(name)) for row in members)
         ]
-        made.append(dict(kept) | {n: _spread([row[n] for row in members]) for n in metrics})
+        made.append(dict(kept) | {n: mean_std([row[n] for row in members]) for n in metrics})
     return made
 
 
@@ -102,11 +104,3 @@ def best(rows: Sequence[Mapping[str, Any]], *, by: str, better: Literal["higher"
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real | np.bool_)
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    x = np.asarray(values, np.float64)
-    # The spread of infinities is NaN, and no news.
-    with np.errstate(invalid="ignore"):
-        std = float(x.std(ddof=1)) if len(x) > 1 else None
-    return {"mean": float(x.mean()), "std": std, "n": len(x)}
