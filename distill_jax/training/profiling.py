@@ -21,13 +21,12 @@ from jaxtyping import Array, Float
 
 from distill_jax.objectives import Context, Objective
 from distill_jax.teachers import Teacher
-from distill_jax.training import _preparing as _input
+from distill_jax.training import _preparing
 from distill_jax.training.devices import Layout
 from distill_jax.training.step import Recipe, TrainState
-from distill_jax.training.step._checking import check, check_initial
-from distill_jax.training.step._compiled import init, steps_of
+from distill_jax.training.step._compiled import steps_of
 from distill_jax.training.step._forward import Augment
-from distill_jax.training.step._gradients import divides, gradients
+from distill_jax.training.step._gradients import gradients
 from distill_jax.training.watching._profiles import profiled
 from distill_jax.types import Batch, Model
 
@@ -104,48 +103,37 @@ def breakdown(
         found = training.breakdown(model, objective, optimizer, data, key=key, batch_size=128)
         report.show(found.rows())
     """
-    teachers = _input.named(teachers)
-    model = _input.wrapped(model, compute_dtype, remat)
-    key_init, key_order = _input.keys(key, None)
-    may_miss = functools.partial(_input.may_miss, model, teachers)
-    source = _input.source(data, key_order, batch_size, 2, 0, may_miss)
-    recipe = Recipe(model, optimizer, augment, average_decay is not None, microbatches)
-    check(recipe, objective, source.seen, teachers)
-    decay = _input.moving(average_decay)
-    rows = source.rows
-    put: Callable[[Batch], Any] = jax.device_put
-    if layout is not None:
-        rows *= 1 if source.whole else layout.processes
-        layout.check(rows, microbatches=microbatches)
-        put = layout.whole_batch if source.whole else layout.local_batch
-        teachers = layout.place_teachers(teachers)
-        objective, decay, key_init = Layout(layout.mesh, batch=layout.batch).place(
-            (objective, decay, key_init)
+    with _preparing.opened(data, batch_size) as source:
+        ready = _preparing.prepared(
+            model,
+            objective,
+            optimizer,
+            source,
+            key=key,
+            teachers=teachers,
+            initial=initial,
+            average_decay=average_decay,
+            augment=augment,
+            microbatches=microbatches,
+            compute_dtype=compute_dtype,
+            remat=remat,
+            layout=layout,
         )
-    divides(microbatches, rows)
-
-    row = {name: column[:1] for name, column in source.seen.items()}
-    if initial is None:
-        state = init(recipe, layout, objective, row, teachers, key_init)
-    else:
-        check_initial(initial, jax.eval_shape(recipe.init, objective, row, teachers, key_init))
-        state = jax.tree.map(jnp.copy, initial if layout is None else layout.place(initial))
-    stream = (batch for batch, _ in source.open(None))
-    batch = put(next(stream))
-    rest = objective, teachers, decay
-    step = steps_of.lower(recipe, 1, layout, state, [batch], *rest).compile()
-    for _ in range(2):
-        state, _ = jax.block_until_ready(step(state, [batch], *rest))
-
-    started = time.perf_counter()
-    second = jax.block_until_ready(put(next(stream, source.seen)))
-    seconds = {"input": time.perf_counter() - started}
+        batches = (batch for batch, _ in source.batches(None, ready))
+        state, batch = ready.start(), ready.put(next(batches))
+        rest = ready.objective, ready.teachers, ready.decay
+        step = steps_of.lower(ready.recipe, 1, layout, state, [batch], *rest).compile()
+        for _ in range(2):
+            state, _ = jax.block_until_ready(step(state, [batch], *rest))
+        started = time.perf_counter()
+        second = jax.block_until_ready(ready.put(next(batches, source.columns)))
+        seconds = {"input": time.perf_counter() - started}
     if jax.tree.map(jnp.shape, second) == jax.tree.map(jnp.shape, batch):
-        batch = second  # or else it is a shorter one, or there is none
+        batch = second  # otherwise it is a shorter one, or there is none
     (state, _), whole, found = profiled(lambda: step(state, [batch], *rest), step.as_text() or "")
     method = "profile"
     if not found:
-        found = _alone(recipe, whole, state, batch, objective, teachers)
+        found = _alone(ready.recipe, whole, state, batch, ready.objective, ready.teachers)
         method = "parts"
     seconds |= {name: found.get(name, 0.0) for name in PARTS[1:-1]}
     seconds["other"] = max(0.0, whole - sum(found.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -19,14 +19,12 @@ from distill_jax._fingerprints import (
     dtype_and_shape,
     is_key,
     leaves_by_path,
-    program,
     shapes,
     tree_checksum,
 )
 from distill_jax.objectives import Objective, Term
-from distill_jax.rules import Book
 from distill_jax.teachers import Teacher
-from distill_jax.training.step import Recipe
+from distill_jax.training.step import Recipe, TrainState
 from distill_jax.types import Batch
 
 SHORT = 16  # numbers that are written out; of more than these a checksum is
@@ -38,6 +36,8 @@ def configuration(
     teachers: Mapping[str, Teacher],
     batch: Batch,
     *,
+    state: TrainState,
+    programs: Sequence[str],
     key: Array,
     decay: Float[Array, ""] | None = None,
     **settings: Any,
@@ -53,6 +53,8 @@ def configuration(
       objective: Its weights and options are listed by value.
       teachers: Listed by shape and by a checksum of their variables, computed where they lie.
       batch: One batch, of the size that a step takes; only shapes and dtypes matter.
+      state: The state before the first step; only shapes and dtypes matter.
+      programs: Hashes of the programs that make the state and take a step.
       key: The key of the run.
       decay: Of the moving average.
       settings: More that is to be compared: values of JSON, NumPy's scalars, arrays, dtypes, and
@@ -61,12 +63,6 @@ def configuration(
     Returns:
       Nested dictionaries of strings, numbers and lists, the same in every process.
     """
-    abstract = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
-    columns = abstract({name: _array(x) for name, x in batch.items()})
-    arguments = (columns, *(abstract(jax.tree.map(_array, x)) for x in (objective, teachers)))
-    start = (arguments[1], arguments[0], arguments[2], abstract(key))
-    state = jax.eval_shape(recipe.init, *start)
-    step = (state, *arguments, None if decay is None else abstract(decay))
     terms = {t.name: _term(t) for t in objective.terms}
     found = {
         "student": {
@@ -83,12 +79,12 @@ def configuration(
         "augment": None if recipe.augment is None else _name(recipe.augment),
         "batch": {
             name: f"{x.dtype}[{', '.join(['batch', *map(str, x.shape[1:])])}]"
-            for name, x in columns.items()
+            for name, x in batch.items()
         },
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         "teachers": {name: _teacher(t) for name, t in teachers.items()},
         "settings": _plain(settings),
-        "program": _traced(recipe.init, *start) + _traced(recipe.step, *step),
+        "program": "".join(programs),
         "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax")},
     }
     return json.loads(json.dumps(found))
@@ -150,10 +146,6 @@ def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     )
 
 
-def _traced(function: Callable, *arguments: Any) -> str:
-    return program(jax.make_jaxpr(function)(*arguments))
-
-
 def _term(t: Term) -> dict[str, Any]:
     return {
         "loss": _name(t.loss),
@@ -184,13 +176,8 @@ def _teacher(t: Teacher) -> dict[str, Any]:
 
 
 def _value(x: Any) -> Any:
-    if isinstance(x, Book):
-        return {
-            "rules": str(x).splitlines(),
-            "logic": x.info.logic,
-            "strengths": _value(x.strengths),
-            "checksum": tree_checksum(x),
-        }
+    if (describe := getattr(x, "describe", None)) is not None:
+        return {**_plain(describe()), "checksum": tree_checksum(x)}
     leaves = leaves_by_path(x)
     if list(leaves) != [""]:
         return {name: _value(leaf) for name, leaf in leaves.items()}

@@ -100,6 +100,11 @@ class Layout:
         """How many processes have devices of the mesh."""
         return len({device.process_index for device in self.mesh.devices.flat})
 
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of what every device holds whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
     def check(self, rows: int, *, microbatches: int = 1) -> None:
         """Raises ValueError if a batch of so many rows, of all processes, cannot be cut evenly.
 
@@ -198,6 +203,10 @@ class Layout:
         already may be given back as it is, not as a copy.
         """
         return jax.tree.map(_put, tree, self.shardings(tree))
+
+    def place_whole(self, tree: PyTree) -> PyTree:
+        """Device arrays of which every device holds the whole."""
+        return jax.tree.map(lambda x: _put(x, self.replicated), tree)
 
     def place_teachers(self, teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
         """Teachers laid out as :meth:`shardings` says, and gathered anew wherever they are used.

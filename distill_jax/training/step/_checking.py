@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+import chex
 import jax
 import optax
 
 from distill_jax import _checks
 from distill_jax.objectives import Objective, Term
 from distill_jax.objectives.context import AVERAGE
-from distill_jax.rules import Book
 from distill_jax.teachers import Teacher
 from distill_jax.training.step.recipe import Recipe, TrainState
 from distill_jax.types import Batch, Model
@@ -41,7 +42,7 @@ def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, A
     row = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
     columns = jax.eval_shape(lambda batch: recipe.columns(batch, key), row)
     model, inputs = recipe.model, columns["inputs"]
-    student = jax.eval_shape(lambda x: model.predict(*model.init(key, x), x), inputs).logits
+    student = jax.eval_shape(functools.partial(_untrained, model), inputs)
     for name, teacher in teachers.items():
         if name == AVERAGE:
             raise ValueError(f"a teacher may not be named {AVERAGE!r}: that is the student's own")
@@ -53,42 +54,51 @@ def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, A
             )
         _checks.class_order(model.classes, teacher.classes, who)
         seen = columns.get("teacher_inputs", inputs)
-        taught = jax.eval_shape(lambda t, x: t(x), teacher, seen).logits
+        taught = jax.eval_shape(_taught, teacher, seen)
         if taught.shape[-1] != student.shape[-1]:
             raise ValueError(
                 f"{who} has {taught.shape[-1]} classes, the student {student.shape[-1]}: they "
                 "must be the same classes"
             )
     for term in objective.terms:
-        for value in term.options.values():
-            if isinstance(value, Book):
-                _rules_fit(model, value, f"the rules of term {term.name!r}")
-    if recipe.augment is None:  # or else columns may come from it
+        for option, value in term.options.items():
+            classes = getattr(value, "classes", None)
+            if classes is not None and model.classes not in (None, tuple(classes)):
+                raise ValueError(
+                    f"the {option} of term {term.name!r} have the classes {list(classes)}, the "
+                    f"student {list(model.classes)}: bind them to the student's classes, in its "
+                    "order"
+                )
+    if recipe.augment is None:  # otherwise columns may come from augmentation
         objective.check(batch, student.shape[-1])
 
 
-def _rules_fit(model: Model, book: Book, who: str) -> None:
-    classes = book.schema.classes
-    if model.classes is not None and model.classes != classes:
-        raise ValueError(
-            f"{who} have the classes {list(classes)}, the student {list(model.classes)}: bind them "
-            "to a schema with the student's classes, in its order"
-        )
-
-
-def check_initial(initial: Any, fresh: Any) -> None:
-    """A state to go on from must be one of this model, objective and optimizer."""
-    if not isinstance(initial, TrainState):
-        raise TypeError(f"initial must be a TrainState, got {type(initial).__name__}")
+def check_initial(initial: TrainState, expected: TrainState) -> None:
+    """Raises ValueError unless a state is one of this model, objective and optimizer."""
     for field in dataclasses.fields(TrainState):
-        ours, theirs = getattr(fresh, field.name), getattr(initial, field.name)
-        for what, of in (("structure", jax.tree.structure), ("shapes", _shapes)):
-            if of(ours) != of(theirs):
+        ours, theirs = getattr(expected, field.name), getattr(initial, field.name)
+        for what, assert_equal in (
+            ("structure", chex.assert_trees_all_equal_structs),
+            ("shapes", chex.assert_trees_all_equal_shapes_and_dtypes),
+        ):
+            try:
+                assert_equal(ours, theirs)
+            except AssertionError as error:
                 raise ValueError(
                     f"initial.{field.name} must have the {what} that model, objective and "
-                    f"optimizer make: expected {of(ours)}, got {of(theirs)}"
-                )
+                    f"optimizer make (tree 0 here, initial is tree 1): {error}"
+                ) from error
 
 
-def _shapes(tree: Any) -> list[Any]:
-    return [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+# Compiled functions, so that JAX keeps what it finds out: they are only ever asked for shapes.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _untrained(model: Model, inputs: Any) -> Any:
+    """Logits of a student before training, in evaluation mode."""
+    return model.predict(*model.init(jax.random.key(0), inputs), inputs).logits
+
+
+@jax.jit
+def _taught(teacher: Teacher, inputs: Any) -> Any:
+    return teacher(inputs).logits

@@ -1,6 +1,10 @@
-"""The programs that ``run`` and ``fit`` share: the start, and some steps.
+"""The programs that the loops share: the state before the first step, and some steps.
 
-With the same key and the same batches, both give the same bits.
+With the same key and the same batches, ``run`` and ``fit`` give the same bits.
+
+``start`` and ``step`` are what these programs are made of. Each is traced once for arguments of the
+same shapes: JAX keeps the trace, for the programs that run it as well as for what is done before
+(finding shapes and convolutions, hashing the program).
 """
 
 from __future__ import annotations
@@ -9,16 +13,27 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.training.devices.layout import Layout
 from distill_jax.training.step.recipe import Recipe, TrainState
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def start(recipe: Recipe, objective, batch, teachers, key) -> TrainState:
+    """``recipe.init``, traced once."""
+    return recipe.init(objective, batch, teachers, key)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def step(recipe: Recipe, state, batch, objective, teachers, decay):
+    """``recipe.step``, traced once."""
+    return recipe.step(state, batch, objective, teachers, decay)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def init(recipe: Recipe, layout: Layout | None, objective, batch, teachers, key) -> TrainState:
-    """The state before the first step, made where it will lie."""
-    state = recipe.init(objective, batch, teachers, key)
+    """The state before the first step, made on the devices that will hold it."""
+    state = start(recipe, objective, batch, teachers, key)
     return state if layout is None else layout.constrain(state)
 
 
@@ -31,7 +46,7 @@ def steps_of(
     def body(state, batch):
         if layout is not None:
             batch = layout.constrain_batch(batch)
-        state, metrics = recipe.step(state, batch, objective, teachers, decay)
+        state, metrics = step(recipe, state, batch, objective, teachers, decay)
         return state if layout is None else layout.constrain(state), metrics
 
     if len(group) == 1:
@@ -41,6 +56,5 @@ def steps_of(
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *group)
         state, metrics = jax.lax.scan(body, state, stacked, unroll=unroll)
     if layout is not None:
-        everywhere = NamedSharding(layout.mesh, PartitionSpec())
-        metrics = jax.lax.with_sharding_constraint(metrics, everywhere)
+        metrics = jax.lax.with_sharding_constraint(metrics, layout.replicated)
     return state, metrics

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from distill_jax._programs import has_convolution
 from distill_jax.objectives import Context, Objective, Part
 from distill_jax.training.step._forward import Forward
 from distill_jax.types import Batch, State
@@ -122,6 +123,7 @@ def _one_pass(
         (scalar, (parts, new)), grads = jax.value_and_grad(value, has_aux=True)(dict(trainable))
         return _like(new, state), (scalar, parts, grads)
 
+    piece = _traced_once(piece)
     state, (scalar, parts, grads) = _summed(piece, state, split(columns, pieces), pieces)
     return Gradients(scalar, parts, _like(grads, trainable), state, dict(term_state))
 
@@ -134,6 +136,7 @@ def _two_passes(
     def model_key(i):  # the terms see the whole batch, and its key
         return jax.random.split(jax.random.fold_in(key, i))[0]
 
+    @_traced_once
     def see(state, piece):
         i, rows = piece
         outputs, new = forward.student(params, state, rows, model_key(i))
@@ -160,6 +163,7 @@ def _two_passes(
         value, argnums=(0, 1), has_aux=True
     )(moving, trainable["terms"])
 
+    @_traced_once
     def pull(_, i, piece):
         rows, state, back = piece
 
@@ -193,12 +197,17 @@ def _summed(piece: Callable, state: Any, cut: PyTree, pieces: int) -> tuple[Any,
     return state, total
 
 
+def _traced_once(function: Callable) -> Callable:
+    """The same function, which JAX traces once, however often its shapes or equations are asked."""
+    return jax.jit(function, inline=True)
+
+
 def _unroll(body: Callable, carry: Any, scan: PyTree) -> int:
-    """All pieces where one holds a convolution, which XLA's CPU backend runs slowly in a scan."""
+    """All pieces if one holds a convolution, which XLA's CPU backend runs slowly in a scan."""
     if jax.default_backend() != "cpu":
         return 1
     first = jax.tree.map(lambda x: x[0], scan)
-    slow = "conv_general_dilated" in str(jax.make_jaxpr(body)(carry, first))
+    slow = has_convolution(jax.make_jaxpr(body)(carry, first))
     return len(scan[0]) if slow else 1
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
@@ -72,7 +70,9 @@ class Recipe:
             views = forward.views(params, state, columns)
             return Context(student, forward.teach(columns), columns, step, key, views)
 
-        term_params, term_state = objective.init(key_terms, jax.eval_shape(first_context))
+        term_params, term_state = {}, {}
+        if any(term.init is not None for term in objective.terms):
+            term_params, term_state = objective.init(key_terms, jax.eval_shape(first_context))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -133,20 +133,3 @@ class Recipe:
             key=train.key,
         )
         return train, {"loss": found.loss} | {n: part.mean for n, part in found.parts.items()}
-
-    def convolves(self, *arguments: Any) -> bool:
-        """Whether a step holds a convolution, which XLA's CPU backend runs slowly in a scan, and
-        may be a program of its own."""
-        leaves, structure = jax.tree.flatten(arguments)
-        return _convolves(self, structure, tuple(jax.typeof(x) for x in leaves))
-
-
-@functools.lru_cache(maxsize=64)
-def _convolves(recipe: Recipe, structure: Any, kinds: tuple[Any, ...]) -> bool:
-    # Tracing a step takes as long as running a few: it is done once for each kind of arguments.
-    leaves = [jax.ShapeDtypeStruct(kind.shape, kind.dtype) for kind in kinds]
-    arguments = jax.tree.unflatten(structure, leaves)
-    program = jax.make_jaxpr(recipe.step)(*arguments)
-    # A traced learning rate inside the optimizer: the step runs inside another program.
-    traced = any(isinstance(x, jax.core.Tracer) for x in program.consts)
-    return not traced and "conv_general_dilated" in str(program)

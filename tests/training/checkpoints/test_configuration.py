@@ -19,11 +19,8 @@ from distill_jax._fingerprints import checksum
 from distill_jax.losses import cross_entropy, forward_kl, soft_targets
 from distill_jax.objectives import term, weighted_sum
 from distill_jax.training import Recipe
-from distill_jax.training.checkpoints._configuration import (
-    configuration,
-    differences,
-    other_versions,
-)
+from distill_jax.training._preparing import Stream, prepared
+from distill_jax.training.checkpoints._configuration import differences, other_versions
 
 ROOT = pathlib.Path(__file__).parents[3]
 KEY = jax.random.key(0)
@@ -52,15 +49,23 @@ def found(
     optimizer=ADAM,
     batch=BATCH,
     key=KEY,
-    averaging=False,
+    decay=None,
     augment=None,
     microbatches=1,
-    decay=None,
     **settings,
 ):
-    recipe = Recipe(student, optimizer, augment, averaging, microbatches)
-    teachers = wise() if teachers is None else teachers
-    return configuration(recipe, objective, teachers, batch, key=key, decay=decay, **settings)
+    ready = prepared(
+        student,
+        objective,
+        optimizer,
+        Stream([batch]),
+        key=key,
+        teachers=wise() if teachers is None else teachers,
+        average_decay=decay,
+        augment=augment,
+        microbatches=microbatches,
+    )
+    return ready.configuration(key, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +129,7 @@ CHANGES = [
         "teachers/more/checksum was not there, is",
         {"teachers": wise() | {"more": wise()["teacher"]}},
     ),
-    ("average was None, is 0.5", {"averaging": True, "decay": jnp.float32(0.5)}),
+    ("average was None, is 0.5", {"decay": 0.5}),
     ("augment was None, is", {"augment": lambda key, batch: batch}),
     ("microbatches was 1, is 2", {"microbatches": 2}),
     ("settings/batch_size was 8, is 4", {"batch_size": 4}),
@@ -197,6 +202,7 @@ def test_settings_of_any_kind(base):
     settings = of(**values)
     assert settings == json.loads(json.dumps(settings)) == of(**values)
     policy, drawn = settings.pop("policy"), settings.pop("drawn")
+    assert settings.pop("data") is None and settings.pop("initial") is None
     assert policy.startswith("jax.") and " at 0x" not in policy
     assert drawn == f"key<fry>[] with checksum {int(checksum(key))}"
     assert settings == {
@@ -254,8 +260,7 @@ import jax, jax.numpy as jnp, numpy as np, optax
 from distill_jax import models, rules, teachers
 from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.objectives import term, weighted_sum
-from distill_jax.training import Recipe
-from distill_jax.training.checkpoints._configuration import configuration
+from distill_jax.training._preparing import Stream, prepared
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
@@ -291,11 +296,12 @@ objective = weighted_sum(
 model = models.mlp([3], 3, dropout=0.1)
 wise = {"big": teachers.teacher(model, *model.init(jax.random.key(0), batch["inputs"]))}
 optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
-recipe = Recipe(models.mlp([4], 3, dropout=0.1), optimizer, None, True)
-found = configuration(
-    recipe, objective, wise, batch, key=jax.random.key(0), decay=jnp.float32(0.5), batch_size=8
+key = jax.random.key(0)
+ready = prepared(
+    models.mlp([4], 3, dropout=0.1), objective, optimizer, Stream([batch]), key=key,
+    teachers=wise, average_decay=0.5,
 )
-print(json.dumps(found))
+print(json.dumps(ready.configuration(key, batch_size=8)))
 """
 
 
