@@ -12,15 +12,13 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from distill_jax.rules.binding._circuit import FALSE, TRUE, bounds
+from distill_jax.rules.binding.book import Book
 from distill_jax.rules.language import formulas as f
-
-if TYPE_CHECKING:
-    from distill_jax.rules.binding.book import Book
 
 MAX = float(np.finfo(np.float32).max)
 MISSING, NUMBER, ANYTHING = (math.inf, math.inf), (-MAX, MAX), (-math.inf, math.inf)

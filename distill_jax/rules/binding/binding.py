@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
+from distill_jax.rules.binding._atoms import Columns
 from distill_jax.rules.binding._circuit import FALSE, TRUE
-from distill_jax.rules.binding._ground import Grounder, Piece
+from distill_jax.rules.binding._ground import Grounder, Piece, head_of
 from distill_jax.rules.binding._plans import plan
 from distill_jax.rules.binding.book import Book, Info, Logic, Pieces
 from distill_jax.rules.binding.contradictions import conflicts as find_conflicts
@@ -71,73 +72,117 @@ def bind(
       >>> print(book)
       [w=2] smoking: smoker and age > 60 => disease
     """
+    _check_choices(schema, logic, conflicts)
+    written = _as_rules(rules)
+    definitions = tuple(rule for rule in written if _defines(rule, schema))
+    kept = tuple(rule for rule in written if not _defines(rule, schema))
+    _check_rules(kept, definitions, schema)
+    widths = _checked_widths(widths)
+    grounder = Grounder(schema, written, definitions, widths)
+    for clause in definitions:
+        grounder.check(clause)
+    grounded = _grounded(grounder, kept)
+    _warn_of_idle_rules(kept, grounded.fires)
+    _check_widths_are_used(widths, grounder.columns)
+    arrays = _arrays(grounder, kept, grounded)
+    patterns = tuple(grounder.columns.patterns)
+    info = Info(schema, kept, definitions, patterns, logic, bool(widths))
+    # All at once: an array at a time, each is a program to compile.
+    book = jax.device_put(Book(**arrays, info=info))
+    if conflicts != "ignore":
+        _report_contradictions(book, conflicts == "raise")
+    return book
+
+
+class _Grounded(NamedTuple):
+    """Rules as nodes of the grounder's builder.
+
+    Attributes:
+      fires: Where each rule can be violated, ``[rules]``.
+      violated: Over label sets, each rule's violation, ``[rules]``; else empty.
+      pieces: Over exclusive classes, the parts of each rule, with the rule's place.
+    """
+
+    fires: list[int]
+    violated: list[int]
+    pieces: list[tuple[int, Piece]]
+
+
+def _grounded(grounder: Grounder, rules: Sequence[f.Rule]) -> _Grounded:
+    """Nodes for every rule.
+
+    Raises:
+      RuleError: for a rule that nothing can satisfy.
+    """
+    if grounder.schema.exclusive:
+        parts = [grounder.pieces(rule) for rule in rules]
+        fires = [grounder.builder.any(piece.guard for piece in own) for own in parts]
+        _check_satisfiable(rules, parts, len(grounder.schema.classes))
+        return _Grounded(fires, [], [(i, piece) for i, own in enumerate(parts) for piece in own])
+    pairs = [grounder.violated(rule) for rule in rules]
+    violated, fires = [v for v, _ in pairs], [possible for _, possible in pairs]
+    for rule, node in zip(rules, violated, strict=True):
+        if node == TRUE:
+            raise rule_error(rule, "nothing can satisfy this rule")
+    return _Grounded(fires, violated, [])
+
+
+def _arrays(grounder: Grounder, rules: Sequence[f.Rule], grounded: _Grounded) -> dict[str, Any]:
+    """The arrays of a book."""
+    schema, (fires, violated, pieces) = grounder.schema, grounded
+    guards = [piece.guard for _, piece in pieces]
+    circuit, places = grounder.builder.circuit([*fires, *violated, *guards])
+    fires, violated, guards = np.split(places, np.cumsum([len(fires), len(violated)]))
+    classes, views = len(schema.classes), len(schema.views)
+    seen = [[classes if s is None else s for s in piece.seen] for _, piece in pieces]
+    table = [piece.table for _, piece in pieces]
+    kinds = np.array([rule.strength.kind for rule in rules])
+    odds = np.array([rule.strength.log_odds for rule in rules], np.float32)
+    planned = not schema.exclusive and not grounder.columns.widths
+    return dict(
+        strengths=np.where(kinds == "hard", np.float32(0), odds),
+        hard=kinds == "hard",
+        learn=kinds == "learn",
+        circuit=circuit,
+        fires=fires,
+        violated=violated,
+        pieces=Pieces(
+            guard=guards,
+            rule=np.array([i for i, _ in pieces], np.int32),
+            seen=np.array(seen, np.int32).reshape(len(pieces), views),
+            table=np.array(table, np.float32).reshape(len(pieces), classes),
+        ),
+        plan=plan(circuit, violated, classes, views) if planned else None,
+    )
+
+
+# What is checked
+
+
+def _check_choices(schema: Schema, logic: str, conflicts: str) -> None:
     if logic not in LOGICS:
         raise ValueError(f"logic must be one of {LOGICS}, got {logic!r}")
     if conflicts not in ("raise", "warn", "ignore"):
         raise ValueError(f"conflicts must be 'raise', 'warn' or 'ignore', got {conflicts!r}")
     if not isinstance(schema, Schema):
         raise TypeError(f"schema must be a Schema, got {type(schema).__name__}: see infer_schema")
-    written = _rules(rules)
-    classes = schema.classes
-    definitions = tuple(r for r in written if r.definition and _head(r) not in classes)
-    kept = tuple(r for r in written if not (r.definition and _head(r) not in classes))
-    _check(kept, definitions, schema)
-    widths = _widths(widths)
-    grounder = Grounder(schema, definitions, widths)
-    grounder.patterns_of(written)
-    grounder.start()
-    for clause in definitions:
-        grounder.check(clause)
-    if schema.exclusive:
-        pieces = [grounder.pieces(rule) for rule in kept]
-        fires = [grounder.builder.any(piece.guard for piece in parts) for parts in pieces]
-        violated: list[int] = []
-        _satisfiable(kept, pieces, len(classes))
-    else:
-        pieces = [[] for _ in kept]
-        pairs = [grounder.violated(rule) for rule in kept]
-        violated, fires = [v for v, _ in pairs], [p for _, p in pairs]
-        for rule, node in zip(kept, violated, strict=True):
-            if node == TRUE:
-                raise rule_error(rule, "nothing can satisfy this rule")
-    _worth(kept, fires)
-    flat = [(i, piece) for i, parts in enumerate(pieces) for piece in parts]
-    circuit, places = grounder.builder.circuit([*fires, *violated, *(p.guard for _, p in flat)])
-    unused = sorted(set(widths) - grounder.softened)
+
+
+def _defines(rule: f.Rule, schema: Schema) -> bool:
+    """Whether a rule is a clause that defines a predicate, and says nothing of a class."""
+    return rule.definition and head_of(rule) not in schema.classes
+
+
+def _check_widths_are_used(widths: Mapping[str, float], columns: Columns) -> None:
+    unused = sorted(set(widths) - columns.softened)
     if unused:
         raise ValueError(
             f"widths has keys that no comparison of order uses: {unused}; there are "
-            f"{sorted(grounder.compared)}"
+            f"{sorted(columns.compared)}"
         )
-    n, k = len(kept), len(classes)
-    seen = [[k if s is None else s for s in piece.seen] for _, piece in flat]
-    kinds = np.array([rule.strength.kind for rule in kept])
-    odds = np.array([rule.strength.log_odds for rule in kept], np.float32)
-    book = Book(
-        strengths=np.where(kinds == "hard", np.float32(0), odds),
-        hard=kinds == "hard",
-        learn=kinds == "learn",
-        circuit=circuit,
-        fires=places[:n],
-        violated=places[n : n + len(violated)],
-        pieces=Pieces(
-            guard=places[n + len(violated) :],
-            rule=np.array([i for i, _ in flat], np.int32),
-            seen=np.array(seen, np.int32).reshape(len(flat), len(schema.views)),
-            table=np.array([piece.table for _, piece in flat], np.float32).reshape(len(flat), k),
-        ),
-        plan=None
-        if schema.exclusive or widths
-        else plan(circuit, places[n : n + len(violated)], k, len(schema.views)),
-        info=Info(schema, kept, definitions, tuple(grounder.patterns), logic, bool(widths)),
-    )
-    book = jax.device_put(book)  # all at once: an array at a time, each is a program to compile
-    if conflicts != "ignore":
-        _contradictions(book, conflicts == "raise")
-    return book
 
 
-def _rules(rules: Any) -> tuple[f.Rule, ...]:
+def _as_rules(rules: Any) -> tuple[f.Rule, ...]:
     if isinstance(rules, str):
         found = parse(rules)
     elif isinstance(rules, Sequence):
@@ -159,9 +204,9 @@ def _rules(rules: Any) -> tuple[f.Rule, ...]:
     return found
 
 
-def _check(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: Schema) -> None:
+def _check_rules(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: Schema) -> None:
     if not kept:
-        heads = sorted({_head(r) for r in definitions})
+        heads = sorted({head_of(r) for r in definitions})
         raise RuleError(
             f"no clause says anything about a class: they define {heads}, and the classes are "
             f"{list(schema.classes)}"
@@ -181,9 +226,9 @@ def _check(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: Schema
                 "is [hard]",
             )
     for rule in definitions:
-        if _head(rule) in columns or _head(rule) == schema.target:
+        if head_of(rule) in columns or head_of(rule) == schema.target:
             raise rule_error(
-                rule, f"a clause may not define {_head(rule)!r}, which is a column", _head(rule)
+                rule, f"a clause may not define {head_of(rule)!r}, which is a column", head_of(rule)
             )
         if rule.strength.kind:
             raise rule_error(rule, "a clause that defines a predicate has no strength of its own")
@@ -202,7 +247,9 @@ def _check(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: Schema
             raise rule_error(rule, "[budget] is part of the language, but not built yet")
 
 
-def _satisfiable(rules: Sequence[f.Rule], pieces: Sequence[Sequence[Piece]], classes: int) -> None:
+def _check_satisfiable(
+    rules: Sequence[f.Rule], pieces: Sequence[Sequence[Piece]], classes: int
+) -> None:
     for rule, parts in zip(rules, pieces, strict=True):
         always = np.zeros(classes, bool)
         for piece in parts:
@@ -219,7 +266,7 @@ def _satisfiable(rules: Sequence[f.Rule], pieces: Sequence[Sequence[Piece]], cla
             )
 
 
-def _worth(rules: Sequence[f.Rule], fires: Sequence[int]) -> None:
+def _warn_of_idle_rules(rules: Sequence[f.Rule], fires: Sequence[int]) -> None:
     idle = [rule for rule, node in zip(rules, fires, strict=True) if node == FALSE]
     if idle:
         listed = "; ".join((f"line {r.line}: " if r.line else "") + str(r) for r in idle[:5])
@@ -232,13 +279,13 @@ def _worth(rules: Sequence[f.Rule], fires: Sequence[int]) -> None:
         )
 
 
-def _contradictions(book: Book, strict: bool) -> None:
+def _report_contradictions(book: Book, strict: bool) -> None:
     found = find_conflicts(book, most=10)
     for certain in (True, False):
         own = [conflict for conflict in found if conflict.certain == certain]
         if not own:
             continue
-        shown = [f"{conflict}{_lines(book, conflict.indices)}" for conflict in own[:5]]
+        shown = [f"{conflict}{_lines_of(book, conflict.indices)}" for conflict in own[:5]]
         more = [f"and {len(own) - 5} conflicts more"] if len(own) > 5 else []
         message = "\n".join([*shown, *more])
         if certain and strict:
@@ -249,19 +296,14 @@ def _contradictions(book: Book, strict: bool) -> None:
         warnings.warn(message, RuleWarning, stacklevel=3)
 
 
-def _lines(book: Book, indices: Sequence[int]) -> str:
+def _lines_of(book: Book, indices: Sequence[int]) -> str:
     written = [book.rules[i] for i in indices if book.rules[i].line]
     return "".join(f"\n  line {r.line}: {r}" for r in written[:5])
 
 
-def _widths(widths: Mapping[str, float] | None) -> dict[str, float]:
+def _checked_widths(widths: Mapping[str, float] | None) -> dict[str, float]:
     widths = dict(widths or {})
     for name, width in widths.items():
         if not (np.isfinite(width) and width > 0):
             raise ValueError(f"widths[{name!r}] must be finite and > 0, got {width}")
     return widths
-
-
-def _head(clause: f.Rule) -> str:
-    head = clause.formula.head if isinstance(clause.formula, f.Implies) else clause.formula
-    return head.name if isinstance(head, f.Name) else str(head)

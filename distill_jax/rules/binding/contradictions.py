@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from distill_jax.rules.binding import _regions
-
-if TYPE_CHECKING:
-    from distill_jax.rules.binding.book import Book
+from distill_jax.rules.binding.book import Book
 
 MOST_CASES = 1_000
 """Boxes of one rule; of those that have more, the first ones are compared."""

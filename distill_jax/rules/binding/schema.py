@@ -318,7 +318,7 @@ def _encode(column: Column, values: np.ndarray) -> np.ndarray:
     out = np.full(len(values), np.nan)
     present = ~missing(values)
     if column.kind == "categorical":
-        codes = {category: code for code, category in enumerate(column.categories)}
+        codes = {name: code for code, name in enumerate(column.categories)}
         out[present] = [codes.get(category(x), len(codes)) for x in values[present]]
         return out
     out[present] = _numbers(column.name, values[present])

@@ -17,7 +17,6 @@ from typing import Any
 from distill_jax import _files
 from distill_jax.rules.exchange._dimacs import from_dimacs, to_dimacs
 from distill_jax.rules.language import formulas as f
-from distill_jax.rules.language import printing
 from distill_jax.rules.language.errors import RuleError, error_at
 from distill_jax.rules.language.parsing import parse
 
@@ -117,9 +116,9 @@ def to_table(rules: Sequence[f.Rule]) -> list[dict[str, str | None]]:
     plain = (dataclasses.replace(rule, name=None, strength=f.Strength()) for rule in rules)
     return [
         {
-            "rule": printing.to_text(alone),
+            "rule": str(alone),
             "name": rule.name,
-            "strength": printing.strength(rule.strength).strip("[]") or None,
+            "strength": str(rule.strength).strip("[]") or None,
         }
         for rule, alone in zip(rules, plain, strict=True)
     ]
@@ -264,7 +263,7 @@ def _from_patterns(text: str, column: str) -> tuple[f.Rule, ...]:
             message = "the regular expression is not found in this exemplar"
             raise error_at(message, line, number, len(cells[0]) + len(cells[1]) + 2)
         formula = f.Implies(f.Matches(f.Name(column), pattern), f.Name(label))
-        found.append(f.Rule(formula, line=number, source=printing.to_text(formula)))
+        found.append(f.Rule(formula, line=number, source=str(formula)))
     return tuple(found)
 
 

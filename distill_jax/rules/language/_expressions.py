@@ -6,11 +6,10 @@ import difflib
 from typing import Any, NamedTuple, NoReturn
 
 from distill_jax.rules.language import formulas as f
-from distill_jax.rules.language import printing
 from distill_jax.rules.language._tokens import Token, tokenize
 from distill_jax.rules.language.errors import error_at, visible
 
-# How tightly each sign between two parts binds. printing.py has the levels of the trees.
+# How tightly each sign between two parts binds. formulas.py has the same order for trees.
 _LEVELS = {"<=>": 1, "=>": 2, "or": 3, "and": 4}
 _LEVELS |= dict.fromkeys([*f.COMPARISONS, "=", "in", "not", "between", "is", "matches"], 6)
 _LEVELS |= {"+": 7, "-": 7, "*": 8, "/": 8}
@@ -99,7 +98,7 @@ class Parser:
 
     def formula(self, part: Part) -> f.Formula:
         if not isinstance(part.tree, f.Formula):
-            shown = _shortened(printing.to_text(part.tree))
+            shown = _shortened(str(part.tree))
             message = f"expected a formula, got the value {shown}: compare it with something"
             self.fail(message, part.start)
         return part.tree

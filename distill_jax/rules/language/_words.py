@@ -52,11 +52,25 @@ def _escaped(c: str, quote: str) -> str:
     return short.get(c) or (f"\\x{code:02x}" if code <= 0xFF else wide)
 
 
-def quoted(name: str) -> str:
+def quoted(name: str, *, hyphens: bool = False) -> str:
     """A name as it stands in a rule: in back-ticks where it needs them."""
-    return name if is_word(name) else escaped(name, "`")
+    return name if is_word(name, hyphens=hyphens) else escaped(name, "`")
 
 
 def number(value: float) -> str:
     """A number that is read back as the same float."""
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
+def string(text: str) -> str:
+    """A string in the quotes that need fewer escapes."""
+    return escaped(text, '"' if "'" in text and '"' not in text else "'")
+
+
+def pattern(text: str) -> str:
+    """A regular expression, as a raw string where it can be one."""
+    for quote in ('"', "'"):
+        raw = f"r{quote}{text}{quote}"
+        if text.isprintable() and re.fullmatch(rf"(?:[^{quote}\\]|\\.)*+", text):
+            return raw
+    return escaped(text, '"')

@@ -1,8 +1,9 @@
 """Formulas: what a rule says, before anyone knows which columns and classes there are.
 
-A formula is a tree of frozen dataclasses that compare by content and can be keys. The text of a
-rule is parsed into one (``syntax``), one prints back to text (``printing``), and one is built in
-Python with operators (``building``).
+A formula is a tree of frozen dataclasses that compare by content and can be keys. ``parsing`` reads
+one from text, ``building`` makes one in Python with operators, and each node knows its own text:
+``str(tree)`` is what ``parsing`` would read as the same tree, with parentheses only where the text
+would be read as another tree without them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, dataclass_transform
+
+from distill_jax.rules.language._words import is_word, number, pattern, quoted, string
+from distill_jax.rules.language.errors import RuleError
 
 T = TypeVar("T")
 
@@ -23,16 +27,27 @@ AVERAGES = ("mean",)
 TRENDS = ("increasing", "decreasing")
 MAX_DEPTH = 100  # of trees that have a text: code that walks a tree may recurse
 
+# How tightly each kind of tree binds its parts. _expressions.py has the same order for signs.
+_IFF, _IMPLIES, _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _MINUS, _ATOM = range(1, 11)
+
 
 class Tree:
     """A value (a column, a number, a sum) or a formula."""
 
     def __str__(self) -> str:
-        from distill_jax.rules.language.printing import (
-            to_text,  # it prints trees, and so knows them all
-        )
+        _check_depth(self)
+        return _text(self, False)
 
-        return to_text(self)
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        """The tree's text, and how tightly it binds.
+
+        Args:
+          clause: Whether it stands in a Horn clause, where names may hold hyphens.
+
+        Raises:
+          ValueError: if no text would be read as this tree.
+        """
+        raise ValueError(f"no text says {self!r}")
 
 
 class Value(Tree):
@@ -62,12 +77,18 @@ class Number(Value):
             raise ValueError(f"value must be finite, got {self.value}")
         object.__setattr__(self, "value", float(self.value))
 
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        return number(self.value), _MINUS
+
 
 @_node
 class String(Value):
     """A string, for comparison with a category or a class."""
 
     value: str
+
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        return string(self.value), _ATOM
 
 
 @_node
@@ -78,6 +99,9 @@ class Name(Value, Formula):
     """
 
     name: str
+
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        return quoted(self.name, hyphens=clause), _ATOM
 
 
 @_node
@@ -91,12 +115,21 @@ class Of(Value, Formula):
     view: str | None
     name: str
 
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        owner = "p" if self.view is None else f"view({quoted(self.view, hyphens=clause)})"
+        return f"{owner}.{quoted(self.name, hyphens=clause)}", _ATOM
+
 
 @_node
 class Negative(Value):
     """``-value``."""
 
     value: Value
+
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        # -3 is the number itself, so its negative stands in parentheses.
+        inner = _ATOM if isinstance(self.value, Number) else _MINUS
+        return f"-{_text(self.value, clause, inner)}", _MINUS
 
 
 @_node
@@ -107,6 +140,13 @@ class Arithmetic(Value):
     left: Value
     right: Value
 
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        if self.operator not in ARITHMETIC:
+            return super().spelled(clause)
+        own = _SUM if self.operator in "+-" else _PRODUCT
+        left, right = _text(self.left, clause, own), _text(self.right, clause, own + 1)
+        return f"{left} {self.operator} {right}", own
+
 
 @_node
 class Call(Value):
@@ -116,6 +156,12 @@ class Call(Value):
     value: Value
     where: Formula | None = None
 
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        if self.function not in AVERAGES:
+            return super().spelled(clause)
+        option = "" if self.where is None else f", where={_text(self.where, clause)}"
+        return f"{self.function}({_text(self.value, clause, _SUM)}{option})", _ATOM
+
 
 @_node
 class Compare(Formula):
@@ -123,6 +169,22 @@ class Compare(Formula):
 
     operands: tuple[Value, ...]
     operators: tuple[str, ...]
+
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        if not len(self.operands) == len(self.operators) + 1 >= 2:
+            return super().spelled(clause)
+        if not set(self.operators) <= set(COMPARISONS):
+            raise ValueError(f"a comparison is one of {COMPARISONS}, got {self.operators}")
+        if clause and self.operators[0] == "==":  # the form of Horn clauses: p-37=c
+            match self.operands:
+                case (Name(name), String(word)) if is_word(name, hyphens=True) and is_word(
+                    word, hyphens=True
+                ):
+                    return f"{name}={word}", _COMPARISON
+        text = _text(self.operands[0], clause, _SUM)
+        for sign, operand in zip(self.operators, self.operands[1:], strict=True):
+            text += f" {sign} {_text(operand, clause, _SUM)}"
+        return text, _COMPARISON
 
 
 @_node
@@ -133,6 +195,13 @@ class In(Formula):
     choices: tuple[Value, ...]
     negated: bool = False
 
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        if not self.choices:
+            return super().spelled(clause)
+        sign = "not in" if self.negated else "in"
+        choices = _joined(", ", self.choices, clause, _SUM)
+        return f"{_text(self.value, clause, _SUM)} {sign} [{choices}]", _COMPARISON
+
 
 @_node
 class Between(Formula):
@@ -142,6 +211,10 @@ class Between(Formula):
     low: Value
     high: Value
 
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        ends = _joined(" and ", (self.low, self.high), clause, _SUM)
+        return f"{_text(self.value, clause, _SUM)} between {ends}", _COMPARISON
+
 
 @_node
 class Missing(Formula):
@@ -149,6 +222,10 @@ class Missing(Formula):
 
     value: Value
     negated: bool = False
+
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        sign = "is not missing" if self.negated else "is missing"
+        return f"{_text(self.value, clause, _SUM)} {sign}", _COMPARISON
 
 
 @_node
@@ -158,12 +235,18 @@ class Matches(Formula):
     value: Value
     pattern: str
 
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        return f"{_text(self.value, clause, _SUM)} matches {pattern(self.pattern)}", _COMPARISON
+
 
 @_node
 class Not(Formula):
     """``not part``."""
 
     part: Formula
+
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        return f"not {_text(self.part, clause, _NOT)}", _NOT
 
 
 @_node
@@ -172,12 +255,18 @@ class And(Formula):
 
     parts: tuple[Formula, ...]
 
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        return _joined(" and ", _two_or_more(self), clause, _AND + 1), _AND
+
 
 @_node
 class Or(Formula):
     """One or more of two parts or more."""
 
     parts: tuple[Formula, ...]
+
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        return _joined(" or ", _two_or_more(self), clause, _OR + 1), _OR
 
 
 @_node
@@ -187,6 +276,10 @@ class Implies(Formula):
     body: Formula
     head: Formula
 
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        body, head = _text(self.body, clause, _IMPLIES + 1), _text(self.head, clause, _IMPLIES)
+        return f"{body} => {head}", _IMPLIES
+
 
 @_node
 class Iff(Formula):
@@ -194,6 +287,9 @@ class Iff(Formula):
 
     left: Formula
     right: Formula
+
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        return _joined(" <=> ", (self.left, self.right), clause, _IFF + 1), _IFF
 
 
 @_node
@@ -207,6 +303,13 @@ class Count(Formula):
     number: int | None
     parts: tuple[Formula, ...]
 
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        numbered = self.kind.startswith("at_")
+        if not self.parts or self.kind not in COUNTS or numbered != (self.number is not None):
+            return super().spelled(clause)
+        first = f"{self.number}, " if numbered else ""
+        return f"{self.kind}({first}{_joined(', ', self.parts, clause, 0)})", _ATOM
+
 
 @_node
 class Trend(Formula):
@@ -215,6 +318,38 @@ class Trend(Formula):
     kind: str
     value: Value
     by: Value
+
+    def spelled(self, clause: bool) -> tuple[str, int]:
+        if self.kind not in TRENDS:
+            return super().spelled(clause)
+        value, by = _text(self.value, clause, _SUM), _text(self.by, clause, _SUM)
+        return f"{self.kind}({value}, by={by})", _ATOM
+
+
+def _text(tree: Any, clause: bool, level: int = 0) -> str:
+    """The text, in parentheses if it binds more loosely than ``level``."""
+    if not isinstance(tree, Tree):
+        raise ValueError(f"no text says {tree!r}")
+    text, own = tree.spelled(clause)
+    return text if own >= level else f"({text})"
+
+
+def _joined(sign: str, parts: Sequence[Tree], clause: bool, level: int) -> str:
+    return sign.join([_text(part, clause, level) for part in parts])
+
+
+def _two_or_more(tree: And | Or) -> tuple[Formula, ...]:
+    if len(tree.parts) < 2:
+        raise ValueError(f"And and Or need two parts or more, got {tree!r}")
+    return tree.parts
+
+
+def _check_depth(tree: Tree) -> None:
+    if depth(tree) > MAX_DEPTH:
+        raise RuleError(
+            f"the formula has more than {MAX_DEPTH} levels of nesting: split it into rules, or "
+            "group a long sum"
+        )
 
 
 def pattern_problem(pattern: str) -> str | None:
@@ -272,6 +407,12 @@ class Strength:
             return float(self.number)
         return {"": 1.0, "hard": math.inf}.get(self.kind, 0.0)
 
+    def __str__(self) -> str:
+        """``[w=2]``, or an empty text where nothing is to be written."""
+        if self.kind in ("w", "p"):
+            return f"[{self.kind}={number(float(self.number or 0.0))}]"
+        return f"[{self.kind}]" if self.kind else ""
+
 
 HARD = Strength("hard")
 LEARN = Strength("learn")
@@ -302,9 +443,18 @@ class Rule:
     source: str = dataclasses.field(default="", compare=False)
 
     def __str__(self) -> str:
-        from distill_jax.rules.language.printing import to_text
-
-        return to_text(self)
+        _check_depth(self.formula)
+        before = str(self.strength) + " " * bool(self.strength.kind)
+        before += "" if self.name is None else f"{quoted(self.name)}: "
+        if not self.definition:
+            return before + _text(self.formula, False)
+        formula = self.formula
+        if not (isinstance(formula, Implies) and isinstance(formula.head, Name)):
+            raise ValueError(f"a Horn clause must say body => name, got {formula}")
+        body = formula.body
+        parts = _two_or_more(body) if isinstance(body, And) else (body,)
+        head = quoted(formula.head.name, hyphens=True)
+        return f"{before}{head} :- {_joined(', ', parts, True, _NOT)}."
 
 
 def trees(x: Any) -> Iterator[Tree]:

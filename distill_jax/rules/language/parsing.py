@@ -2,7 +2,7 @@
 
 From loosest to tightest: ``<=>``; ``=>`` (to the right); ``or``; ``and``; ``not``; comparisons
 (chained), ``in``, ``between``, ``is missing``, ``matches``; ``+ -``; ``* /``; ``-`` before a value;
-calls and names. ``printing.to_text`` is the inverse.
+calls and names. ``to_text`` is the inverse.
 """
 
 from __future__ import annotations
