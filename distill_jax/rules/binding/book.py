@@ -133,7 +133,7 @@ def encode(book: Book, table: Any) -> np.ndarray:
       ValueError: if a column is missing or not of its kind.
 
     Example:
-      >>> from distill_jax.rules import Column, Schema
+      >>> from distill_jax.rules import Column, Schema, bind
       >>> schema = Schema((Column("text", "text"),), ("ham", "spam"))
       >>> book = bind('text matches r"call.*free" => spam', schema)
       >>> print(encode(book, {"text": ["call now, it is free", "see you", None]}))

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from distill_jax import _checks
-from distill_jax.objectives import Context, Term, term
+from distill_jax.objectives import Term, term
 from distill_jax.rules.binding.book import Book
-from distill_jax.rules.levels._reading import Reader
 from distill_jax.rules.levels.penalties import each_penalty, weighted_sum
 from distill_jax.rules.logic import _inputs
 from distill_jax.types import Params, State
@@ -65,44 +64,39 @@ def dual_ascent(
     if not callable(step_size):
         _checks.scalar(step_size=step_size)
         _checks.positive(step_size=step_size)
-    loss = _DualAscent(Reader(name, _given, tuple((reads or {}).items())))
     options: dict[str, Any] = dict(rules=book, budget=budget, step_size=step_size)
-    return term(name, weight, loss, where=where, init=_Start(len(book)), coupled=True, **options)
+    start = _Start(len(book))
+    return term(
+        name, weight, _ascend, where=where, init=start, coupled=True, reads=reads, **options
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Start:
     rules: int
 
-    def __call__(self, key: Array, context: Context) -> tuple[Params, State]:
+    def __call__(self, key: Array) -> tuple[Params, State]:
         return {}, {"multipliers": jnp.zeros(self.rules)}
 
 
-@dataclasses.dataclass(frozen=True)
-class _DualAscent:
-    reader: Reader
-
-    def __call__(
-        self,
-        params: Params,
-        state: State,
-        context: Context,
-        *,
-        rules: Book,
-        budget: Any,
-        step_size: Any,
-        where: Any = None,
-    ) -> tuple[Array, State]:
-        student_logits, columns, views = self.reader(context)
-        each = each_penalty(student_logits, columns, views, rules, "linear", where)
-        multipliers = jax.lax.stop_gradient(state["multipliers"])
-        rows = _inputs.masked(weighted_sum(each, multipliers[None, :]), where)
-        keep = jnp.ones(each.shape[:1], bool) if where is None else jnp.asarray(where)
-        number = keep.sum(dtype=each.dtype)
-        mean = jnp.where(keep[:, None], each, 0.0).sum(0) / jnp.maximum(number, 1.0)
-        excess = jnp.where(number > 0, jax.lax.stop_gradient(mean) - budget, 0.0)
-        return rows, {"multipliers": jnp.maximum(multipliers + step_size * excess, 0.0)}
-
-
-def _given(student_logits: Any, columns: Any, views: Any) -> None:
-    """What dual ascent reads."""
+def _ascend(
+    params: Params,
+    state: State,
+    student_logits: Any,
+    columns: Any,
+    views: Any,
+    *,
+    rules: Book,
+    budget: Any,
+    step_size: Any,
+    where: Any = None,
+) -> tuple[Array, State]:
+    """The penalty at the multipliers, and the multipliers after a step."""
+    each = each_penalty(student_logits, columns, views, rules, "linear", where)
+    multipliers = jax.lax.stop_gradient(state["multipliers"])
+    rows = _inputs.masked(weighted_sum(each, multipliers[None, :]), where)
+    keep = jnp.ones(each.shape[:1], bool) if where is None else jnp.asarray(where)
+    number = keep.sum(dtype=each.dtype)
+    mean = jnp.where(keep[:, None], each, 0.0).sum(0) / jnp.maximum(number, 1.0)
+    excess = jnp.where(number > 0, jax.lax.stop_gradient(mean) - budget, 0.0)
+    return rows, {"multipliers": jnp.maximum(multipliers + step_size * excess, 0.0)}

@@ -15,7 +15,6 @@ from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.objectives import Context, Term, term
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.language import formulas as f
-from distill_jax.rules.levels._reading import Reader
 from distill_jax.rules.levels.projection import project
 from distill_jax.rules.logic import _inputs
 from distill_jax.rules.logic._inputs import Views
@@ -112,12 +111,12 @@ def teach(
         raise ValueError("learn needs a rule marked [learn], and the book has none")
     if strengths is not None:
         raise ValueError("learn starts from the book's own strengths: leave strengths out")
-    loss = _Learned(Reader(name, _given, tuple((reads or {}).items())), labelled)
     return term(
         name,
         weight,
-        loss,
+        _Learned(labelled),
         where=where,
+        reads=reads,
         init=_Start(jnp.shape(book.strengths)[0]),
         rules=book,
         temperature=temperature,
@@ -213,7 +212,7 @@ def remainder(schedule: Callable[[Any], Any]) -> Remainder:
 class _Start:
     rules: int
 
-    def __call__(self, key: Array, context: Context) -> tuple[Params, State]:
+    def __call__(self, key: Array) -> tuple[Params, State]:
         return {"strengths": jnp.zeros(self.rules)}, {}
 
 
@@ -221,7 +220,6 @@ class _Start:
 class _Learned:
     """Imitation for the student, and the labels' cross-entropy for the strengths."""
 
-    reader: Reader
     labelled: str | None
 
     def __call__(
@@ -229,12 +227,15 @@ class _Learned:
         params: Params,
         state: State,
         context: Context,
+        student_logits: Any,
+        columns: Any,
+        views: Any,
+        labels: Any,
         *,
         rules: Book,
         temperature: Any = 1.0,
         where: Any = None,
     ) -> tuple[Array, State]:
-        student_logits, columns, views, labels = self.reader(context)
         logits, columns, views = _inputs.clean(rules, student_logits, columns, views, where)
         strengths = _strengths(rules, params)
         rows = posterior_kl(
@@ -254,10 +255,6 @@ class _Learned:
         safe = jnp.where(given, labels, 0)[:, None]
         given = given & ~jnp.isneginf(jnp.take_along_axis(taught, safe, axis=1)[:, 0])
         return rows + cross_entropy(taught, labels, where=given), state
-
-
-def _given(student_logits: Any, columns: Any, views: Any, labels: Any) -> None:
-    """What a term that learns reads."""
 
 
 def _strengths(book: Book, params: Mapping[str, Any]) -> Array:
