@@ -46,20 +46,23 @@ LABEL_WEIGHTS = np.array([2.0, 10.0, 1.0, 4.0])
 def book(order: tuple[str, ...] = CLASSES) -> Book:
     """Over exclusive classes."""
     schema = Schema(COLUMNS, order, target="state", views=("later",))
-    return bind("\n".join(text for text, _ in RULES), schema)
+    with jax.ensure_compile_time_eval():  # whichever test comes first, in a traced function or not
+        return bind("\n".join(text for text, _ in RULES), schema)
 
 
 @functools.cache
 def plain() -> Book:
     """The same without views, and without a rule that nothing satisfies."""
-    return bind("\n".join(text for text, _ in RULES[:4]), Schema(COLUMNS, CLASSES))
+    with jax.ensure_compile_time_eval():  # whichever test comes first, in a traced function or not
+        return bind("\n".join(text for text, _ in RULES[:4]), Schema(COLUMNS, CLASSES))
 
 
 @functools.cache
 def labels(logic: Any = "product") -> Book:
     """Over label sets."""
     schema = Schema(COLUMNS, ("a", "b", "c"), exclusive=False)
-    return bind("\n".join(text for text, _ in LABEL_RULES), schema, logic=logic)
+    with jax.ensure_compile_time_eval():  # whichever test comes first, in a traced function or not
+        return bind("\n".join(text for text, _ in LABEL_RULES), schema, logic=logic)
 
 
 def data(seed: int = 0, *, scale: float = 2.0) -> tuple[Any, Any, Any]:
