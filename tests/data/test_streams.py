@@ -256,7 +256,7 @@ def test_a_position_of_another_kind_of_source_is_an_error():
         positions(rows(2, 2), position=stateful)
     with pytest.raises(ValueError, match="resumes from a state of its own"):
         positions(Stateful(rows(2, 2)), position=counted)
-    with pytest.raises(ValueError, match="Batches.set_state.*must be one that data.batches gave"):
+    with pytest.raises(ValueError, match="Batches.set_state.*must come from get_state"):
         positions(batches(ARRAYS, key=KEY, batch_size=3), position=stateful)
     with pytest.raises(ValueError, match="not padded"):
         positions(padded(Stateful(rows(2, 2))), position=stateful)
