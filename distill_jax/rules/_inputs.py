@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
 from distill_jax.objectives import Context, term
+from distill_jax.objectives._reading import read_all
 from distill_jax.rules.book import Book
 
 Views = Mapping[str, Any]
@@ -132,4 +133,5 @@ class Reader:
         return term(self.name, 1.0, self.like, reads=dict(self.reads))
 
     def __call__(self, context: Context) -> list[Any]:
-        return self.reader()._arguments(context)
+        made = self.reader()
+        return read_all(made.name, made.parameters, dict(made.reads), context)

@@ -1,4 +1,4 @@
-"""Terms and objectives: counts, masks, splits, schedules, parameters of terms, messages."""
+"""Objectives: counts, masks, splits, schedules, parameters of terms, messages."""
 
 from __future__ import annotations
 
@@ -11,33 +11,7 @@ import pytest
 from distill_jax.losses import cross_entropy, forward_kl, soft_targets
 from distill_jax.objectives import Context, Part, term, weighted_sum
 from distill_jax.types import Outputs
-
-ROWS, CLASSES = 12, 3
-
-
-def example(seed=0):
-    keys = jax.random.split(jax.random.key(seed), 4)
-    inputs = jax.random.normal(keys[0], (ROWS, 4))
-    batch = {
-        "inputs": inputs,
-        "labels": jax.random.randint(keys[1], (ROWS,), 0, CLASSES),
-        "teacher_logits": 2 * jax.random.normal(keys[2], (ROWS, CLASSES)),
-        # Uneven: the first four rows hold one label, the last four all.
-        "labelled": jnp.array([1, 0, 0, 0, 1, 0, 1, 0, 1, 1, 1, 1], bool),
-        "where": jnp.arange(ROWS) != 5,
-    }
-    return batch, jax.random.normal(keys[3], (4, CLASSES))
-
-
-def context_of(kernel, batch, **more):
-    return Context(Outputs(batch["inputs"] @ kernel), {}, batch, **more)
-
-
-def both():
-    return weighted_sum(
-        term("labels", 0.3, cross_entropy, where="labelled"),
-        term("teacher", 0.7, soft_targets, temperature=3.0),
-    )
+from tests.objectives.examples import CLASSES, ROWS, both, context_of, example
 
 
 @jax.jit
@@ -202,43 +176,6 @@ def test_terms_own_parameters_and_state():
     assert isinstance(parts["scaled"], Part)
 
 
-def test_each_teacher_by_its_name():
-    batch, kernel = example()
-    teachers = {"big": Outputs(batch["teacher_logits"]), "small": Outputs(-batch["teacher_logits"])}
-    context = Context(Outputs(batch["inputs"] @ kernel), teachers, batch)
-    objective = weighted_sum(
-        term("big", 1.0, forward_kl),
-        term("other", 1.0, forward_kl, reads={"teacher_logits": "small"}),
-        term("own", 1.0, forward_kl, reads={"teacher_logits": lambda c: c.student.logits}),
-    )
-    _, (parts, _) = objective({}, {}, context)
-    student = context.student.logits
-    where = batch["where"]
-    for name, teacher in (("big", teachers["big"]), ("other", teachers["small"])):
-        want = forward_kl(student, teacher.logits, where=where).sum()
-        np.testing.assert_allclose(parts[name].sum, want, rtol=1e-6)
-    assert parts["own"].sum == 0
-
-
-def test_a_column_by_another_name():
-    batch, kernel = example()
-    batch["noisy"] = (batch["labels"] + 1) % CLASSES
-    objective = weighted_sum(term("labels", 1.0, cross_entropy, reads={"labels": "noisy"}))
-    value = objective({}, {}, context_of(kernel, batch))[0]
-    rows = cross_entropy(batch["inputs"] @ kernel, batch["noisy"], where=batch["where"])
-    np.testing.assert_allclose(value, rows.sum() / 11, rtol=1e-6)
-
-
-def test_masks_of_rows_and_of_tokens_meet_row_by_row():
-    batch = {"inputs": jnp.zeros((4, 4, 2)), "mine": jnp.array([True, False, False, False])}
-    batch["where"] = jnp.ones((4, 4), bool)
-    rows_first = term("t", 1.0, lambda context: jnp.ones((4, 4)), where="mine").mask(batch)
-    np.testing.assert_array_equal(rows_first.sum(1), [4, 0, 0, 0])
-    batch = {**batch, "mine": batch["where"], "where": batch["mine"]}
-    tokens_first = term("t", 1.0, lambda context: jnp.ones((4, 4)), where="mine").mask(batch)
-    np.testing.assert_array_equal(tokens_first, rows_first)
-
-
 def test_an_infinite_loss_with_weight_zero_is_zero():
     batch = {"inputs": jnp.zeros((1, 2)), "teacher_logits": jnp.zeros((1, 2))}
     forbids = Context(Outputs(jnp.array([[0.0, -jnp.inf]])), {}, batch)
@@ -246,50 +183,17 @@ def test_an_infinite_loss_with_weight_zero_is_zero():
     assert objective({}, {}, forbids)[0] == 0
 
 
-def test_settings_are_fixed_in_the_program_and_numbers_are_leaves():
-    def loss(context, *, layers, flag, scale, nothing):
-        assert layers == ("a", "b") and flag and nothing is None
-        return jnp.full(2, scale)
+def test_columns_of_terms_with_parameters_are_checked_beforehand():
+    def scaled(params, state, student_logits, labels):
+        return params * cross_entropy(student_logits, labels), state
 
-    options = {"layers": ["a", "b"], "flag": np.bool_(True), "nothing": None}
-    made = term("t", 1, loss, scale=np.int64(2), **options)
-    assert made.options["scale"].dtype == jnp.float32
-    context = Context(Outputs(jnp.zeros((2, 2))), {}, {"inputs": jnp.zeros((2, 1))})
-    assert jax.jit(lambda o: o({}, {}, context)[0])(weighted_sum(made)) == 2
-
-
-def test_features_by_their_path():
-    def size(student_features):
-        return (student_features**2).sum(-1)
-
-    objective = weighted_sum(term("size", 1.0, size, reads={"student_features": "hidden/0"}))
-    outputs = Outputs(jnp.zeros((2, 2)), {"hidden/0": jnp.ones((2, 3))})
-    context = Context(outputs, {}, {"inputs": jnp.zeros((2, 1))})
-    assert objective({}, {}, context)[0] == 3
-    with pytest.raises(ValueError, match=r"features 'hidden/0'; there are \[\]"):
-        objective({}, {}, context._replace(student=Outputs(jnp.zeros((2, 2)))))
+    objective = weighted_sum(term("own", 1.0, scaled, init=lambda key: (1.0, None)))
+    with pytest.raises(ValueError, match="labels must lie in 0 ... 2"):
+        objective.check({"inputs": jnp.zeros((2, 1)), "labels": jnp.array([0, 3])}, 3)
 
 
 @pytest.mark.usefixtures("library_errors")
 class TestMessages:
-    @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -np.inf])
-    def test_a_weight_that_is_not_finite(self, weight):
-        with pytest.raises(ValueError, match="weight of term 'labels' must be finite"):
-            term("labels", weight, cross_entropy)
-
-    @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
-    def test_an_option_out_of_range(self, temperature):
-        with pytest.raises(ValueError, match="term 'teacher': temperature must be finite and > 0"):
-            term("teacher", 1.0, soft_targets, temperature=temperature)
-
-    def test_an_option_that_the_loss_does_not_have(self):
-        with pytest.raises(TypeError, match=r"no option 'temprature'; it has \['temperature'\]"):
-            term("teacher", 1.0, soft_targets, temprature=2.0)
-
-    def test_reads_of_a_parameter_that_the_loss_does_not_have(self):
-        with pytest.raises(ValueError, match="names 'label'; its loss has"):
-            term("labels", 1.0, cross_entropy, reads={"label": "noisy"})
-
     def test_two_terms_of_one_name(self):
         labels = term("labels", 1.0, cross_entropy)
         with pytest.raises(ValueError, match="'labels' twice"):
@@ -297,44 +201,10 @@ class TestMessages:
         with pytest.raises(ValueError, match="one term or more"):
             weighted_sum()
 
-    def test_no_teacher(self):
-        batch, kernel = example()
-        del batch["teacher_logits"]
-        with pytest.raises(ValueError, match="term 'teacher' needs a teacher: the teachers are"):
-            both()({}, {}, context_of(kernel, batch))
-
-    def test_two_teachers_and_neither_named(self):
-        batch, kernel = example()
-        logits = Outputs(batch["teacher_logits"])
-        context = Context(Outputs(batch["inputs"] @ kernel), {"a": logits, "b": logits}, batch)
-        with pytest.raises(ValueError, match=r"the teachers are \['a', 'b'\]"):
-            both()({}, {}, context)
-
-    def test_a_missing_column(self):
-        batch, kernel = example()
-        del batch["labels"]
-        with pytest.raises(ValueError, match="term 'labels' reads the column 'labels'; the batch"):
-            both()({}, {}, context_of(kernel, batch))
-        del batch["labelled"]
-        with pytest.raises(ValueError, match="where of term 'labels' reads the column 'labelled'"):
-            both().counts(batch)
-
-    def test_a_mask_that_is_not_boolean(self):
-        batch, _ = example()
-        batch["labelled"] = batch["labelled"].astype(jnp.float32)
-        with pytest.raises(TypeError, match="where of term 'labels' must be booleans"):
-            both().counts(batch)
-
     def test_rows_of_another_shape(self):
         batch, kernel = example()
         objective = weighted_sum(term("mean", 1.0, lambda student_logits: student_logits.mean()))
         with pytest.raises(ValueError, match=r"gave rows of shape \(\), its mask has \(12,\)"):
-            objective({}, {}, context_of(kernel, batch))
-
-    def test_features_need_a_path(self):
-        batch, kernel = example()
-        objective = weighted_sum(term("hint", 1.0, lambda student_features: student_features))
-        with pytest.raises(ValueError, match="must say which features to compare"):
             objective({}, {}, context_of(kernel, batch))
 
     def test_labels_out_of_range(self):
@@ -343,10 +213,6 @@ class TestMessages:
         with pytest.raises(ValueError, match="labels must lie in 0 ... 2"):
             both().check(batch, CLASSES)
         both().check(dict(batch, labelled=batch["labelled"].at[0].set(False)), CLASSES)
-
-    def test_a_name_that_metrics_have(self):
-        with pytest.raises(ValueError, match="may not be named 'loss'"):
-            term("loss", 1.0, cross_entropy)
 
     def test_masks_of_different_batches(self):
         batch = {"inputs": jnp.zeros((4, 1)), "m": jnp.ones((4, 3), bool)}
