@@ -1,4 +1,4 @@
-"""How sure a mean over runs is."""
+"""Mean, standard deviation and confidence interval over runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def mean_std(values: Sequence[float] | Any) -> dict[str, Any]:
     """Mean and standard deviation of a sample.
 
     Args:
-      values: One number a run.
+      values: One number per run, ``[runs]``.
 
     Returns:
-      ``mean``, ``std`` and ``n``. The standard deviation is that of a sample: squares are divided
-      by n - 1 (ddof 1). It is None for one value, which has no spread.
+      A dictionary of ``mean``, ``std`` and ``n``. The standard deviation has ddof 1 (squares are
+      divided by n - 1). It is None for a single value.
 
     Raises:
-      ValueError: if there is no value, or ``values`` has more than one axis.
+      ValueError: if ``values`` is empty or has more than one axis.
 
     Example:
       >>> mean_std([1.0, 2.0, 3.0])
@@ -35,14 +35,14 @@ def mean_std(values: Sequence[float] | Any) -> dict[str, Any]:
 def interval95(values: Sequence[float] | Any) -> dict[str, Any]:
     r"""A 95% confidence interval of the mean, :math:`\bar x \pm t_{0.975, n-1}\, s / \sqrt n`.
 
-    Student's t: right for independent runs whose results are about normally distributed, also if
-    there are few of them.
+    From Student's t: valid for independent runs whose results are roughly normally distributed,
+    even if there are few of them.
 
     Args:
-      values: One number a run, two or more.
+      values: One number per run, ``[runs]``, two or more.
 
     Returns:
-      ``mean``, ``low``, ``high`` and ``n``.
+      A dictionary of ``mean``, ``low``, ``high`` and ``n``.
 
     Raises:
       ValueError: if there are fewer than two values, or ``values`` has more than one axis.
@@ -64,5 +64,5 @@ def interval95(values: Sequence[float] | Any) -> dict[str, Any]:
 def _sample(values: Any) -> np.ndarray:
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or not len(x):
-        raise ValueError(f"values must be one number a run, [runs], got shape {x.shape}")
+        raise ValueError(f"values must be one number per run, [runs], got shape {x.shape}")
     return x
