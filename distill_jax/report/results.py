@@ -104,8 +104,9 @@ def _json_safe(x: Any, place: str) -> Any:
         return int(x)
     if isinstance(x, numbers.Real):
         return float(x) if math.isfinite(x) else str(float(x))
+    kind = type(x).__name__
     raise TypeError(
-        f"{place} must be a mapping, sequence, string, number, array or None, got {type(x).__name__}"
+        f"{place} must be a mapping, sequence, string, number, array or None, got {kind}"
     )
 
 
