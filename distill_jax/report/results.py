@@ -104,10 +104,7 @@ def _json_safe(x: Any, place: str) -> Any:
         return int(x)
     if isinstance(x, numbers.Real):
         return float(x) if math.isfinite(x) else str(float(x))
-    kind = type(x).__name__
-    raise TypeError(
-        f"{place} must be a mapping, sequence, string, number, array or None, got {kind}"
-    )
+    raise TypeError(f"{place} must be plain data or an array, got {type(x).__name__}")
 
 
 def _is_numeric_jax_array(x: Any) -> bool:
