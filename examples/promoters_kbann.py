@@ -105,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     shown = {
         "unit": "unit",
         "moved": "moved",
-        "biggest": "largest change in the rule",
-        "new": "largest new weight",
+        "biggest": "largest changes in the rule",
+        "new": "largest changes elsewhere",
     }
     report.show(moved, title="What training on all 106 changed in the rules", columns=shown)
     command = "python examples/promoters_kbann.py" + args.said
