@@ -177,7 +177,8 @@ def kl_to_mixture(first: Array, second: Array, alpha: Array, rest: Array) -> Arr
 @jax.custom_jvp
 def kl_to_mixture_over_rest(first: Array, second: Array, alpha: Array, rest: Array) -> Array:
     """``KL(a || alpha a + rest b) / rest``, ``[...]``, smooth as ``rest`` goes to 0."""
-    return _mixture_terms(*_mixture_parts(first, second, alpha, rest), rest)[0].sum(-1)
+    a, gap, near, relative, log_over_rest, share = _mixture_parts(first, second, alpha, rest)
+    return _mixture_terms(a, gap, near, relative, log_over_rest, share, rest)[0].sum(-1)
 
 
 def _mixture_jvp(primals, tangents, *, over_rest: bool):
