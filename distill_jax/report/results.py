@@ -35,7 +35,7 @@ def save_json(path: str | os.PathLike[str], payload: Any) -> pathlib.Path:
     Raises:
       TypeError: for any other value; the message says where in ``payload`` it is.
     """
-    text = json.dumps(_json_safe(payload, "payload"), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_plain(payload, "payload"), indent=2, ensure_ascii=False, allow_nan=False)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -89,17 +89,17 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _json_safe(x: Any, place: str) -> Any:
+def _plain(x: Any, place: str) -> Any:
     if x is None or isinstance(x, bool | str):
         return x
     if isinstance(x, Mapping):
-        return {_json_name(k, place): _json_safe(v, f"{place}[{k!r}]") for k, v in x.items()}
+        return {_name(k, place): _plain(v, f"{place}[{k!r}]") for k, v in x.items()}
     if isinstance(x, list | tuple):
-        return [_json_safe(v, f"{place}[{i}]") for i, v in enumerate(x)]
+        return [_plain(v, f"{place}[{i}]") for i, v in enumerate(x)]
     if isinstance(x, os.PathLike):
         return os.fspath(x)
-    if isinstance(x, np.ndarray | np.generic) or _is_numeric_jax_array(x):
-        return _json_safe(np.asarray(x).tolist(), place)
+    if isinstance(x, np.ndarray | np.generic) or _is_plain_array(x):
+        return _plain(np.asarray(x).tolist(), place)
     if isinstance(x, numbers.Integral):
         return int(x)
     if isinstance(x, numbers.Real):
@@ -107,12 +107,12 @@ def _json_safe(x: Any, place: str) -> Any:
     raise TypeError(f"{place} must be plain data or an array, got {type(x).__name__}")
 
 
-def _is_numeric_jax_array(x: Any) -> bool:
-    # Random keys are arrays too, but do not hold numbers.
+def _is_plain_array(x: Any) -> bool:
+    # Random keys are arrays too, but no numbers.
     return isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _json_name(key: Any, place: str) -> str:
+def _name(key: Any, place: str) -> str:
     if isinstance(key, str | int | np.integer) and not isinstance(key, bool):
         return str(key)
-    raise TypeError(f"the keys of {place} must be strings or integers, got {key!r}")
+    raise TypeError(f"the names in {place} must be strings, got {key!r}")

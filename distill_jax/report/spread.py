@@ -14,14 +14,14 @@ def mean_std(values: Sequence[float] | Any) -> dict[str, Any]:
     """Mean and standard deviation of a sample.
 
     Args:
-      values: One number per run, ``[runs]``.
+      values: One number a run.
 
     Returns:
-      A dictionary of ``mean``, ``std`` and ``n``. The standard deviation has ddof 1 (squares are
-      divided by n - 1). It is None for a single value.
+      ``mean``, ``std`` and ``n``. The standard deviation is that of a sample: squares are divided
+      by n - 1 (ddof 1). It is None for one value, which has no spread.
 
     Raises:
-      ValueError: if ``values`` is empty or has more than one axis.
+      ValueError: if there is no value, or ``values`` has more than one axis.
 
     Example:
       >>> mean_std([1.0, 2.0, 3.0])
@@ -64,5 +64,5 @@ def interval95(values: Sequence[float] | Any) -> dict[str, Any]:
 def _sample(values: Any) -> np.ndarray:
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or not len(x):
-        raise ValueError(f"values must be one number per run, [runs], got shape {x.shape}")
+        raise ValueError(f"values must be one number a run, [runs], got shape {x.shape}")
     return x

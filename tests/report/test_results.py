@@ -54,7 +54,7 @@ def test_what_json_has_no_number_for_becomes_text(tmp_path):
     [
         ({"a": [1, object()]}, r"payload\['a'\]\[1\] must be plain data or an array, got object"),
         ({"a": 1j}, r"payload\['a'\] must be .* got complex"),
-        ({(1, 2): 1}, "the keys of payload must be strings"),
+        ({(1, 2): 1}, "the names in payload must be strings"),
         (jax.random.key(0), "payload must be plain data or an array"),
     ],
 )
