@@ -13,13 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from distill_jax.models._layers import (
-    check_classes,
-    check_floating,
-    check_sizes,
-    dense,
-    dense_init,
-)
+from distill_jax.models._checking import check_classes, check_floating, check_sizes
 from distill_jax.models.functions import from_function
 from distill_jax.types import Model, Outputs
 
@@ -51,7 +45,7 @@ def logistic_regression(num_classes: int = 2, *, classes: tuple[str, ...] | None
         return {"kernel": jnp.zeros((_width(inputs), outputs)), "bias": jnp.zeros(outputs)}
 
     def apply(params: dict[str, Array], inputs: Any) -> Array:
-        return dense(params, _flatten(inputs))
+        return _dense(params, _flatten(inputs))
 
     return from_function(init, apply, classes=classes)
 
@@ -115,10 +109,10 @@ def mlp(
         *keys, head_key = jax.random.split(key, len(sizes) + 1)
         return {
             "hidden": {
-                str(i): dense_init(keys[i], widths[i], widths[i + 1], gain=2.0)
+                str(i): _dense_init(keys[i], widths[i], widths[i + 1], gain=2.0)
                 for i in range(len(sizes))
             },
-            "head": dense_init(head_key, widths[-1], num_classes, gain=1.0),
+            "head": _dense_init(head_key, widths[-1], num_classes, gain=1.0),
         }
 
     def apply(
@@ -134,12 +128,29 @@ def mlp(
         features = {}
         x = drop(_flatten(inputs), input_dropout, 0)
         for i, rate in enumerate(rates):
-            x = activation(dense(params["hidden"][str(i)], x))
+            x = activation(_dense(params["hidden"][str(i)], x))
             features[f"hidden/{i}"] = x
             x = drop(x, rate, i + 1)
-        return Outputs(dense(params["head"], x), features)
+        return Outputs(_dense(params["head"], x), features)
 
     return from_function(init, apply, classes=classes)
+
+
+def _dense(params: dict[str, Array], x: Float[Array, "batch in"]) -> Float[Array, "batch out"]:
+    """``x @ kernel + bias``, with an error that names both sizes."""
+    kernel = params["kernel"]
+    if kernel.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"inputs must have the {kernel.shape[0]} features of the kernel {kernel.shape}, "
+            f"got {x.shape}: were the params made for other inputs?"
+        )
+    return x @ kernel + params["bias"][None, :]
+
+
+def _dense_init(key: Array, inputs: int, outputs: int, *, gain: float) -> dict[str, Array]:
+    """A normal kernel ``[in, out]`` of variance ``gain / in``, and a bias of 0."""
+    kernel = jax.random.normal(key, (inputs, outputs)) * (gain / inputs) ** 0.5
+    return {"kernel": kernel, "bias": jnp.zeros(outputs)}
 
 
 def _flatten(inputs: Any) -> Float[Array, "batch features"]:
