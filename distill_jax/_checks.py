@@ -5,14 +5,11 @@ A value that is traced is not known yet, and passes; one that is known must be r
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-
-from distill_jax.types import Model
 
 
 def known(value: Any) -> np.ndarray | None:
@@ -140,17 +137,3 @@ def compute_dtype(dtype: Any) -> np.dtype:
     if jax.dtypes.canonicalize_dtype(found) != found:
         raise ValueError(f"dtype {found} needs jax.config.update('jax_enable_x64', True)")
     return found
-
-
-def reads_exactly(x: Any) -> bool:
-    """Whether a model, a teacher, or a wrapper of either says that its inputs must not be rounded,
-    by an attribute ``exact_inputs``: it compares them with written thresholds."""
-    if getattr(x, "exact_inputs", False):
-        return True
-    if isinstance(x, types.MethodType):  # Model.predict, which a teacher holds
-        return isinstance(x.__self__, Model) and reads_exactly(x.__self__)
-    if isinstance(x, Model):
-        return reads_exactly(x.apply)
-    inside = [getattr(x, name, None) for name in ("apply", "predict", "members")]
-    inside = [*inside[:2], *(inside[2] if isinstance(inside[2], tuple) else ())]
-    return any(reads_exactly(part) for part in inside if part is not None)

@@ -49,13 +49,16 @@ class Model:
       apply: ``(params, state, inputs, *, key=None, train=False) -> (Outputs, state)``.
       classes: The names of the classes in the order of the logits, where they are known. Two
         models that both declare them must agree before one can teach the other.
-      missing: Whether ``inputs`` may hold NaN, for values that are missing.
+      missing: Whether ``inputs`` may hold NaN, for missing values.
+      exact_inputs: Whether ``inputs`` must not be rounded to a smaller dtype, because the model
+        compares them with written thresholds.
     """
 
     init: Callable[[Array, Any], tuple[Params, State]]
     apply: Callable[..., tuple[Outputs, State]]
     classes: tuple[str, ...] | None = None
     missing: bool = False
+    exact_inputs: bool = False
 
     def __post_init__(self) -> None:
         if self.classes is not None:  # a list would have no hash

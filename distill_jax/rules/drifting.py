@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class RuleModel(Model):
       layout: The names of kernels' rows and columns.
     """
 
-    exact_inputs: ClassVar[bool] = True  # its first layer compares them with written thresholds
+    exact_inputs: bool = True  # the first layer compares them with written thresholds
     layout: Layout = dataclasses.field(default=Layout({}, ()), compare=False)
 
 

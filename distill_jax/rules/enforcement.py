@@ -28,7 +28,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,9 @@ def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs
         raise ValueError("enforce needs a hard rule, and the book has none: write [hard] before it")
     if not book.schema.exclusive:
         clauses(book)  # complains about what cannot be enforced
-    return dataclasses.replace(model, apply=_Enforced(model.apply, book, columns), classes=classes)
+    return dataclasses.replace(
+        model, apply=_Enforced(model.apply, book, columns), classes=classes, exact_inputs=True
+    )
 
 
 def max_constraint(
@@ -333,7 +335,6 @@ def _guards(
 class _Enforced:
     """Equal for the same model and book, so that a model made twice is compiled once."""
 
-    exact_inputs: ClassVar[bool] = True  # compared with written thresholds: never rounded
     apply: Callable[..., tuple[Outputs, State]]
     book: Book
     columns: Callable[[Any], Any]

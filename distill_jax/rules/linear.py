@@ -135,7 +135,7 @@ def to_logistic_regression(
 
     model = from_function(init, apply, classes=schema.classes, missing=True)
     layout = Layout({"linear": sources}, _units(book, bodies, atoms, clauses, first, one))
-    return RuleModel(model.init, model.apply, schema.classes, True, layout)
+    return RuleModel(model.init, model.apply, schema.classes, missing=True, layout=layout)
 
 
 class _Body(NamedTuple):

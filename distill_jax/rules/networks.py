@@ -123,7 +123,9 @@ def to_network(
         return jnp.stack(logits, axis=1)
 
     model = from_function(init, apply, classes=schema.classes, missing=True)
-    return RuleModel(model.init, model.apply, schema.classes, True, graph.layout(levels))
+    return RuleModel(
+        model.init, model.apply, schema.classes, missing=True, layout=graph.layout(levels)
+    )
 
 
 def bound(theory: Any, schema: Schema | None, who: str) -> Book:

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -320,7 +320,7 @@ def rule_teacher(
     if total is not None and not abs(total - 1.0) < 1e-4:
         raise ValueError(f"prior must sum to 1, got {total}")
     params = {"prior": jnp.log(prior), "strengths": _own(book, strengths)}
-    return Teacher(_RulesAlone(columns), params, {"book": book}, book.schema.classes, True)
+    return Teacher(_RulesAlone(columns), params, {"book": book}, book.schema.classes, True, True)
 
 
 def corrected(
@@ -352,6 +352,7 @@ def corrected(
         {"teacher": teacher.state, "book": book},
         book.schema.classes,
         teacher.missing,
+        True,
     )
 
 
@@ -360,7 +361,6 @@ def corrected(
 
 @dataclasses.dataclass(frozen=True)
 class _RulesAlone:
-    exact_inputs: ClassVar[bool] = True  # compared with written thresholds: never rounded
     columns: Callable[[Any], Any]
 
     def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
@@ -371,7 +371,6 @@ class _RulesAlone:
 
 @dataclasses.dataclass(frozen=True)
 class _Corrected:
-    exact_inputs: ClassVar[bool] = True
     predict: Callable[..., Outputs]
     columns: Callable[[Any], Any]
 
