@@ -177,9 +177,7 @@ def _unchanged(x: Array) -> Array:
 
 
 class _ConvNet(nnx.Module):
-    def __init__(
-        self, channels: Sequence[int], num_classes: int, batch_norm: bool, rngs: nnx.Rngs
-    ):
+    def __init__(self, channels: Sequence[int], num_classes: int, batch_norm: bool, rngs: nnx.Rngs):
         self.blocks = nnx.List(
             _ConvLayer(before, after, _relu_and_pool, rngs, batch_norm=batch_norm)
             for before, after in zip(channels[:-1], channels[1:], strict=True)
