@@ -71,8 +71,8 @@ def cast(teacher: Teacher, dtype: Any = jnp.bfloat16) -> Teacher:
         raise ValueError("teacher is quantized: write quantize(cast(teacher, dtype))")
     if teacher.exact_inputs:
         raise ValueError(
-            "teacher compares its inputs with written thresholds (exact_inputs=True), and they would "
-            f"be rounded to {dtype}: cast the teacher inside, corrected(cast(teacher), book)"
+            "teacher compares its inputs with written thresholds (exact_inputs=True), and they "
+            f"would be rounded to {dtype}: cast the teacher inside, corrected(cast(teacher), book)"
         )
     return dataclasses.replace(
         teacher,
