@@ -19,11 +19,11 @@ from jax import export
 
 from distill_jax import models, teachers
 from distill_jax.types import Model, Outputs
+from tests.models.drawing import drawn
 
-KEY = jax.random.key(0)
 ROWS = 4
-TABLE = jax.random.normal(jax.random.key(1), (ROWS, 8))
-IMAGES = jax.random.normal(jax.random.key(2), (ROWS, 6, 5, 2))
+TABLE = jnp.asarray(np.random.default_rng(1).normal(size=(ROWS, 8)), jnp.float32)
+IMAGES = jnp.asarray(np.random.default_rng(2).normal(size=(ROWS, 6, 5, 2)), jnp.float32)
 
 
 class Case(NamedTuple):
@@ -34,15 +34,15 @@ class Case(NamedTuple):
     inputs: Any
 
 
-def of_model(model: Model, inputs: Any = TABLE) -> Case:
+def of_model(model: Model, inputs: Any = TABLE, variables: Any = None) -> Case:
     """A model in evaluation mode; inputs are an array or a pytree of arrays, ``[ROWS, ...]``."""
-    variables = jax.jit(model.init)(KEY, inputs)
+    variables = drawn(model, inputs) if variables is None else variables
     return Case(lambda variables, x: model.predict(*variables, x), variables, inputs)
 
 
 def of_teacher(change: Callable[[teachers.Teacher], teachers.Teacher], inputs: Any = TABLE) -> Case:
     """What ``change`` makes of a teacher."""
-    changed = change(teachers.teacher(SMALL, *SMALL.init(KEY, inputs)))
+    changed = change(teachers.teacher(SMALL, *drawn(SMALL, inputs)))
     variables = changed.params, changed.state
     return Case(lambda variables, x: changed.predict(*variables, x), variables, inputs)
 
@@ -52,7 +52,7 @@ class Linen(nn.Module):
     def __call__(self, x, train: bool = False):
         x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
         x = nn.Dropout(0.5, deterministic=not train)(nn.Dense(5, name="hidden")(x))
-        return nn.Dense(3)(nn.SelfAttention(1)(x[:, None, :]).reshape(-1, 5))
+        return nn.Dense(3, name="head")(nn.gelu(x))
 
 
 class Nnx(nnx.Module):
@@ -80,12 +80,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "remat": lambda: of_model(models.remat(models.cast(SMALL, jnp.bfloat16))),
     "Linen": lambda: of_model(models.from_linen(Linen(), features="all")),
     "NNX": lambda: of_model(models.from_nnx(Nnx)),
-    "teacher": lambda: of_teacher(lambda teacher: teacher),
-    "ensemble": lambda: of_teacher(lambda teacher: teachers.ensemble([teacher, teacher])),
-    "mean of logarithms": lambda: of_teacher(lambda teacher: teachers.ensemble([teacher], mix="log")),
-    "reordered teacher": lambda: of_teacher(lambda teacher: teachers.reorder(teacher, "cab")),
+    "teacher": lambda: of_teacher(lambda t: t),
+    "ensemble": lambda: of_teacher(lambda t: teachers.ensemble([t, t])),
+    "geometric ensemble": lambda: of_teacher(lambda t: teachers.ensemble([t, t], mix="log")),
+    "reordered teacher": lambda: of_teacher(lambda t: teachers.reorder(t, "cab")),
     "cast teacher": lambda: of_teacher(teachers.cast),
-    "quantized teacher": lambda: of_teacher(lambda teacher: teachers.quantize(teacher, smallest=9)),
+    "quantized teacher": lambda: of_teacher(lambda t: teachers.quantize(t, smallest=9)),
 }
 
 

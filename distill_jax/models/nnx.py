@@ -165,8 +165,7 @@ def _recorder(make: Callable[..., nnx.Module]) -> Callable[[Any], _Graph]:
     Where the module does not depend on its inputs, it is recorded at once, so that mistakes show
     early; otherwise once for each shape of inputs.
     """
-    needs = inspect.signature(make).parameters.get("inputs")
-    if needs is None or needs.default is not needs.empty:
+    if not _needs_inputs(make):
         graph = _record(make)
         return lambda inputs: graph
 
@@ -180,6 +179,19 @@ def _recorder(make: Callable[..., nnx.Module]) -> Callable[[Any], _Graph]:
         return record(structure, tuple(map(_shape_only, leaves)))
 
     return graph_for
+
+
+def _needs_inputs(make: Callable[..., nnx.Module]) -> bool:
+    """Whether ``make`` has a parameter ``inputs`` that nothing fills."""
+    args, keywords = (), {}
+    if isinstance(make, functools.partial):
+        make, args, keywords = make.func, make.args, make.keywords
+    if isinstance(make, type):  # the metaclass of modules hides the signature of the class
+        make, args = make.__init__, (None, *args)
+    signature = inspect.signature(make)
+    parameter = signature.parameters.get("inputs")
+    filled = signature.bind_partial(*args, **keywords).arguments
+    return parameter is not None and parameter.default is parameter.empty and "inputs" not in filled
 
 
 def _shape_only(x: Any) -> Any:

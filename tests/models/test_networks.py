@@ -19,6 +19,7 @@ from distill_jax.models import (
     mlp,
     resnet,
 )
+from tests.models.drawing import drawn
 
 KEY = jax.random.key(0)
 FLAT = jax.random.normal(jax.random.key(1), (6, 4))
@@ -29,7 +30,7 @@ RESNET = resnet(8, 3, width=2)
 
 @functools.cache
 def variables(model, flat: bool):
-    return jax.jit(model.init)(KEY, FLAT if flat else IMAGES)
+    return drawn(model, FLAT if flat else IMAGES)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "train"))
@@ -89,10 +90,10 @@ def test_kernels_start_with_the_stated_variance():
     params, _ = mlp([500], 400).init(KEY, jnp.ones((1, 300)))
     assert abs(float(params["hidden"]["0"]["kernel"].var()) * 300 / 2 - 1) < 0.05
     assert abs(float(params["head"]["kernel"].var()) * 500 - 1) < 0.05
-    params, _ = convnet([64, 64], 300).init(KEY, jnp.ones((1, 4, 4, 1)))
-    assert abs(float(params["blocks"]["1"]["conv"]["kernel"].var()) * 9 * 64 / 2 - 1) < 0.05
+    params, _ = convnet([64], 300).init(KEY, jnp.ones((1, 4, 4, 32)))
+    assert abs(float(params["blocks"]["0"]["conv"]["kernel"].var()) * 9 * 32 / 2 - 1) < 0.05
     assert abs(float(params["head"]["kernel"].var()) * 64 - 1) < 0.05
-    assert float(params["head"]["kernel"].max()) > 3 / 8  # a normal one, not cut off at 2 sigma
+    assert float(params["head"]["kernel"].max()) > 3 / 8  # normal, not truncated at two sigmas
 
 
 def test_mlp_vmaps_over_keys():
@@ -157,8 +158,7 @@ def _reference_head(params, features, x):
     ids=["convnet", "resnet"],
 )
 def test_convolutional_networks_match_numpy(model, reference, train):
-    # Away from the start, where scales and variances are 1, biases and means 0.
-    params, state = jax.tree.map(lambda x: x + 0.25, variables(model, False))
+    params, state = variables(model, False)
     outputs, after = forward(model, params, state, IMAGES, train=train)
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, state, IMAGES))
     (logits, features), state_after = reference(*wide, train=train)
