@@ -1,11 +1,13 @@
-"""Small shipped networks over flat inputs, written as plain functions.
+"""Networks over flat inputs, written as plain functions.
 
 Kernels are ``[in, out]`` and called ``kernel``, biases ``bias``. Inputs are floats ``[batch, ...]``
-and flattened to ``[batch, features]``.
+and flattened to ``[batch, features]``. As plain functions they are cheap to make, to trace and to
+call outside of ``jit``, which sweeps and small examples do often.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,17 +21,21 @@ from distill_jax.types import Model, Outputs
 
 
 def logistic_regression(num_classes: int = 2, *, classes: tuple[str, ...] | None = None) -> Model:
-    """Linear logits, ``inputs @ kernel + bias``, all zero at the start.
+    """Linear logits, ``inputs @ kernel + bias``, initially all zero.
 
-    Two classes take one output ``z``, read as the logits ``[0, z]``; more take one each. The loss
-    is convex, so a random start would buy nothing: ``init`` does not use its key.
+    Two classes take one output ``z``, read as the logits ``[0, z]``; more take one output each. The
+    loss is convex, so nothing is gained by a random start: ``init`` does not use its key.
 
     Args:
       num_classes: 2 or more.
       classes: The names of the classes in the order of the logits.
 
     Returns:
-      A model with params ``{"kernel": [features, outputs], "bias": [outputs]}`` and no state.
+      A model with params ``{"kernel": [features, outputs], "bias": [outputs]}``, no state, logits
+      ``[batch, num_classes]`` and no features.
+
+    Raises:
+      ValueError: if ``num_classes`` is below 2, or ``classes`` has another length.
 
     Example:
       >>> model = logistic_regression()
@@ -61,21 +67,22 @@ def mlp(
 ) -> Model:
     """A multi-layer perceptron with dropout.
 
-    Hidden kernels start from He's normal distribution (variance 2 / in), the head from LeCun's
-    (1 / in), biases at 0. Dropout is inverted: what is kept is divided by the probability of
-    keeping it, so that evaluation needs no scaling.
+    Hidden kernels are initialised from He's normal distribution (variance 2 / fan in), the head
+    from LeCun's (1 / fan in), biases with 0. Dropout is inverted: what is kept is divided by the
+    probability of keeping it, so that evaluation needs no scaling.
 
     Args:
-      sizes: Widths of the hidden layers; none makes a linear model.
+      sizes: Widths of the hidden layers; an empty sequence makes a linear model.
       num_classes: Outputs of the head, 2 or more.
       activation: After every hidden layer.
-      dropout: Rate in [0, 1) after every hidden layer, or one rate a layer.
+      dropout: Rate in [0, 1) after every hidden layer, or one rate per layer.
       input_dropout: Rate for the inputs.
       classes: The names of the classes in the order of the logits.
 
     Returns:
-      A model with params ``{"hidden": {"0": {"kernel", "bias"}, ...}, "head": {...}}`` and no
-      state. Its features ``"hidden/0"``, ... are taken after the activation, before dropout.
+      A model with params ``{"hidden": {"0": {"kernel", "bias"}, ...}, "head": {...}}``, no state
+      and logits ``[batch, num_classes]``. Its features ``"hidden/0"``, ... (``[batch, size]``) are
+      taken after the activation and before dropout.
 
     Raises:
       ValueError: if a size or a rate is out of range; from ``apply``, if dropout gets no key.
@@ -98,7 +105,7 @@ def mlp(
     rates = tuple(dropout) if isinstance(dropout, Sequence) else (dropout,) * len(sizes)
     if len(rates) != len(sizes):
         raise ValueError(
-            f"dropout must be one rate or one a hidden layer ({len(sizes)}), got {len(rates)}"
+            f"dropout must be one rate or one per hidden layer ({len(sizes)}), got {len(rates)}"
         )
     for name, rate in (("input_dropout", input_dropout), *(("dropout", rate) for rate in rates)):
         if not 0.0 <= rate < 1.0:
@@ -122,7 +129,7 @@ def mlp(
             if not (train and rate):
                 return x
             if key is None:
-                raise ValueError("key is None, and dropout in training needs one: pass key=")
+                raise ValueError("key is None, but dropout in training needs one: pass key=")
             return _dropout(x, rate, jax.random.fold_in(key, layer))
 
         features = {}
@@ -158,12 +165,13 @@ def _flatten(inputs: Any) -> Float[Array, "batch features"]:
 
     Raises:
       TypeError: if they are not floating point.
-      ValueError: if they have no axis beside the batch.
+      ValueError: if they have no axis besides the batch.
     """
     check_floating(inputs)
     if inputs.ndim < 2:
         raise ValueError(f"inputs must have shape [batch, ...features], got {inputs.shape}")
-    return jnp.reshape(jnp.asarray(inputs), (inputs.shape[0], -1))
+    # Written out, since -1 does not follow where the number of rows is unknown or 0.
+    return jnp.reshape(jnp.asarray(inputs), (inputs.shape[0], math.prod(inputs.shape[1:])))
 
 
 def _width(inputs: Any) -> int:

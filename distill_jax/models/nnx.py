@@ -121,8 +121,8 @@ def from_nnx(
         drawn = drawn or passed.default.count.get_value() is not unused
         if train and key is None and drawn:
             raise ValueError(
-                "key is None, and the module needs one in training, since it draws random "
-                "numbers: pass key="
+                "key is None, but the module draws random numbers in training and needs one: "
+                "pass key="
             )
         return as_outputs(made, classes, found), _nested(after, graph.state)
 
@@ -130,8 +130,9 @@ def from_nnx(
 
 
 def _call(module: Any, inputs: Any, **options: Any) -> Any:
-    # The capture gives every part of a module an attribute. Beside the numbers of a list's parts it
-    # could not be sorted, when nnx.remat takes a module with a list in it apart; lists sow nothing.
+    # The capture sets an attribute on every part of a module. In a list, whose other keys are
+    # integers, its name cannot be sorted among them when nnx.remat flattens the module. Lists sow
+    # nothing, so the attribute can go.
     for _, part in nnx.iter_modules(module):
         if isinstance(part, nnx.List) and hasattr(part, "__captures__"):
             delattr(part, "__captures__")
@@ -251,7 +252,8 @@ def _record(make: Callable[[nnx.Rngs], nnx.Module], *, fixed: bool = True) -> _G
 def _streams(graph: _Graph, key: Array | None) -> dict[Path, Array]:
     """Every random stream, restarted from its own key.
 
-    By position and not by name: modules built with ``Rngs(0)`` each have a stream of their own.
+    Keys are given by position, not by name: modules that were each built with ``Rngs(0)`` have
+    streams of the same name.
     """
     streams = {}
     for i, (path, shape) in enumerate(graph.keys.items()):
@@ -264,7 +266,7 @@ def _streams(graph: _Graph, key: Array | None) -> dict[Path, Array]:
 
 def _stream_key(key: Array | None, i: int) -> Array:
     if key is None:
-        return jax.random.key(i)  # evaluation may draw: a recurrent cell for its zero start
+        return jax.random.key(i)  # evaluation may draw: a recurrent cell does for its initial carry
     own = jax.random.fold_in(key, i)
     if jnp.issubdtype(own.dtype, jax.dtypes.prng_key):
         return own

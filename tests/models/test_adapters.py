@@ -157,7 +157,7 @@ def test_dropout_follows_the_key(model):
     assert not np.allclose(first.logits, other.logits)
     evaluated = [model.apply(params, state, INPUTS, key=k)[0].logits for k in (KEY, None)]
     np.testing.assert_array_equal(*evaluated)
-    with pytest.raises(ValueError, match="key is None, and the module .*: pass key="):
+    with pytest.raises(ValueError, match="key is None, but the module .*: pass key="):
         model.apply(params, state, INPUTS, train=True)
 
 
@@ -350,7 +350,7 @@ def test_layers_stacked_by_vmap_and_cells_that_draw_in_evaluation():
     first, again, other = (train(model, params, state, jax.random.key(i))[0] for i in (1, 1, 2))
     np.testing.assert_array_equal(first.logits, again.logits)
     assert not np.allclose(first.logits, other.logits)
-    with pytest.raises(ValueError, match="key is None, and the module needs one in training"):
+    with pytest.raises(ValueError, match="key is None, but the module draws random numbers"):
         model.apply(params, state, INPUTS, train=True)
 
 

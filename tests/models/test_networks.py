@@ -79,7 +79,7 @@ def test_mlp_dropout_follows_the_key_layer_by_layer():
     chex.assert_trees_all_equal(first, again)
     np.testing.assert_array_equal(first.features["hidden/0"], other.features["hidden/0"])
     assert not np.allclose(first.logits, other.logits)
-    with pytest.raises(ValueError, match="key is None, and dropout in training needs one"):
+    with pytest.raises(ValueError, match="key is None, but dropout in training needs one"):
         model.apply(params, state, FLAT, train=True)
     still = mlp([5, 5], 3)
     trained, _ = still.apply(params, state, FLAT, train=True)
@@ -275,7 +275,7 @@ def test_wrong_arguments_are_named(library_errors):
         mlp([5], 3, classes=("a", "b"))
     with pytest.raises(ValueError, match="sizes must be integers >= 1, got 0"):
         mlp([0], 3)
-    with pytest.raises(ValueError, match=r"dropout must be one rate or one a hidden layer \(2\)"):
+    with pytest.raises(ValueError, match=r"dropout must be one rate or one per hidden layer \(2\)"):
         mlp([5, 5], 3, dropout=[0.5])
     with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1.0"):
         mlp([5], 3, dropout=1.0)
