@@ -60,12 +60,11 @@ def _gradients(book: Book, columns: Any, logits: Any, views: Any) -> tuple[Any, 
             )  # fmt: skip
         return violation(moved, x[None], p[None], views={n: v[None] for n, v in seen.items()})[0]
 
-    seen = _inputs.seen(book, views)
     shifts = jnp.zeros((batch, circuit.width.shape[0] if soft else 0))
 
     def of_rule(rule: Any) -> tuple[Any, Any]:
         def total(p: Any, shift: Any) -> Any:
-            return jax.vmap(one)(p, shift, columns, seen)[:, rule].sum()
+            return jax.vmap(one)(p, shift, columns, views)[:, rule].sum()
 
         by_p, by_shift = jax.grad(total, argnums=(0, 1))(
             _inputs.probabilities(book, logits), shifts

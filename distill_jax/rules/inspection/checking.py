@@ -267,10 +267,9 @@ def _sums(
         "covered": fired.any(1).sum(),
     }
     classes = len(book.schema.classes)
-    shown = {name: jax.nn.one_hot(x.argmax(-1), classes) for name, x in views.items()}
-    if not book.schema.exclusive:
-        shown = {name: (x > 0).astype(jnp.float32) for name, x in views.items()}
-    broken = functools.partial(violation, book, columns, views=shown)
+    shown = {name: _inputs.predicted(book, x) for name, x in views.items()}
+    as_logits = {name: _inputs.certain(book, x) for name, x in shown.items()}
+    broken = functools.partial(violation, book, columns, views=as_logits)
     if "targets" in data:
         counts = fired & data["known"][:, None]
         wrong = broken(data["targets"]) > 0.5
@@ -284,12 +283,8 @@ def _sums(
         out |= {"labelled": counts.sum(0), "wrong": (counts & wrong).sum(0), "drawn_wrong": drawn}
     if "logits" in data:
         logits = data["logits"]
-        p = _inputs.probabilities(book, logits)
-        mean = violation(book, columns, p, views=_inputs.seen(book, views))
-        if book.schema.exclusive:
-            predicted = jax.nn.one_hot(logits.argmax(-1), classes)
-        else:
-            predicted = (logits > 0).astype(jnp.float32)
+        mean = violation(book, columns, _inputs.probabilities(book, logits), views=views)
+        predicted = _inputs.predicted(book, logits).astype(jnp.float32)
         violated = fired & (broken(predicted) > 0.5)
         out |= {
             "mean_violation": jnp.where(fired, mean, 0.0).sum(0),
@@ -315,10 +310,9 @@ def _clashes(book: Book, columns: Any, valid: Any, shown: Any, parts: dict[str, 
     """For each pair of rules, on how many rows they leave no class between them."""
     pieces = book.pieces
     applies = fires(dataclasses.replace(book, fires=pieces.guard), columns) & valid[:, None]
-    for v, name in enumerate(book.schema.views):
-        x = jnp.concatenate([shown[name], jnp.ones((len(valid), 1))], 1) > 0.5
-        applies &= x[:, pieces.seen[:, v]]
     padding = jnp.ones((len(valid), 1), bool)
+    for v, name in enumerate(book.schema.views):
+        applies &= jnp.concatenate([shown[name], padding], 1)[:, pieces.seen[:, v]]
     inside = jnp.concatenate([applies, padding], 1)[:, parts["inside"]].all(-1)
     outside = jnp.concatenate([applies, ~padding], 1)[:, parts["outside"]].any(-1)
     way = (inside & ~outside).astype(jnp.float32)

@@ -92,7 +92,6 @@ def explain(
     strengths = np.where(hard, 0.0, strengths)
     fired = np.asarray(fires(book, columns)[0])
     possible = np.asarray(fires(book, columns, unknown=True)[0])
-    seen = _inputs.seen(book, seen)
     if book.schema.exclusive:
         found = _classes(book, columns, np.asarray(z[0], np.float64), strengths, seen)
     else:
@@ -189,8 +188,8 @@ def _labels(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     classes = book.schema.classes
     p = _inputs.probabilities(book, z)
-    predicted = (z > 0).astype(jnp.float32)
-    shown = {name: (x > 0.5).astype(jnp.float32) for name, x in seen.items()}
+    predicted = _inputs.predicted(book, z).astype(jnp.float32)
+    shown = {name: _inputs.certain(book, _inputs.predicted(book, x)) for name, x in seen.items()}
     broken = np.asarray(_violations(book, columns, predicted, shown)[0])
     now, pulls = jax.device_get(_pulls(book, columns, z, dict(seen)))
     rows = []

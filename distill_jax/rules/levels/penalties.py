@@ -98,7 +98,7 @@ def penalty(
         columns,
         _inputs.probabilities(rules, logits),
         own[0],
-        views=_inputs.seen(rules, views),
+        views=views,
         squared=kind == "squared",
     )
     return _inputs.masked(rows, where)
@@ -181,8 +181,7 @@ def each_penalty(
     logits, columns, views = _inputs.clean(rules, student_logits, columns, views, where)
     if kind == "log":
         return -log_truth(rules, columns, logits, views=views)
-    probabilities = _inputs.probabilities(rules, logits)
-    violated = violation(rules, columns, probabilities, views=_inputs.seen(rules, views))
+    violated = violation(rules, columns, _inputs.probabilities(rules, logits), views=views)
     return violated if kind == "linear" else violated * violated
 
 

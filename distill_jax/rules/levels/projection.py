@@ -74,7 +74,7 @@ def project(
     """
     _inputs.exclusive(book, "project")
     logits, columns, views = _inputs.clean(book, logits, columns, views)
-    against = energies(book, columns, strengths=strengths, views=_inputs.seen(book, views))
+    against = energies(book, columns, strengths=strengths, views=views)
     return jax.nn.log_softmax(hold(book, columns, logits - against), axis=-1)
 
 

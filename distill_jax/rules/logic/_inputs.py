@@ -13,7 +13,8 @@ from distill_jax import _checks
 from distill_jax.rules.binding.book import Book
 
 Views = Mapping[str, Any]
-"""Logits ``[batch, classes]`` of other views of the examples, or ``Outputs``, by name."""
+"""Logits ``[batch, classes]`` on other views of the examples, or the ``Outputs`` that hold them, by
+the view's name. A class at ``-inf`` has probability 0. No gradient passes to them."""
 
 
 def clean(
@@ -36,10 +37,8 @@ def clean(
             f"classes of the rules' schema and the {sum(batch)} rows of columns, got "
             f"{jnp.shape(student_logits)}"
         )
-    arrays = {name: getattr(view, "logits", view) for name, view in (views or {}).items()}
-    _checks.floating(**{f"views[{name!r}]": x for name, x in arrays.items()})
     logits, columns = wide(student_logits), wide(columns)
-    arrays = {name: jax.lax.stop_gradient(wide(x)) for name, x in arrays.items()}
+    arrays = view_logits(book, views, logits.shape)
     if where is None:
         return logits, columns, arrays
     _checks.boolean(where=where)
@@ -61,9 +60,33 @@ def probabilities(book: Book, logits: Array) -> Array:
     return jax.nn.sigmoid(logits)
 
 
-def seen(book: Book, views: Mapping[str, Array]) -> dict[str, Array]:
-    """The views' probabilities."""
-    return {name: probabilities(book, x) for name, x in views.items()}
+def view_logits(book: Book, views: Views | None, shape: tuple[int, ...]) -> dict[str, Array]:
+    """Logits on the views that the book speaks of: checked, float32 or better, without gradient.
+
+    Args:
+      book: The rules.
+      views: See ``Views``; others than the book's are left out.
+      shape: What each must have, ``[batch, classes]``.
+    """
+    has_views(book, views)
+    found = {name: (views or {})[name] for name in book.schema.views}
+    found = {name: getattr(view, "logits", view) for name, view in found.items()}
+    named = {f"views[{name!r}]": x for name, x in found.items()}
+    _checks.floating(**named)
+    _checks.shape(shape, **named)
+    return {name: jax.lax.stop_gradient(wide(x)) for name, x in found.items()}
+
+
+def predicted(book: Book, logits: Array) -> Bool[Array, "batch classes"]:
+    """The class with the largest logit, or the labels with a logit above 0."""
+    if book.schema.exclusive:
+        return jax.nn.one_hot(logits.argmax(-1), logits.shape[-1], dtype=bool)
+    return logits > 0
+
+
+def certain(book: Book, holds: Bool[Array, "batch classes"]) -> Float[Array, "batch classes"]:
+    """Logits whose probabilities are 1 where a class or label holds, and else 0."""
+    return jnp.where(holds, 0.0 if book.schema.exclusive else jnp.inf, -jnp.inf)
 
 
 def log_sigmoid(x: Array) -> Array:

@@ -31,7 +31,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -41,13 +40,11 @@ from jaxtyping import Array, Bool, Float
 from distill_jax import _checks
 from distill_jax.rules.binding._circuit import Circuit
 from distill_jax.rules.binding.book import Book, number_of_columns
-from distill_jax.rules.logic import _label_sums, _tiles
+from distill_jax.rules.logic import _inputs, _label_sums, _tiles
+from distill_jax.rules.logic._inputs import Views
 
 STEEPNESS = 9.0
 """Of the sigmoidal implication, as in van Krieken et al. 2022, section 7."""
-
-Views = Mapping[str, Any]
-"""Probabilities ``[batch, classes]`` of other views of the examples, by name."""
 
 
 def fires(
@@ -79,7 +76,17 @@ def violation(
     *,
     views: Views | None = None,
 ) -> Float[Array, "batch rules"]:
-    """How far each rule is from being true: 1 − ``truth``, computed without cancellation."""
+    """How far each rule is from being true: 1 − ``truth``, computed without cancellation.
+
+    Args:
+      book: The rules.
+      columns: From ``encode``.
+      probabilities: Of the classes (each row sums to 1) or the labels (each from 0 to 1).
+      views: Logits on other views, as in ``truth``.
+
+    Returns:
+      ``[batch, rules]``, from 0 to 1, float32 or better; gradients as for ``truth``.
+    """
     columns, probabilities, arrays = _arguments(book, columns, probabilities, views)
     if book.schema.exclusive:
         weight = guards(book, columns, arrays) * (book.pieces.table @ probabilities.T)
@@ -106,8 +113,10 @@ def truth(
       book: The rules.
       columns: From ``encode``.
       probabilities: Of the classes (each row sums to 1) or the labels (each from 0 to 1).
-      views: Probabilities on other views, by name; a rule that compares with one takes the two for
-        independent. No gradient passes to them.
+      views: Logits ``[batch, classes]`` on other views, or the model's ``Outputs`` on them, by
+        name; their probabilities are the softmax, or over label sets the sigmoid, in float32 or
+        better, so a class at ``-inf`` has probability 0. A rule that compares with a view takes
+        the two predictions for independent. No gradient passes to them.
 
     Returns:
       Float32 or better. Gradients reach the probabilities and, through soft comparisons, the
@@ -143,7 +152,7 @@ def energies(
       book: The rules.
       columns: From ``encode``.
       strengths: In place of the book's own, ``[rules]``; may be traced.
-      views: As in ``truth``.
+      views: Logits on other views, as in ``truth``.
     """
     _exclusive(book, "energies")
     columns, _, arrays = _arguments(book, columns, None, views)
@@ -219,15 +228,8 @@ def _arguments(
 ) -> tuple[Array, Any, list[Array]]:
     columns = _columns(book, columns)
     shape = (columns.shape[0], len(book.schema.classes))
-    views = dict(views or {})
-    if missing := set(book.schema.views) - set(views):
-        raise ValueError(
-            f"views must hold the probabilities of {sorted(missing)}, got {sorted(views)}"
-        )
-    arrays = [views[name] for name in book.schema.views]
-    for name, x in zip(book.schema.views, arrays, strict=True):
-        _checks.shape(shape, **{f"views[{name!r}]": x})
-    arrays = [jax.lax.stop_gradient(_wide(x)) for x in arrays]
+    logits = _inputs.view_logits(book, views, shape)
+    arrays = [_inputs.probabilities(book, x) for x in logits.values()]
     if probabilities is None:
         return columns, None, arrays
     _checks.floating(probabilities=probabilities)

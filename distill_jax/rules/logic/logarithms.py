@@ -48,9 +48,7 @@ def log_truth(
         return _log_truth_of_classes(book, columns, logits, views)
     if book.info.logic == "product":
         return _log_truth_of_labels(book, columns, logits, views)
-    violated = violation(
-        book, columns, _inputs.probabilities(book, logits), views=_inputs.seen(book, views)
-    )
+    violated = violation(book, columns, _inputs.probabilities(book, logits), views=views)
     return jnp.log(jnp.maximum(1.0 - violated, LEAST_TRUTH))
 
 
@@ -60,10 +58,9 @@ def _log_truth_of_classes(
     """By a sum over the classes that satisfy a rule, or, where that is most of them, by log1p of
     the others, so that neither end loses digits."""
     classes = logits.shape[1]
-    shown = _inputs.seen(book, views)
 
     def by(one: Array) -> Array:  # violation is linear in probabilities
-        return violation(book, columns, jnp.broadcast_to(one, logits.shape), views=shown)
+        return violation(book, columns, jnp.broadcast_to(one, logits.shape), views=views)
 
     violates = jax.vmap(by, out_axes=2)(jnp.eye(classes, dtype=logits.dtype)[:, None, :])
     log_p = jax.nn.log_softmax(logits, axis=-1)
