@@ -47,7 +47,7 @@ import numpy as np
 from distill_jax import _checks
 from distill_jax.rules.binding.book import Book, encode, number_of_columns
 from distill_jax.rules.inspection import _sides
-from distill_jax.rules.logic import _inputs
+from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic._inputs import Views
 from distill_jax.rules.logic.evaluation import fires, forbidden, violation
 
@@ -114,10 +114,10 @@ def check(
     rows, rules = len(columns), len(book)
     data: dict[str, Any] = {"columns": columns}
     if book.schema.views or logits is not None:
-        _inputs.has_views(book, views)
+        _inputs.check_views(book, views)
         like = np.zeros((rows, len(book.schema.classes)), np.float32) if logits is None else logits
         _checks.shape((rows, len(book.schema.classes)), logits=like)
-        model, _, seen = _inputs.clean(book, like, columns, views)
+        model, _, seen = _inputs.prepared(book, like, columns, views)
         data["views"] = {name: np.asarray(seen[name]) for name in seen}
         data |= {} if logits is None else {"logits": np.asarray(model)}
     options: dict[str, Any] = {}
@@ -267,8 +267,8 @@ def _sums(
         "covered": fired.any(1).sum(),
     }
     classes = len(book.schema.classes)
-    shown = {name: _inputs.predicted(book, x) for name, x in views.items()}
-    as_logits = {name: _inputs.certain(book, x) for name, x in shown.items()}
+    shown = {name: _predictions.predicted(book, x) for name, x in views.items()}
+    as_logits = {name: _predictions.certain(book, x) for name, x in shown.items()}
     broken = functools.partial(violation, book, columns, views=as_logits)
     if "targets" in data:
         counts = fired & data["known"][:, None]
@@ -283,8 +283,8 @@ def _sums(
         out |= {"labelled": counts.sum(0), "wrong": (counts & wrong).sum(0), "drawn_wrong": drawn}
     if "logits" in data:
         logits = data["logits"]
-        mean = violation(book, columns, _inputs.probabilities(book, logits), views=views)
-        predicted = _inputs.predicted(book, logits).astype(jnp.float32)
+        mean = violation(book, columns, _predictions.probabilities(book, logits), views=views)
+        predicted = _predictions.predicted(book, logits).astype(jnp.float32)
         violated = fired & (broken(predicted) > 0.5)
         out |= {
             "mean_violation": jnp.where(fired, mean, 0.0).sum(0),
