@@ -12,13 +12,27 @@ import numpy as np
 import pytest
 from jax import export
 
+from distill_jax import teachers
+from distill_jax.types import Model
+from tests.models.drawing import drawn
+
 
 class Case(NamedTuple):
-    """``forward(variables, inputs)``, and arguments for it; inputs are ``[rows, ...]`` each."""
+    """``forward(variables, inputs)``, and arguments for it: inputs are ``[rows, ...]`` each."""
 
     forward: Callable[[Any, Any], Any]
     variables: Any
     inputs: Any
+
+
+def of_model(model: Model, inputs: Any) -> Case:
+    """A model in evaluation mode; inputs are an array or a pytree of arrays, ``[rows, ...]``."""
+    return Case(lambda variables, x: model.predict(*variables, x), drawn(model, inputs), inputs)
+
+
+def of_teacher(teacher: teachers.Teacher, inputs: Any) -> Case:
+    variables = teacher.params, teacher.state
+    return Case(lambda variables, x: teacher.predict(*variables, x), variables, inputs)
 
 
 @pytest.fixture
@@ -39,34 +53,35 @@ def no_shapes_of_traced_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(jnp, function.__name__, guarded(function))
 
 
-def assert_predicts_for_any_batch_size(case: Case, *, rtol: float = 1e-5) -> None:
-    """A program with a free batch size, once loaded, says on three sizes what the model says."""
-    # As plain lists of arrays, which every loader knows.
-    leaves, structure = jax.tree.flatten(case.variables)
+def assert_predicts_for_any_batch_size(case: Case) -> None:
+    """A program with a free batch size, once loaded, gives the model's outputs on three sizes."""
+    leaves, structure = jax.tree.flatten(case.variables)  # as a plain list, known to every loader
 
-    def forward(leaves: list[Any], inputs: Any) -> list[Any]:
-        return jax.tree.leaves(case.forward(jax.tree.unflatten(structure, leaves), inputs))
+    def forward(leaves: list[Any], inputs: Any) -> dict[str, Any]:
+        outputs = case.forward(jax.tree.unflatten(structure, leaves), inputs)
+        return {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(outputs)}
 
     (rows,) = export.symbolic_shape("rows")
     free = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), case.inputs)
     program = export.export(jax.jit(forward))(leaves, free)
     assert "stablehlo" in program.mlir_module()
-    call = _quick(export.deserialize(program.serialize()).call)
+    loaded = _quick(export.deserialize(program.serialize()).call)
 
     want = _quick(forward)(leaves, case.inputs)
     most = jax.tree.leaves(case.inputs)[0].shape[0]
     for size in (1, most - 1, most):
-        got = call(leaves, jax.tree.map(lambda x, size=size: x[:size], case.inputs))
-        for x, y in zip(got, want, strict=True):
-            assert x.dtype == y.dtype
+        got = loaded(leaves, jax.tree.map(lambda x, size=size: x[:size], case.inputs))
+        assert got.keys() == want.keys()
+        for path in want:
+            assert got[path].dtype == want[path].dtype
             np.testing.assert_allclose(
-                *(np.asarray(z, np.float32) for z in (x, y[:size])),
-                rtol=1e-2 if y.dtype == jnp.bfloat16 else rtol,
+                *(np.asarray(x, np.float32) for x in (got[path], want[path][:size])),
+                rtol=1e-2 if want[path].dtype == jnp.bfloat16 else 1e-5,
                 atol=1e-5,
-                err_msg=f"{size} rows",
+                err_msg=f"{path} of {size} rows",
             )
 
 
 def _quick(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Jitted; machine code is not polished, since each size is compiled to be called once."""
+    """Jitted without polishing machine code: each size is compiled to be called once."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})

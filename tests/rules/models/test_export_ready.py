@@ -27,12 +27,14 @@ from distill_jax.rules import (
     to_network,
     truth,
 )
-from distill_jax.types import Model
 from tests.exporting import (
     Case,
     assert_predicts_for_any_batch_size,
     no_shapes_of_traced_arrays,  # noqa: F401 - a fixture
+    of_model,
+    of_teacher,
 )
+from tests.models.drawing import drawn
 from tests.rules import small_books
 
 COLUMNS = (Column("age", mean=50.0, std=10.0), Column("smoker", "boolean"))
@@ -49,16 +51,6 @@ TEXT = "[w=2] age > 60 and smoker => sick\n[w=1] smoker => not well\n[w=0.5] not
 THEORY = "sick :- old, not smoker.   sick :- age > 70.   old :- age > 60.   old :- age < 30."
 
 
-def of_model(model: Model, inputs: Any = ROWS) -> Case:
-    variables = jax.jit(model.init)(jax.random.key(0), inputs)
-    return Case(lambda variables, x: model.predict(*variables, x), variables, inputs)
-
-
-def of_teacher(teacher: teachers.Teacher, inputs: Any = ROWS) -> Case:
-    variables = teacher.params, teacher.state
-    return Case(lambda variables, x: teacher.predict(*variables, x), variables, inputs)
-
-
 def of_function(function: Callable[..., Any], book: Any) -> Case:
     """``function(book, columns, logits, views)``, the book among the variables."""
     inputs = ROWS, np.roll(VIEW, 1), {"later": VIEW} if book.schema.views else {}
@@ -67,7 +59,7 @@ def of_function(function: Callable[..., Any], book: Any) -> Case:
 
 def teacher() -> teachers.Teacher:
     model = models.mlp([4], 3)
-    return teachers.teacher(model, *model.init(jax.random.key(0), WITHOUT_GAPS))
+    return teachers.teacher(model, *drawn(model, WITHOUT_GAPS))
 
 
 def probabilities(book, columns, logits, views):
@@ -84,22 +76,23 @@ def projected(book, columns, logits, views):
 
 
 CASES: dict[str, Callable[[], Case]] = {
-    "logistic regression, one output": lambda: of_model(to_logistic_regression(TEXT, TWO)),
-    "logistic regression, classes": lambda: of_model(to_logistic_regression(TEXT, CLASSES)),
+    "logistic regression, one output": lambda: of_model(to_logistic_regression(TEXT, TWO), ROWS),
+    "logistic regression, classes": lambda: of_model(to_logistic_regression(TEXT, CLASSES), ROWS),
     "logistic regression, label sets": lambda: of_model(
-        to_logistic_regression("[w=2] age > 60 => a and not b\n[w=1] not c", LABELS)
+        to_logistic_regression("[w=2] age > 60 => a and not b\n[w=1] not c", LABELS), ROWS
     ),
-    "KBANN, one output": lambda: of_model(to_network(THEORY, TWO)),
-    "KBANN, a unit per class": lambda: of_model(to_network(THEORY, CLASSES)),
+    "KBANN, one output": lambda: of_model(to_network(THEORY, TWO), ROWS),
+    "KBANN, a unit per class": lambda: of_model(to_network(THEORY, CLASSES), ROWS),
     "enforce, classes": lambda: of_model(
         enforce(models.mlp([4], 3), bind(HARD, CLASSES)), WITHOUT_GAPS
     ),
     "enforce, label sets": lambda: of_model(
         enforce(models.mlp([4], 3), bind(IMPLICATIONS, LABELS)), WITHOUT_GAPS
     ),
-    "rule_teacher": lambda: of_teacher(rule_teacher(small_books.plain())),
+    "rule_teacher": lambda: of_teacher(rule_teacher(small_books.plain()), ROWS),
     "corrected": lambda: of_teacher(corrected(teacher(), small_books.plain()), WITHOUT_GAPS),
     "project": lambda: of_function(projected, small_books.book()),
+    # Neither is a model, but a program that predicts may also say which rules hold.
     "truth, classes": lambda: of_function(probabilities, small_books.book()),
     "truth, label sets": lambda: of_function(probabilities, small_books.labels()),
     "log_truth": lambda: of_function(logarithms, small_books.labels()),
