@@ -108,7 +108,7 @@ def gradient_rows(quick: bool, seconds: float) -> list[dict[str, Any]]:
         params, state = jax.jit(plain.init)(KEY, inputs)
         labels = jnp.arange(len(inputs)) % 10
         policies = jax.checkpoint_policies
-        bfloat16 = models.compute_in(plain, jnp.bfloat16)
+        bfloat16 = models.cast(plain, jnp.bfloat16)
         forwards = {case: _forward(model, state) for case, model in given.items()}
         forwards["whole"] = jax.checkpoint(_forward(plain, state))
         forwards["whole dots"] = jax.checkpoint(

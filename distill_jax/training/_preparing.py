@@ -342,7 +342,7 @@ def _wrapped(model: Model, compute_dtype: Any, remat: bool) -> Model:
     if not isinstance(remat, bool):
         raise TypeError(f"remat must be True or False, got {remat!r}: see models.remat for more")
     if compute_dtype is not None:
-        model = models.compute_in(model, compute_dtype)
+        model = models.cast(model, compute_dtype)
     return models.remat(model) if remat else model
 
 

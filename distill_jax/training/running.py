@@ -75,7 +75,7 @@ def run(
       microbatches: Pieces that a step's batch is computed in, to save memory; must divide it. The
         gradient is that of the whole batch; see ``training.accumulation``.
       compute_dtype: What the student computes in, bfloat16 for example; parameters stay as they
-        are, and losses float32. See ``models.compute_in``.
+        are, and losses float32. See ``models.cast``.
       remat: Whether the student's forward pass is computed again in the backward pass, to save
         memory. See ``models.remat``.
       unroll: Steps unrolled in the scan.
