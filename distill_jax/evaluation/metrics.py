@@ -291,9 +291,9 @@ def _totals(
         data.pop("teacher_logits", None)
     missing = ["inputs"] if model.missing else []
     if teacher is not None:  # it reads one of the two columns
-        seen = "teacher_inputs" if "teacher_inputs" in data else "inputs"
-        missing = [name for name in missing if name != seen or teacher.missing]
-        missing += [seen] if teacher.missing and seen == "teacher_inputs" else []
+        read = "teacher_inputs" if "teacher_inputs" in data else "inputs"
+        missing = [name for name in missing if name != read or teacher.missing]
+        missing += [read] if teacher.missing and read == "teacher_inputs" else []
     check(data, missing=missing)
     run = functools.partial(program, teacher=teacher, top_k=top_k, bins=bins)
     found = []

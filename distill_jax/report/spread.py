@@ -6,30 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from scipy import special
 
-
-def mean_std(values: Sequence[float] | Any) -> dict[str, Any]:
-    """Mean and standard deviation of a sample.
-
-    Args:
-      values: One number a run.
-
-    Returns:
-      ``mean``, ``std`` and ``n``. The standard deviation is that of a sample: squares are divided
-      by n - 1 (ddof 1). It is None for one value, which has no spread.
-
-    Raises:
-      ValueError: if there is no value, or ``values`` has more than one axis.
-
-    Example:
-      >>> mean_std([1.0, 2.0, 3.0])
-      {'mean': 2.0, 'std': 1.0, 'n': 3}
-    """
-    x = _sample(values)
-    std = float(x.std(ddof=1)) if len(x) > 1 else None
-    return {"mean": float(x.mean()), "std": std, "n": len(x)}
+from distill_jax._statistics import sample
 
 
 def interval95(values: Sequence[float] | Any) -> dict[str, Any]:
@@ -52,17 +31,10 @@ def interval95(values: Sequence[float] | Any) -> dict[str, Any]:
       >>> round(found["low"], 3), round(found["high"], 3)
       (-0.484, 4.484)
     """
-    x = _sample(values)
+    x = sample(values)
     if len(x) < 2:
         raise ValueError(f"values must be two or more for an interval, got {len(x)}")
     mean = float(x.mean())
     quantile = float(special.stdtrit(len(x) - 1, 0.975))  # of Student's t
     half = quantile * float(x.std(ddof=1)) / math.sqrt(len(x))
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(x)}
-
-
-def _sample(values: Any) -> np.ndarray:
-    x = np.asarray(values, np.float64)
-    if x.ndim != 1 or not len(x):
-        raise ValueError(f"values must be one number a run, [runs], got shape {x.shape}")
-    return x
