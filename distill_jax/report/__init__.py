@@ -1,4 +1,4 @@
-"""What people look at: tables, figures, result files, and how sure a mean is."""
+"""Results for people: tables, figures, result files, and confidence intervals."""
 
 from __future__ import annotations
 

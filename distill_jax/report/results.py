@@ -1,4 +1,4 @@
-"""Results as files that say where they come from."""
+"""Result files that record how they were made."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _PACKAGES = ("distill_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-l
 
 
 def save_json(path: str | os.PathLike[str], payload: Any) -> pathlib.Path:
-    """Writes plain data as JSON, all or nothing: a failure leaves an old file as it was.
+    """Writes data as JSON, atomically: if it fails, an existing file is unchanged.
 
     Args:
-      path: The file; folders above it are made.
+      path: The file; missing parent folders are created.
       payload: Mappings, sequences, strings, numbers, None, and NumPy and JAX scalars and arrays.
-        JSON has no NaN and no infinity: they become the strings ``"nan"``, ``"inf"``, ``"-inf"``.
+        Since JSON has no NaN or infinity, they become the strings ``"nan"``, ``"inf"``, ``"-inf"``.
 
     Returns:
       The path.
 
     Raises:
-      TypeError: for anything else, naming where in ``payload`` it stands.
+      TypeError: for any other value; the message says where in ``payload`` it is.
     """
     text = json.dumps(
         json_values(payload, "payload"), indent=2, ensure_ascii=False, allow_nan=False
@@ -44,16 +44,16 @@ def save_json(path: str | os.PathLike[str], payload: Any) -> pathlib.Path:
 def result_file(
     script: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], command: str
 ) -> dict[str, Any]:
-    """What a result file holds: the rows, and what it takes to get them again.
+    """The content of a result file: the rows, and what is needed to reproduce them.
 
     Args:
-      script: Of which its file name is kept.
-      rows: The results.
-      command: What was typed.
+      script: Path of the script; only its file name is recorded.
+      rows: The results, one dictionary per row.
+      command: The command line that made them.
 
     Returns:
-      ``script``, ``command``, ``device`` (``platform``, ``kind``, ``devices``, and ``cpus`` that
-      this process may use), ``versions`` (Python's, and those of the packages that are installed)
+      A dictionary of ``script``, ``command``, ``device`` (``platform``, ``kind``, ``devices``, and
+      the ``cpus`` available to this process), ``versions`` (of Python and of installed packages)
       and ``rows``.
     """
     device = jax.devices()[0]

@@ -1,4 +1,4 @@
-"""How sure a mean over runs is."""
+"""Mean, standard deviation and confidence interval over runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from distill_jax._statistics import sample
 def interval95(values: Sequence[float] | Any) -> dict[str, Any]:
     r"""A 95% confidence interval of the mean, :math:`\bar x \pm t_{0.975, n-1}\, s / \sqrt n`.
 
-    Student's t: right for independent runs whose results are about normally distributed, also if
-    there are few of them.
+    From Student's t: valid for independent runs whose results are roughly normally distributed,
+    even if there are few of them.
 
     Args:
-      values: One number a run, two or more.
+      values: One number per run, ``[runs]``, two or more.
 
     Returns:
-      ``mean``, ``low``, ``high`` and ``n``.
+      A dictionary of ``mean``, ``low``, ``high`` and ``n``.
 
     Raises:
       ValueError: if there are fewer than two values, or ``values`` has more than one axis.
