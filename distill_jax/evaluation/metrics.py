@@ -281,7 +281,8 @@ def _totals(
     bins: int,
 ) -> dict[str, Any]:
     """The sums over all batches, in double precision."""
-    _checks.at_least(1.0, batch_size=batch_size, top_k=top_k, bins=bins)
+    batch_size = _checks.count("batch_size", batch_size)
+    top_k, bins = _checks.count("top_k", top_k), _checks.count("bins", bins)
     if "inputs" not in data:
         raise ValueError(f"data must have a column inputs, got {list(data)}")
     if teacher is not None:
