@@ -526,7 +526,7 @@ def test_a_width_that_is_traced_gets_the_hint_whatever_is_raised():
     def wide(key, *, width):
         return {"size": len(mlp([width], 3).init(key, jnp.zeros((1, 2))))}
 
-    with pytest.raises(ValueError, match="sizes must be integers") as caught:
+    with pytest.raises(TypeError, match=r"sizes\[0\] must be a Python int, not traced") as caught:
         sweep(wide, {"width": [4, 8]}, key=KEY)
     assert "static=" in caught.value.__notes__[0]
 
