@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from distill_jax.rules.binding.book import Book
-from distill_jax.rules.logic import _inputs
+from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic._inputs import Views
 from distill_jax.rules.logic._tiles import registers
 from distill_jax.rules.logic.evaluation import violation
@@ -43,14 +43,12 @@ def log_truth(
       views: Logits on other views, where the rules use them. Over exclusive classes their
         probabilities are taken as they are, and may underflow.
     """
-    logits, columns, views = _inputs.clean(book, logits, columns, views)
+    logits, columns, views = _inputs.prepared(book, logits, columns, views, name="logits")
     if book.schema.exclusive:
         return _log_truth_of_classes(book, columns, logits, views)
     if book.info.logic == "product":
         return _log_truth_of_labels(book, columns, logits, views)
-    violated = violation(
-        book, columns, _inputs.probabilities(book, logits), views=_inputs.seen(book, views)
-    )
+    violated = violation(book, columns, _predictions.probabilities(book, logits), views=views)
     return jnp.log(jnp.maximum(1.0 - violated, LEAST_TRUTH))
 
 
@@ -60,10 +58,9 @@ def _log_truth_of_classes(
     """By a sum over the classes that satisfy a rule, or, where that is most of them, by log1p of
     the others, so that neither end loses digits."""
     classes = logits.shape[1]
-    shown = _inputs.seen(book, views)
 
     def by(one: Array) -> Array:  # violation is linear in probabilities
-        return violation(book, columns, jnp.broadcast_to(one, logits.shape), views=shown)
+        return violation(book, columns, jnp.broadcast_to(one, logits.shape), views=views)
 
     violates = jax.vmap(by, out_axes=2)(jnp.eye(classes, dtype=logits.dtype)[:, None, :])
     log_p = jax.nn.log_softmax(logits, axis=-1)
@@ -91,8 +88,8 @@ def _log_truth_of_labels(
     of_label = everything.T[circuit.label]
     of_label = jnp.where(circuit.negated[:, None], -of_label, of_label)
     ends = jnp.broadcast_to(jnp.array([[-jnp.inf], [0.0]], logits.dtype), (2, logits.shape[0]))
-    yes = jnp.concatenate([ends, held[0], _inputs.log_sigmoid(of_label)])
-    no = jnp.concatenate([ends[::-1], held[1], _inputs.log_sigmoid(-of_label)])
+    yes = jnp.concatenate([ends, held[0], _predictions.log_sigmoid(of_label)])
+    no = jnp.concatenate([ends[::-1], held[1], _predictions.log_sigmoid(-of_label)])
     for level in circuit.levels:
         and_yes, and_no = _log_and(yes[level.ands], no[level.ands])
         or_no, or_yes = _log_and(no[level.ors], yes[level.ors])
@@ -111,7 +108,7 @@ def _log_literals(circuit: Any, columns: Array) -> tuple[Array, Array]:
     above = jnp.where(jnp.isfinite(low), safe - jnp.where(jnp.isfinite(low), low, 0.0), jnp.inf)
     below = jnp.where(jnp.isfinite(high), jnp.where(jnp.isfinite(high), high, 0.0) - safe, jnp.inf)
     ends = jnp.stack([above / scale, below / scale], axis=1)
-    pair = _log_and(_inputs.log_sigmoid(ends), _inputs.log_sigmoid(-ends))
+    pair = _log_and(_predictions.log_sigmoid(ends), _predictions.log_sigmoid(-ends))
     crisp = jnp.where(inside, 0.0, -jnp.inf), jnp.where(inside, -jnp.inf, 0.0)
     yes, no = (
         jnp.where(soft, jnp.where(known, p, end), c)

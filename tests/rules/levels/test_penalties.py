@@ -270,7 +270,7 @@ def test_complaints(library_errors):
         encourage("rules", 1.0, rules, weights=-jnp.ones(6))
     with pytest.raises(ValueError, match='coupled is for kind "log"'):
         encourage("rules", 1.0, rules, coupled=True)
-    with pytest.raises(ValueError, match=r"views must hold the probabilities of \['later'\]"):
+    with pytest.raises(ValueError, match=r"views must hold the model's logits on \['later'\]"):
         penalty(logits, columns, {}, rules=rules)
     with pytest.raises(ValueError, match="student_logits must have shape"):
         penalty(logits[:, :2], columns, views, rules=rules)

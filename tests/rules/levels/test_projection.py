@@ -266,7 +266,7 @@ def test_complaints(library_errors):
     ):
         with pytest.raises(ValueError, match="exclusive classes.*encourage"):
             call()
-    with pytest.raises(ValueError, match=r"views must hold the probabilities of \['later'\]"):
+    with pytest.raises(ValueError, match=r"views must hold the model's logits on \['later'\]"):
         project(small_books.book(), columns, logits)
     with pytest.raises(ValueError, match=r"rule_teacher sees one input.*\['later'\]"):
         rule_teacher(small_books.book())
