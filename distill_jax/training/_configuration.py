@@ -227,7 +227,7 @@ def _value(x: Any) -> Any:
     if isinstance(x, Book):
         return {
             "rules": str(x).splitlines(),
-            "logic": x.info.logic,
+            "logic": x.info.logic.name,
             "strengths": _value(x.strengths),
             "checksum": _total(x),
         }
