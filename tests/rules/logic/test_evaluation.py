@@ -233,7 +233,7 @@ def test_the_program_does_not_grow_with_the_number_of_rules() -> None:
         text = "\n".join(f"x > {i} and y < {-i} => a" for i in range(n))
         book = bind(text, schema)
         made = jax.make_jaxpr(truth_of)(book, jnp.zeros((4, 2)), jnp.ones((4, 3)))
-        return len(str(made).splitlines())
+        return str(made).count(" = ")  # equations, inner ones too
 
     assert program(3) == program(100)
 
