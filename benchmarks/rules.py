@@ -48,8 +48,9 @@ import numpy as np  # noqa: E402
 from _timing import emit, first_calls, interleaved  # noqa: E402
 
 from distill_jax import report  # noqa: E402
-from distill_jax.rules import Column, Schema, bind, kernels, label_sums  # noqa: E402
-from distill_jax.rules.plans import plan  # noqa: E402
+from distill_jax.rules import Column, Schema, bind  # noqa: E402
+from distill_jax.rules.binding._plans import plan  # noqa: E402
+from distill_jax.rules.logic import _label_sums, _tiles  # noqa: E402
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -165,7 +166,7 @@ class Fuzzy:
     @staticmethod
     def ours(made: Any, circuit: Any, p: Any, weights: Any) -> Any:
         columns = jnp.zeros((p.shape[0], 1), jnp.float32)
-        return label_sums.weighted(made, circuit, columns, p, weights).mean()
+        return _label_sums.weighted(made, circuit, columns, p, weights).mean()
 
     def autodiff(self, p: Any, weights: Any) -> Any:
         q = jnp.where(self.negated, 1.0 - p[:, self.place], p[:, self.place])
@@ -226,10 +227,10 @@ def crisp(rules: int, rows: int, seconds: float) -> list[dict[str, Any]]:
     task = Crisp(rules, rows)
     book = task.book
     held, held_compile, held_bytes = compiled(
-        kernels.held, book.circuit, task.columns, jnp.asarray(book.fires)
+        _tiles.held, book.circuit, task.columns, jnp.asarray(book.fires)
     )
     counted, count_compile, count_bytes = compiled(
-        kernels.counted, book.circuit, task.columns, jnp.asarray(book.fires)
+        _tiles.counted, book.circuit, task.columns, jnp.asarray(book.fires)
     )
     fill, *_ = compiled(lambda x: jnp.broadcast_to(x, (rows, rules)), jnp.zeros((), bool))
     # What is slow gets a part: its speed is the same.
@@ -275,7 +276,7 @@ def crisp(rules: int, rows: int, seconds: float) -> list[dict[str, Any]]:
 def _energies(task: Crisp, seconds: float) -> dict[str, Any]:
     """What rules speak against each class; the peer multiplies NumPy's table."""
     guards, scores, arguments = _pieces(task)
-    ours, compile_seconds, size = compiled(kernels.scored, *arguments)
+    ours, compile_seconds, size = compiled(_tiles.scored, *arguments)
     node = np.asarray(guards.node)
     of_rule = np.asarray(task.book.pieces.rule)
     assert len(node) == len(of_rule)
@@ -298,12 +299,12 @@ def _energies(task: Crisp, seconds: float) -> dict[str, Any]:
     }
 
 
-def _pieces(task: Crisp) -> tuple[kernels.Guards, Any, tuple]:
+def _pieces(task: Crisp) -> tuple[_tiles.Guards, Any, tuple]:
     book = task.book
     strengths = jnp.asarray(book.strengths)[jnp.asarray(book.pieces.rule)]
     scores = strengths[:, None] * jnp.asarray(book.pieces.table)
     nothing = jnp.zeros((0, task.rows), jnp.float32)
-    guards = kernels.Guards(jnp.asarray(book.pieces.guard), jnp.asarray(book.pieces.seen), nothing)
+    guards = _tiles.Guards(jnp.asarray(book.pieces.guard), jnp.asarray(book.pieces.seen), nothing)
     return guards, scores, (book.circuit, task.columns, guards, scores)
 
 
@@ -380,7 +381,7 @@ def costs(
     for n in rules:
         task = Crisp(n, rows)
         arguments = task.book.circuit, task.columns, jnp.asarray(task.book.fires)
-        add(f"coverage, {n} rules", n, task.bind_seconds, compiled(kernels.counted, *arguments))
+        add(f"coverage, {n} rules", n, task.bind_seconds, compiled(_tiles.counted, *arguments))
         del task
         task = Fuzzy(n, rows)
         program = compiled(gradient, *task.arguments)
@@ -389,7 +390,7 @@ def costs(
     middle = rules[len(rules) // 2]
     for k in classes:
         task = Crisp(middle, rows, k)
-        program = compiled(kernels.scored, *_pieces(task)[2])
+        program = compiled(_tiles.scored, *_pieces(task)[2])
         add(f"energies, {middle} rules, {k} classes", middle, task.bind_seconds, program)
     for k in labels:
         task = Fuzzy(middle, rows, k)

@@ -1,18 +1,20 @@
 """Checks at trace time. Shapes and dtypes are static, so they cost nothing under ``jit``.
 
-A value that is traced is not known yet, and passes; one that is known must be right.
+A value that is traced is not known yet, and passes; one that is known must be right. Shapes and
+trees are compared by Chex, whose assertions are raised again as errors that name the argument, what
+was expected and what came. ``chex.disable_asserts()`` switches these comparisons off too.
 """
 
 from __future__ import annotations
 
-import types
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import chex
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-
-from distill_jax.types import Model
 
 
 def known(value: Any) -> np.ndarray | None:
@@ -44,34 +46,57 @@ def boolean(**arrays: Any) -> None:
             )
 
 
-def shape(expected: tuple[int, ...], **arrays: Any) -> None:
+def shape(expected: tuple[int | str, ...], *, hint: str = "", **arrays: Any) -> None:
+    """Arrays of this shape; a name in the place of a size is an axis of any size."""
+    sizes = tuple(None if isinstance(n, str) else n for n in expected)
+    named = any(isinstance(n, str) for n in expected)
+    shown = f"[{', '.join(map(str, expected))}]" if named else f"{expected}"
     for name, x in arrays.items():
-        if jnp.shape(x) != expected:
-            raise ValueError(f"{name} must have shape {expected}, got {jnp.shape(x)}")
+        x = _with_shape(x)
+        with _raised(lambda x=x, name=name: f"{name} must have shape {shown}{hint}, got {x.shape}"):
+            chex.assert_shape(x, sizes)
 
 
 def same_shape(**arrays: Any) -> None:
-    (first, x), *others = arrays.items()
+    (first, x), *others = ((name, _with_shape(x)) for name, x in arrays.items())
     for name, y in others:
-        if jnp.shape(y) != jnp.shape(x):
-            raise ValueError(
-                f"{name} must have the shape of {first}, {jnp.shape(x)}, got {jnp.shape(y)}"
+        with _raised(
+            lambda y=y, name=name: (
+                f"{name} must have the shape of {first}, {x.shape}, got {y.shape}"
             )
+        ):
+            chex.assert_equal_shape([x, y])
+
+
+def same_tree(expected: Any, **trees: Any) -> None:
+    """Trees with the structure, shapes and dtypes of ``expected``, whose leaves are arrays."""
+    kinds = (
+        ("structure", chex.assert_trees_all_equal_structs, jax.tree.structure),
+        ("shapes", chex.assert_trees_all_equal_shapes_and_dtypes, _shapes_and_dtypes),
+    )
+    for name, tree in trees.items():
+        for what, alike, of in kinds:
+            with _raised(
+                lambda what=what, of=of, name=name, tree=tree: (
+                    f"{name} must have the {what} {of(expected)}, got {of(tree)}"
+                )
+            ):
+                alike(expected, tree)
 
 
 def classes_axis(**arrays: Any) -> None:
     for name, x in arrays.items():
-        if jnp.ndim(x) < 1 or jnp.shape(x)[-1] < 2:
+        if np.ndim(x) < 1 or np.shape(x)[-1] < 2:
             raise ValueError(
                 f"{name} must have shape [..., classes] with two classes or more, got "
-                f"{jnp.shape(x)}: a single output z is the two classes [0, z], see two_class"
+                f"{np.shape(x)}: a single output z is the two classes [0, z], see two_class"
             )
 
 
 def scalar(**values: Any) -> None:
     for name, value in values.items():
-        if jnp.ndim(value) != 0:
-            raise ValueError(f"{name} must be a scalar, got shape {jnp.shape(value)}")
+        if np.ndim(value) != 0:
+            raise ValueError(f"{name} must be a scalar, got shape {np.shape(value)}")
 
 
 def positive(**values: Any) -> None:
@@ -142,15 +167,18 @@ def compute_dtype(dtype: Any) -> np.dtype:
     return found
 
 
-def reads_exactly(x: Any) -> bool:
-    """Whether a model, a teacher, or a wrapper of either says that its inputs must not be rounded,
-    by an attribute ``exact_inputs``: it compares them with written thresholds."""
-    if getattr(x, "exact_inputs", False):
-        return True
-    if isinstance(x, types.MethodType):  # Model.predict, which a teacher holds
-        return isinstance(x.__self__, Model) and reads_exactly(x.__self__)
-    if isinstance(x, Model):
-        return reads_exactly(x.apply)
-    inside = [getattr(x, name, None) for name in ("apply", "predict", "members")]
-    inside = [*inside[:2], *(inside[2] if isinstance(inside[2], tuple) else ())]
-    return any(reads_exactly(part) for part in inside if part is not None)
+@contextlib.contextmanager
+def _raised(message: Callable[[], str]) -> Iterator[None]:
+    """An assertion of Chex's as a ``ValueError`` with a message of ours."""
+    try:
+        yield
+    except AssertionError:
+        raise ValueError(message()) from None
+
+
+def _with_shape(x: Any) -> Any:
+    return x if hasattr(x, "shape") else np.asarray(x)  # Chex takes a list for several arrays
+
+
+def _shapes_and_dtypes(tree: Any) -> list[Any]:
+    return [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]

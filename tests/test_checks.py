@@ -23,6 +23,28 @@ REFUSED = [
         ValueError,
         "y must have the shape of x, (2, 3), got (2, 1, 3)",
     ),
+    (
+        lambda: _checks.shape(("batch", 3), hint=", as encode gives it", x=jnp.zeros((4, 2))),
+        ValueError,
+        "x must have shape [batch, 3], as encode gives it, got (4, 2)",
+    ),
+    (lambda: _checks.shape(("batch", 3), x=jnp.zeros(3)), ValueError, "[batch, 3], got (3,)"),
+    (lambda: _checks.shape((), x=[1.0]), ValueError, "x must have shape (), got (1,)"),
+    (
+        lambda: _checks.same_tree({"a": jnp.zeros(2)}, x={"b": jnp.zeros(2)}),
+        ValueError,
+        "x must have the structure PyTreeDef({'a': *}), got PyTreeDef({'b': *})",
+    ),
+    (
+        lambda: _checks.same_tree({"a": jnp.zeros(2)}, x={"a": jnp.zeros((2, 1))}),
+        ValueError,
+        "x must have the shapes [((2,), dtype('float32'))], got [((2, 1), dtype('float32'))]",
+    ),
+    (
+        lambda: _checks.same_tree([jnp.zeros(2)], x=[jnp.zeros(2, int)]),
+        ValueError,
+        "x must have the shapes",
+    ),
     (lambda: _checks.classes_axis(x=jnp.zeros((4, 1))), ValueError, "see two_class"),
     (lambda: _checks.classes_axis(x=jnp.zeros(())), ValueError, "x must have shape [..., classes]"),
     (lambda: _checks.scalar(x=jnp.zeros(1)), ValueError, "x must be a scalar, got shape (1,)"),

@@ -1,4 +1,4 @@
-"""Data: where it lies, whether it is sound, and how it is cut into batches.
+"""Data: where it is stored, checks of it, and how it is split into batches.
 
 A data set is a mapping of named arrays that share their leading axis (a ``Batch``, just longer):
 ``inputs``, often ``labels`` or ``targets``, and optionally ``where``.

@@ -18,6 +18,7 @@ def from_function(
     *,
     classes: tuple[str, ...] | None = None,
     missing: bool = False,
+    exact_inputs: bool = False,
 ) -> Model:
     """A model from any pair of functions.
 
@@ -35,7 +36,9 @@ def from_function(
       init: Makes the params, and the state if there is one. It may be traced.
       apply: The forward pass.
       classes: The names of the classes in the order of the logits.
-      missing: Whether ``apply`` knows what to do with NaN in ``inputs``, a missing value.
+      missing: Whether ``apply`` handles NaN in ``inputs``, a missing value.
+      exact_inputs: Whether ``inputs`` must not be rounded to a smaller dtype, because ``apply``
+        compares them with written thresholds.
 
     Raises:
       TypeError: if ``apply`` takes neither ``(params, inputs)`` nor ``(params, state, inputs)``.
@@ -93,4 +96,4 @@ def from_function(
             )
         return as_outputs(made[0], classes), made[1]
 
-    return Model(model_init, model_apply, classes, missing)
+    return Model(model_init, model_apply, classes, missing, exact_inputs)

@@ -61,7 +61,7 @@ def compute_in(model: Model, dtype: Any) -> Model:
       'bfloat16'
     """
     dtype = _checks.compute_dtype(dtype)
-    if _checks.reads_exactly(model):
+    if model.exact_inputs:
         raise ValueError(
             f"model compares its inputs with written numbers, and would see them rounded to "
             f"{dtype}: wrap what is inside, enforce(compute_in(model, dtype), book)"

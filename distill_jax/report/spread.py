@@ -7,11 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-# 97.5% quantiles of Student's t for 1 to 10 degrees of freedom.
-_T975 = (12.706205, 4.302653, 3.182446, 2.776445, 2.570582)
-_T975 += (2.446912, 2.364624, 2.306004, 2.262157, 2.228139)
-_Z975 = 1.959963985  # of the normal distribution
+from scipy import special
 
 
 def mean_std(values: Sequence[float] | Any) -> dict[str, Any]:
@@ -60,7 +56,8 @@ def interval95(values: Sequence[float] | Any) -> dict[str, Any]:
     if len(x) < 2:
         raise ValueError(f"values must be two or more for an interval, got {len(x)}")
     mean = float(x.mean())
-    half = _t975(len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
+    quantile = float(special.stdtrit(len(x) - 1, 0.975))  # of Student's t
+    half = quantile * float(x.std(ddof=1)) / math.sqrt(len(x))
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(x)}
 
 
@@ -69,20 +66,3 @@ def _sample(values: Any) -> np.ndarray:
     if x.ndim != 1 or not len(x):
         raise ValueError(f"values must be one number a run, [runs], got shape {x.shape}")
     return x
-
-
-def _t975(degrees: int) -> float:
-    """From a table, and beyond it from the Cornish-Fisher expansion (right to 1e-5 there).
-
-    Abramowitz and Stegun, Handbook of Mathematical Functions, 1964, formula 26.7.5.
-    """
-    if degrees <= len(_T975):
-        return _T975[degrees - 1]
-    z, v = _Z975, degrees
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
-    )

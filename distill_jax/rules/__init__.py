@@ -7,8 +7,35 @@ into the columns that the pure functions of this package take.
 from __future__ import annotations
 
 from distill_jax.optimizers import pull_to_start
-from distill_jax.rules.book import Book, RuleWarning, bind, encode
-from distill_jax.rules.building import (
+from distill_jax.rules.binding import (
+    Book,
+    Column,
+    Conflict,
+    RuleWarning,
+    Schema,
+    bind,
+    conflicts,
+    encode,
+    encode_columns,
+    infer_schema,
+)
+from distill_jax.rules.exchange import (
+    from_rule_strings,
+    from_table,
+    from_tree,
+    read_rules,
+    to_table,
+    write_rules,
+)
+from distill_jax.rules.inspection import (
+    Check,
+    Explanation,
+    check,
+    explain,
+)
+from distill_jax.rules.language import (
+    Rule,
+    RuleError,
     all_of,
     any_of,
     at_least,
@@ -19,33 +46,40 @@ from distill_jax.rules.building import (
     iff,
     implies,
     label,
+    parse,
+    parse_formula,
     rule,
+    to_text,
 )
-from distill_jax.rules.checking import Check, check
-from distill_jax.rules.conflicts import Conflict, conflicts
-from distill_jax.rules.drifting import RuleModel, drift
-from distill_jax.rules.enforcement import enforce, max_constraint_loss
-from distill_jax.rules.exchange import from_table, read_rules, to_table, write_rules
-from distill_jax.rules.explaining import Explanation, explain
-from distill_jax.rules.formulas import Rule, RuleError
-from distill_jax.rules.linear import to_logistic_regression
-from distill_jax.rules.logic import energies, fires, forbidden, truth, violation
-from distill_jax.rules.mined import from_rule_strings, from_tree
-from distill_jax.rules.networks import to_network
-from distill_jax.rules.penalties import dual_ascent, encourage, log_truth, penalty
-from distill_jax.rules.posterior import (
+from distill_jax.rules.levels import (
     corrected,
+    dual_ascent,
+    encourage,
+    enforce,
     imitation,
     learned,
+    max_constraint_loss,
+    penalty,
     posterior_kl,
     project,
     remainder,
     rule_teacher,
     teach,
 )
-from distill_jax.rules.printing import to_text
-from distill_jax.rules.schema import Column, Schema, encode_columns, infer_schema
-from distill_jax.rules.syntax import parse, parse_formula
+from distill_jax.rules.logic import (
+    energies,
+    fires,
+    forbidden,
+    log_truth,
+    truth,
+    violation,
+)
+from distill_jax.rules.models import (
+    RuleModel,
+    drift,
+    to_logistic_regression,
+    to_network,
+)
 
 __all__ = [
     "Book",

@@ -69,7 +69,7 @@ def cast(teacher: Teacher, dtype: Any = jnp.bfloat16) -> Teacher:
     dtype = _checks.compute_dtype(dtype)
     if any(isinstance(x, Quantized) for x in _kernels(teacher.params)):
         raise ValueError("teacher is quantized: write quantize(cast(teacher, dtype))")
-    if _checks.reads_exactly(teacher.predict):
+    if teacher.exact_inputs:
         raise ValueError(
             "teacher compares its inputs with written numbers, and would see them rounded to "
             f"{dtype}: cast what is inside, corrected(cast(teacher), book)"

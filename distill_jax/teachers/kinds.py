@@ -28,7 +28,7 @@ from distill_jax.types import Model, Outputs, Params, State
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "state"],
-    meta_fields=["predict", "classes", "missing"],
+    meta_fields=["predict", "classes", "missing", "exact_inputs"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Teacher:
@@ -42,7 +42,9 @@ class Teacher:
       params: Arrays.
       state: Arrays, batch statistics for example.
       classes: The names of the classes in the order of the logits, where they are known.
-      missing: Whether its inputs may hold NaN, for values that are missing.
+      missing: Whether its inputs may hold NaN, for missing values.
+      exact_inputs: Whether its inputs must not be rounded to a smaller dtype, because it compares
+        them with written thresholds.
     """
 
     predict: Callable[[Params, State, Any], Outputs]
@@ -50,6 +52,7 @@ class Teacher:
     state: State = dataclasses.field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     missing: bool = False
+    exact_inputs: bool = False
 
     def __post_init__(self) -> None:
         if self.classes is not None:  # a list would have no hash
@@ -69,7 +72,7 @@ def teacher(model: Model, params: Params, state: State) -> Teacher:
       >>> jax.jit(lambda teacher, inputs: teacher(inputs).logits)(wise, inputs).shape
       (2, 3)
     """
-    return Teacher(model.predict, params, state, model.classes, model.missing)
+    return Teacher(model.predict, params, state, model.classes, model.missing, model.exact_inputs)
 
 
 def from_function(
@@ -143,6 +146,7 @@ def ensemble(
         [t.state for t in teachers],
         classes,
         all(t.missing for t in teachers),
+        any(t.exact_inputs for t in teachers),
     )
 
 
@@ -174,7 +178,9 @@ def reorder(teacher: Teacher, classes: Sequence[str]) -> Teacher:
     order = jnp.asarray([teacher.classes.index(name) for name in classes])
     # The order lies in the state: as a parameter, an integer would be in the way of jax.grad.
     state = {"teacher": teacher.state, "order": order}
-    return Teacher(_Reorder(teacher.predict), teacher.params, state, classes, teacher.missing)
+    return dataclasses.replace(
+        teacher, predict=_Reorder(teacher.predict), state=state, classes=classes
+    )
 
 
 def start_average(params: PyTree) -> PyTree:

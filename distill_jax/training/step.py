@@ -16,13 +16,11 @@ from jaxtyping import Array, Float, PyTree
 from distill_jax import _checks
 from distill_jax import teachers as teachers_
 from distill_jax.objectives import Context, Objective, Term
+from distill_jax.objectives.context import AVERAGE
 from distill_jax.rules import Book
 from distill_jax.teachers import Teacher
 from distill_jax.training.accumulation import Forward, gradients
 from distill_jax.types import Batch, Model, Params, State
-
-AVERAGE = "average"
-"""The name under which a student's moving average teaches it."""
 
 VIEW = "inputs:"
 """How the names of columns begin that hold the inputs of another view of the examples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -394,13 +395,7 @@ def test_wrong_arguments_are_refused(library_errors):
     with pytest.raises(ValueError, match="pieces must be 1 or more, got 0"):
         remat(MODELS["mlp"], pieces=0)
 
-    class Rules:
-        exact_inputs = True
-
-        def __call__(self, params, state, inputs, *, key=None, train=False):
-            return Outputs(inputs), state
-
-    model = Model(MODELS["mlp"].init, Rules())
+    model = dataclasses.replace(MODELS["mlp"], exact_inputs=True)
     for wrapped in (model, remat(model)):
         with pytest.raises(ValueError, match="model compares its inputs with written numbers"):
             compute_in(wrapped, LOW)

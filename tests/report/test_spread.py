@@ -14,7 +14,7 @@ def test_interval_is_students(n):
     x = np.random.default_rng(n).normal(3.0, 2.0, n)
     found = interval95(x)
     low, high = stats.t.interval(0.95, n - 1, loc=x.mean(), scale=stats.sem(x))
-    np.testing.assert_allclose([found["low"], found["high"]], [low, high], rtol=0, atol=2e-5)
+    np.testing.assert_allclose([found["low"], found["high"]], [low, high], rtol=1e-12)
     np.testing.assert_allclose(found["mean"], x.mean())
     assert found["n"] == n
 

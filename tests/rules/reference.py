@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from distill_jax.rules import formulas as f
+from distill_jax.rules.language import formulas as f
 
 Label = Callable[[str | None, str], bool]
 """``(view, name)``: whether a class or label holds."""

@@ -1,0 +1,161 @@
+"""Terms with their weights, summed into one scalar."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from distill_jax import _checks
+from distill_jax import data as data_
+from distill_jax.objectives.context import Context
+from distill_jax.objectives.terms import Term
+from distill_jax.types import Batch
+
+
+class Part(NamedTuple):
+    """A term's unweighted sum over the rows that count, and the number of those rows."""
+
+    sum: Float[Array, ""]
+    count: Float[Array, ""]
+
+    @property
+    def mean(self) -> Float[Array, ""]:
+        return self.sum / jnp.maximum(self.count, 1.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A weighted sum of terms; made by ``weighted_sum``."""
+
+    terms: tuple[Term, ...]
+
+    def counts(self, batch: Batch) -> dict[str, Float[Array, ""]]:
+        """Rows that count for each term. For a batch in pieces, sum these over the pieces."""
+        return {t.name: t.count(batch) for t in self.terms}
+
+    def init(self, key: Array, context: Context) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+        """Parameters and state of the terms that own any, by name.
+
+        Of ``context`` only shapes and dtypes matter.
+        """
+        pairs = {
+            t.name: t.start(jax.random.fold_in(key, i), context)
+            for i, t in enumerate(self.terms)
+            if t.init is not None
+        }
+        return {n: p for n, (p, _) in pairs.items()}, {n: s for n, (_, s) in pairs.items()}
+
+    def __call__(
+        self,
+        params: Mapping[str, PyTree],
+        state: Mapping[str, PyTree],
+        context: Context,
+        denominators: Mapping[str, Float[Array, ""]] | None = None,
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Part], dict[str, PyTree]]]:
+        """The scalar, and what went into it.
+
+        Args:
+          params: The terms' own parameters, by term.
+          state: The terms' own state, by term.
+          context: What the losses look at. No gradient passes to its teachers.
+          denominators: What to divide the sums by; the batch's own counts where None. When
+            ``context`` holds a piece of a batch, the counts of the whole batch.
+
+        Returns:
+          ``(scalar, (parts, state))``: parts by term, as sum and count of this batch.
+
+        Raises:
+          ValueError: at trace time, if a term lacks what its loss reads, its rows and mask differ
+            in shape, or a coupled term is given a piece of a batch.
+        """
+        context = context._replace(teachers=jax.lax.stop_gradient(dict(context.teachers)))
+        counts = self.counts(context.batch)
+        divisors = counts if denominators is None else denominators
+        if missing := counts.keys() - divisors.keys():
+            raise ValueError(f"denominators must have a count for each term, not {sorted(missing)}")
+        total, parts, new_state = jnp.zeros(()), {}, dict(state)
+        for t in self.terms:
+            if t.coupled and denominators is not None:
+                raise ValueError(
+                    f"term {t.name!r} couples the examples of a batch, so it cannot be computed "
+                    "on a piece of one: pass the whole batch, without denominators"
+                )
+            rows, own = t.rows(params.get(t.name), state.get(t.name), context)
+            if t.init is not None:
+                new_state[t.name] = own
+            parts[t.name] = Part(rows.sum(), counts[t.name])
+            mean = parts[t.name].sum / jnp.maximum(divisors[t.name], 1.0)
+            weight = t.weight_at(context.step)
+            total += jnp.where(weight == 0, 0.0, weight * mean)  # 0 times an infinite loss is 0
+        return total, (parts, new_state)
+
+    def check(self, data: Batch, num_classes: int) -> None:
+        """Looks once, on the host, at what compiled code cannot raise for.
+
+        Each column that a term reads must be finite, and labels in range, in the rows that the
+        term counts; the other rows may hold anything.
+
+        Args:
+          data: All rows, or a batch; traced columns pass.
+          num_classes: The student's number of classes.
+        """
+        for t in self.terms:
+            for parameter in t.parameters:
+                name = dict(t.reads).get(parameter, parameter)
+                column = data.get(name) if isinstance(name, str) else None
+                if column is None:
+                    continue  # not a column; one that is missing is an error of the first trace
+                mask = t.mask(data)
+                if mask is not None and mask.shape != column.shape[: mask.ndim]:
+                    raise ValueError(
+                        f"where of term {t.name!r} has shape {mask.shape}, its column {name!r} "
+                        f"{column.shape}: they must begin with the same axes"
+                    )
+                checked = {name: column} if mask is None else {name: column, "where": mask}
+                may_miss = (name,) if parameter == "columns" else ()
+                data_.check(checked, values=(name,), missing=may_miss)
+                if parameter == "labels":
+                    _checks.integer(**{name: column})
+                    values = _checks.known(column)
+                    kept = np.ones(column.shape[:1], bool) if mask is None else _checks.known(mask)
+                    if values is not None and kept is not None:
+                        _checks.labels_below(num_classes, **{name: values[kept]})
+
+
+def weighted_sum(*terms: Term) -> Objective:
+    """Joins terms into one objective.
+
+    Args:
+      *terms: One or more, each with a name of its own.
+
+    Returns:
+      An objective: ``objective(params, state, context, denominators=None)`` gives the scalar, the
+      sum over terms of weight times mean, and each term's sum and count.
+
+    Raises:
+      ValueError: if there is no term, or two have one name.
+
+    Example:
+      >>> from distill_jax.losses import cross_entropy
+      >>> from distill_jax.objectives import term
+      >>> from distill_jax.types import Outputs
+      >>> objective = weighted_sum(term("labels", 1.0, cross_entropy))
+      >>> context = Context(Outputs(jnp.zeros((4, 2))), batch={"labels": jnp.array([0, 1, 1, 0])})
+      >>> value, (parts, _) = objective({}, {}, context)
+      >>> print(f"{value:.4f} over {parts['labels'].count:.0f} rows")
+      0.6931 over 4 rows
+    """
+    if not terms:
+        raise ValueError("weighted_sum needs one term or more")
+    names = [t.name for t in terms]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"terms must have names of their own, got {name!r} twice")
+    return Objective(tuple(terms))

@@ -1,0 +1,21 @@
+"""Binding: rules and the columns and classes that they speak of become a book of arrays."""
+
+from __future__ import annotations
+
+from distill_jax.rules.binding.binding import RuleWarning, bind
+from distill_jax.rules.binding.book import Book, encode
+from distill_jax.rules.binding.contradictions import Conflict, conflicts
+from distill_jax.rules.binding.schema import Column, Schema, encode_columns, infer_schema
+
+__all__ = [
+    "Book",
+    "Column",
+    "Conflict",
+    "RuleWarning",
+    "Schema",
+    "bind",
+    "conflicts",
+    "encode",
+    "encode_columns",
+    "infer_schema",
+]

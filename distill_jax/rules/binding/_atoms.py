@@ -1,0 +1,250 @@
+"""Atoms over features: comparisons with columns become intervals of registers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from distill_jax.rules.binding._circuit import Builder, Interval, bounds
+from distill_jax.rules.binding.schema import Schema, category, nearest
+from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._messages import rule_error, unknown_name
+from distill_jax.rules.language.errors import RuleError
+
+NEGATION = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
+FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
+
+
+class Columns:
+    """The columns of a book: those of its schema, then those that are made on the host from text.
+
+    Attributes:
+      places: Where each encoded column of the schema lies.
+      by_name: The schema's columns, text among them.
+      defined: Predicates that clauses define.
+      patterns: Columns that are made on the host: a column's name, and a regular expression, or
+        None for whether the text is missing.
+      compared, softened: Values that rules compare by order, and those of them that have a width.
+    """
+
+    def __init__(self, schema: Schema, defined: Sequence[str], widths: Mapping[str, float]):
+        self.schema = schema
+        self.places = {name: i for i, name in enumerate(schema.encoded)}
+        self.by_name = {column.name: column for column in schema.columns}
+        self.defined = tuple(defined)
+        self.patterns: list[tuple[str, str | None]] = []
+        self.widths = dict(widths)
+        self.softened: set[str] = set()
+        self.compared: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.places) + len(self.patterns)
+
+    def add_patterns(self, rules: Sequence[f.Rule]) -> None:
+        """Adds the columns that rules make from text."""
+        for rule in rules:
+            for tree in f.trees(rule.formula):
+                if isinstance(tree, f.Matches | f.Missing) and isinstance(tree.value, f.Name):
+                    column = self.by_name.get(tree.value.name)
+                    text = column is not None and column.kind == "text"
+                    pattern = tree.pattern if isinstance(tree, f.Matches) else None
+                    if column is not None and (pattern is not None or text):
+                        self.place_of_pattern(column.name, pattern)
+
+    def place_of_pattern(self, column: str, pattern: str | None) -> int:
+        """The place of a column that is made on the host from a text column."""
+        if (column, pattern) not in self.patterns:
+            self.patterns.append((column, pattern))
+        return len(self.places) + self.patterns.index((column, pattern))
+
+    def names(self) -> list[str]:
+        """All names that rules may use."""
+        target = [] if self.schema.target is None else [self.schema.target]
+        return [*self.by_name, *self.schema.classes, *target, *self.defined]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureAtoms:
+    """Nodes for what a rule says about columns.
+
+    Attributes:
+      known: The columns.
+      builder: Makes the nodes.
+      rule: The rule that is looked at, for messages.
+    """
+
+    known: Columns
+    builder: Builder
+    rule: f.Rule
+
+    def comparison(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
+        """The node of ``left operator right`` or, not ``positive``, of its negation."""
+        if isinstance(left, f.String | f.Number) and not isinstance(right, f.String | f.Number):
+            left, operator, right = right, FLIPPED[operator], left
+        kinds = [self._kind(left), self._kind(right)]
+        if kinds[0] == "constant":
+            raise self.error(f"{left} {operator} {right} compares two constants")
+        if "text" in kinds:
+            name = left if kinds[0] == "text" else right
+            raise self.error(
+                f'column {name} is text: look into it with {name} matches r"…", or declare it '
+                "categorical"
+            )
+        if "categorical" in kinds:
+            return self._category(left, operator, right, positive)
+        if isinstance(right, f.String):
+            raise self.error(
+                f"{left} is {kinds[0]}, and {right} a string: compare it with a number"
+            )
+        operator = operator if positive else NEGATION[operator]
+        number = _number(right)
+        if number is not None:
+            return self._interval(self._register(left), operator, number, str(left))
+        difference = f.Arithmetic("-", left, right)
+        return self._interval(self._register(difference), operator, 0.0, str(difference))
+
+    def _category(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
+        if self._kind(left) != "categorical":
+            left, operator, right = right, FLIPPED[operator], left
+        assert isinstance(left, f.Name)
+        column = self.known.by_name[left.name]
+        if operator not in ("==", "!="):
+            raise self.error(
+                f"column {left} is categorical and has no order: compare it with == or !=, not "
+                f"{operator}; its categories are {list(column.categories)}",
+                left.name,
+            )
+        operator = operator if positive else NEGATION[operator]
+        if isinstance(right, f.Name) and right.name in self.known.by_name:
+            other = self.known.by_name[right.name]
+            if other.categories != column.categories:
+                raise self.error(
+                    f"columns {left} and {right} have different categories: "
+                    f"{list(column.categories)} and {list(other.categories)}"
+                )
+            place = self.known.places[left.name]
+            difference = self.builder.arithmetic("-", place, self.known.places[right.name])
+            # Categories that the schema does not know share a code, and equal none.
+            same, known = ("==", "<") if operator == "==" else ("!=", ">=")
+            join = self.builder.all if operator == "==" else self.builder.any
+            return join(
+                [
+                    self._interval(difference, same, 0.0),
+                    self._interval(place, known, float(len(column.categories))),
+                ]
+            )
+        value = None if isinstance(right, f.Name) else named(right)
+        if value is None:
+            raise self.error(f"column {left} is categorical: compare it with a string")
+        if value not in column.categories:
+            raise self.error(
+                f"column {left} has no category {value!r}; {nearest(value, column.categories)}",
+                value,
+            )
+        place = self.known.places[left.name]
+        return self._interval(place, operator, float(column.categories.index(value)))
+
+    def _interval(self, register: int, operator: str, threshold: float, text: str = "") -> int:
+        width = 0.0
+        if text and operator not in ("==", "!="):
+            self.known.compared.add(text)
+            if text in self.known.widths:
+                self.known.softened.add(text)
+                width = self.known.widths[text]
+        nodes = [
+            self.builder.interval(Interval(register, low, high, False, width))
+            for low, high in bounds(operator, threshold)
+        ]
+        return self.builder.any(nodes)
+
+    def boolean(self, name: str, positive: bool) -> int:
+        """The node of a boolean column that is true, or false."""
+        return self._interval(self.known.places[name], "==", 1.0 if positive else 0.0)
+
+    def missing(self, x: f.Missing, positive: bool) -> int:
+        """The node of ``x is missing`` or ``x is not missing``, or of its negation."""
+        wanted = positive != x.negated
+        kind = self._kind(x.value)
+        if kind == "text":
+            assert isinstance(x.value, f.Name)
+            place = self.known.place_of_pattern(x.value.name, None)
+            return self._interval(place, "==", 1.0 if wanted else 0.0)
+        if kind == "categorical":
+            assert isinstance(x.value, f.Name)
+            register = self.known.places[x.value.name]
+        else:
+            register = self._register(x.value)
+        everything = Interval(register, -np.inf, np.inf, wanted)
+        return self.builder.interval(everything)
+
+    def matches(self, x: f.Matches, positive: bool) -> int:
+        """The node of a regular expression that is found, or not."""
+        if self._kind(x.value) not in ("text", "categorical"):
+            raise self.error(f"{x.value} holds no text: matches is for text and categories")
+        assert isinstance(x.value, f.Name)
+        place = self.known.place_of_pattern(x.value.name, x.pattern)
+        return self._interval(place, "==", 1.0 if positive else 0.0)
+
+    def _kind(self, x: f.Value) -> str:
+        """Of a value: constant, numeric, categorical, boolean or text."""
+        if isinstance(x, f.String | f.Number):
+            return "constant"
+        if isinstance(x, f.Name):
+            if x.name in self.known.by_name:
+                return self.known.by_name[x.name].kind
+            if x.name in self.known.defined:
+                raise self.error(f"{x.name!r} is defined by clauses: it has no value", x.name)
+            raise unknown_name(self.rule, x.name, self.known.names())
+        if isinstance(x, f.Call):
+            raise self.error(f"{x} is a budget: part of the language, but not built yet")
+        return "numeric"
+
+    def _register(self, x: f.Value) -> int:
+        number = _number(x)
+        if number is not None:
+            return self.builder.constant(number)
+        if isinstance(x, f.Negative):
+            return self.builder.arithmetic("-", self.builder.constant(0.0), self._register(x.value))
+        if isinstance(x, f.Arithmetic):
+            return self.builder.arithmetic(
+                x.operator, self._register(x.left), self._register(x.right)
+            )
+        kind = self._kind(x)
+        if kind not in ("numeric", "boolean") or not isinstance(x, f.Name):
+            is_constant = isinstance(x, f.String)
+            raise self.error(
+                f"{x} is {'a string' if is_constant else kind}: arithmetic takes numbers"
+            )
+        return self.known.places[x.name]
+
+    def error(self, message: str, name: str | None = None) -> RuleError:
+        """What is wrong with the rule, with a caret under ``name``."""
+        return rule_error(self.rule, message, name)
+
+
+def _number(x: f.Value) -> float | None:
+    if isinstance(x, f.Number):
+        return x.value
+    if isinstance(x, f.Negative):
+        inner = _number(x.value)
+        return None if inner is None else -inner
+    if isinstance(x, f.Arithmetic):
+        left, right = _number(x.left), _number(x.right)
+        if left is None or right is None or (x.operator == "/" and right == 0):
+            return None
+        return {"+": left + right, "-": left - right, "*": left * right}.get(
+            x.operator, left / right if right else None
+        )
+    return None
+
+
+def named(x: f.Value) -> str | None:
+    """The class or category that a value names, a number as in a table; None if it names none."""
+    number = _number(x)
+    if number is not None:
+        return category(number)
+    if isinstance(x, f.Name):
+        return x.name
+    return x.value if isinstance(x, f.String) else None

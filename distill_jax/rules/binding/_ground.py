@@ -1,0 +1,373 @@
+"""Grounding: the names in a formula become columns, classes and views; formulas become nodes.
+
+A rule is grounded in *worlds*. With exclusive classes a world says which class is right, and which
+one the student sees on each view; in it, label atoms are true or false, and what is left of a rule
+is a formula over features. With label sets there is one world, and label atoms are literals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.rules.binding._atoms import FLIPPED, Columns, FeatureAtoms, named
+from distill_jax.rules.binding._circuit import FALSE, TRUE, Builder
+from distill_jax.rules.binding.schema import Schema
+from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._messages import rule_error, unknown_name
+
+MOST_WORLDS = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A part of a rule over exclusive classes: where ``guard`` holds and the views show the classes
+    ``seen``, the classes in ``table`` violate the rule.
+
+    Attributes:
+      guard: A node over features.
+      seen: For each view the class that it shows, or None for any.
+      table: Which classes violate, ``[classes]``.
+    """
+
+    guard: int
+    seen: tuple[int | None, ...]
+    table: tuple[bool, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Atom:
+    """A statement about classes: its truth in every world, ``[classes, classes of view 0, …]``
+    with axes of length 1 where it does not depend on one.
+
+    ``key`` says which: a view (None for the example itself), and its class, or what it is compared
+    with.
+    """
+
+    key: tuple[str | None, Any]
+    truth: np.ndarray = dataclasses.field(compare=False, hash=False)
+
+
+Statement = Callable[[Atom, bool], int]
+"""The node of an atom over labels (or, if False, of its negation) in a world."""
+
+
+class Grounder:
+    """Grounds the rules of one book: names, then nodes of one ``Builder``.
+
+    Attributes:
+      columns: The columns that the rules speak of, and which of their comparisons are soft.
+      builder: What has been made of the rules so far.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        rules: Sequence[f.Rule],
+        definitions: Sequence[f.Rule],
+        widths: Mapping[str, float],
+    ):
+        self.schema = schema
+        self.clauses: dict[str, list[f.Rule]] = {}
+        for clause in definitions:
+            self.clauses.setdefault(head_of(clause), []).append(clause)
+        self.columns = Columns(schema, tuple(self.clauses), widths)
+        self.columns.add_patterns(rules)  # first: registers of arithmetic come after columns
+        self.builder = Builder(len(self.columns))
+
+    def check(self, clause: f.Rule) -> None:
+        """Raises for what is wrong with a clause that defines a predicate, used or not."""
+        self._walk(clause, lambda atom, positive: TRUE).node(f.Name(head_of(clause)), True)
+
+    def pieces(self, rule: f.Rule) -> list[Piece]:
+        """A rule over exclusive classes, as parts that say which classes violate it where."""
+        found = self._label_atoms(rule)
+        K, views = len(self.schema.classes), len(self.schema.views)
+        used = [v for v in range(views) if any(a.truth.shape[1 + v] > 1 for a in found)]
+        shape = (K, *(K if v in used else 1 for v in range(views)))
+        if np.prod(shape) > MOST_WORLDS:
+            raise rule_error(
+                rule,
+                f"it speaks of {len(used)} views of {K} classes each, which are too many cases; "
+                "split it into several rules",
+            )
+        truths = np.stack(
+            [np.broadcast_to(a.truth, shape).ravel() for a in found]
+            or [np.zeros(int(np.prod(shape)), bool)]
+        )
+        kinds, which = np.unique(truths, axis=1, return_inverse=True)
+        guards = []
+        for column in kinds.T:
+            world = dict(zip(found, column, strict=False))
+            walk = self._walk(rule, lambda a, positive, w=world: int(w[a] == positive))
+            guards.append(walk.node(rule.formula, False))
+        guard = np.asarray(guards)[which.ravel()].reshape(shape)
+        return _merged(guard, shape)
+
+    def violated(self, rule: f.Rule) -> tuple[int, int]:
+        """A rule over label sets: the node of its violation, and of where it can be violated."""
+        offsets = {None: 0} | {
+            v: (1 + i) * len(self.schema.classes) for i, v in enumerate(self.schema.views)
+        }
+
+        def literal(atom: Atom, positive: bool) -> int:
+            view, name = atom.key
+            index = offsets[view] + self.schema.classes.index(name)
+            return self.builder.label(index, not positive)
+
+        violated = self._walk(rule, literal).node(rule.formula, False)
+        possible = self._walk(rule, lambda atom, positive: TRUE).node(rule.formula, False)
+        return violated, possible
+
+    def _label_atoms(self, rule: f.Rule) -> list[Atom]:
+        """The atoms over labels that a rule depends on, with a builder of their own."""
+        atoms: dict[Atom, None] = {}
+        scratch = Builder(len(self.columns))
+
+        def collect(atom: Atom, positive: bool) -> int:
+            atoms[atom] = None
+            return scratch.label(list(atoms).index(atom), not positive)
+
+        self._walk(rule, collect, scratch).node(rule.formula, False)
+        return list(atoms)
+
+    def _walk(self, rule: f.Rule, atom: Statement, builder: Builder | None = None) -> _Walk:
+        features = FeatureAtoms(self.columns, builder or self.builder, rule)
+        return _Walk(self.schema, self.clauses, features, atom)
+
+
+class _Walk:
+    """Through one formula in one world, making a node of every part.
+
+    Attributes:
+      features: Makes the nodes of atoms over columns; knows the rule that is looked at.
+      atom: Makes those of atoms over labels.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        clauses: Mapping[str, Sequence[f.Rule]],
+        features: FeatureAtoms,
+        atom: Statement,
+    ):
+        self.schema, self.clauses = schema, clauses
+        self.features, self.atom = features, atom
+        self._known: dict[tuple[int | str, bool], int] = {}
+        self._open: list[str] = []  # predicates whose clauses are being looked at
+
+    def node(self, x: f.Formula, positive: bool) -> int:
+        """The node of ``x`` (or, not ``positive``, of its negation)."""
+        # Once each: every <=> asks for both, and many clauses may use one predicate.
+        key = (id(x), positive)
+        if key not in self._known:
+            self._known[key] = self._made(x, positive)
+        return self._known[key]
+
+    def _made(self, x: f.Formula, positive: bool) -> int:
+        build, lower = self.features.builder, self.node
+        if isinstance(x, f.Not):
+            return lower(x.part, not positive)
+        if isinstance(x, f.And | f.Or):
+            join = build.all if isinstance(x, f.And) == positive else build.any
+            return join([lower(part, positive) for part in x.parts])
+        if isinstance(x, f.Implies):
+            join = build.any if positive else build.all
+            return join([lower(x.body, not positive), lower(x.head, positive)])
+        if isinstance(x, f.Iff):
+            return self._same(lambda p: lower(x.left, p), lambda p: lower(x.right, p), positive)
+        if isinstance(x, f.Count):
+            return self._count(x, positive)
+        if isinstance(x, f.Compare):
+            pairs = zip(x.operands, x.operators, x.operands[1:], strict=False)
+            join = build.all if positive else build.any
+            return join([self._pair(a, op, b, positive) for a, op, b in pairs])
+        if isinstance(x, f.Between):
+            ends = ((x.low, "<=", x.value), (x.value, "<=", x.high))
+            join = build.all if positive else build.any
+            return join([self._pair(a, op, b, positive) for a, op, b in ends])
+        if isinstance(x, f.In):
+            join = build.any if positive != x.negated else build.all
+            wanted = positive != x.negated
+            return join([self._pair(x.value, "==", c, wanted) for c in x.choices])
+        if isinstance(x, f.Missing):
+            if self._is_target(x.value) or self._is_label(x.value):
+                raise self.features.error(f"{x.value} is predicted: it is never missing")
+            return self.features.missing(x, positive)
+        if isinstance(x, f.Matches):
+            return self.features.matches(x, positive)
+        if isinstance(x, f.Name | f.Of):
+            return self._name(x, positive)
+        if isinstance(x, f.Trend):
+            raise self.features.error(f"{x.kind}(…) is part of the language, but not built yet")
+        raise self.features.error(f"{x} is no formula: it has no truth value")
+
+    def _same(
+        self, left: Callable[[bool], int], right: Callable[[bool], int], positive: bool
+    ) -> int:
+        build = self.features.builder
+        both = build.all([left(True), right(positive)])
+        neither = build.all([left(False), right(not positive)])
+        return build.any([both, neither])
+
+    def _count(self, x: f.Count, positive: bool) -> int:
+        n = len(x.parts)
+        low, high = {
+            "exactly_one": (1, 1),
+            "at_most": (0, x.number),
+            "at_least": (x.number, n),
+            "all_of": (n, n),
+            "any_of": (1, n),
+        }[x.kind]
+        assert low is not None and high is not None  # parsed so
+        held = [self.node(part, True) for part in x.parts]
+        broken = [self.node(part, False) for part in x.parts]
+        build = self.features.builder
+        if positive:  # low or more hold, and n - high or more do not
+            return build.all([build.at_least(low, held), build.at_least(n - high, broken)])
+        return build.any([build.at_least(n - low + 1, broken), build.at_least(high + 1, held)])
+
+    def _name(self, x: f.Name | f.Of, positive: bool) -> int:
+        if isinstance(x, f.Of) or x.name in self.schema.classes:
+            return self.atom(self._label(x), positive)
+        column = self.features.known.by_name.get(x.name)
+        if column is not None:
+            if column.kind != "boolean":
+                raise self.features.error(
+                    f"column {x.name!r} is {column.kind}, so it is neither true nor false: "
+                    "compare it with a value",
+                    x.name,
+                )
+            return self.features.boolean(x.name, positive)
+        if x.name in self.clauses:
+            return self._defined(x.name, positive)
+        if x.name == self.schema.target:
+            raise self.features.error(
+                f"{x.name!r} is the class variable: compare it, as in "
+                f"{x.name} == {self.schema.classes[0]!r}",
+                x.name,
+            )
+        raise unknown_name(self.features.rule, x.name, self.features.known.names())
+
+    def _defined(self, name: str, positive: bool) -> int:
+        if (name, positive) in self._known:
+            return self._known[name, positive]
+        if name in self._open:
+            cycle = [*self._open[self._open.index(name) :], name]
+            raise self.features.error("clauses may not go in a circle: " + " :- ".join(cycle), name)
+        self._open.append(name)
+        outer = self.features
+        parts = []
+        for clause in self.clauses[name]:
+            self.features = dataclasses.replace(outer, rule=clause)
+            assert isinstance(clause.formula, f.Implies)
+            parts.append(self.node(clause.formula.body, positive))
+        self.features = outer
+        self._open.pop()
+        node = self.features.builder.any(parts) if positive else self.features.builder.all(parts)
+        self._known[name, positive] = node
+        return node
+
+    # Atoms over labels
+
+    def _label(self, x: f.Name | f.Of) -> Atom:
+        """A class or label that holds, on the example itself or on a view."""
+        view = x.view if isinstance(x, f.Of) else None
+        if isinstance(x, f.Of):
+            if view is None:
+                raise self.features.error(
+                    f"{x} is a probability: it stands in budgets and trends, which are not "
+                    "built yet",
+                    x.name,
+                )
+            if view not in self.schema.views:
+                raise unknown_name(self.features.rule, view, self.schema.views)
+        if x.name == self.schema.target:
+            raise self.features.error(f"{x} is the class variable: compare it with a class", x.name)
+        if x.name not in self.schema.classes:
+            raise unknown_name(self.features.rule, x.name, self.schema.classes)
+        place = self.schema.classes.index(x.name)
+        return Atom((view, x.name), self._along(view, np.arange(len(self.schema.classes)) == place))
+
+    def _along(self, view: str | None, truth: np.ndarray) -> np.ndarray:
+        """A table over the classes of one view, with an axis for each view."""
+        axis = 0 if view is None else 1 + self.schema.views.index(view)
+        shape = [1] * (1 + len(self.schema.views))
+        shape[axis] = len(truth)
+        return truth.reshape(shape)
+
+    def _is_target(self, x: f.Value) -> bool:
+        name = x.name if isinstance(x, f.Name | f.Of) else None
+        return name is not None and name == self.schema.target
+
+    def _is_label(self, x: f.Value) -> bool:
+        return isinstance(x, f.Of) or (isinstance(x, f.Name) and x.name in self.schema.classes)
+
+    def _pair(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
+        """The node of ``left operator right``, or of its negation."""
+        if self._is_target(left) or self._is_target(right):
+            if not self._is_target(left):
+                left, operator, right = right, FLIPPED[operator], left
+            self._only_equality(left, operator)
+            return self.atom(self._target(left, right), positive == (operator == "=="))
+        if self._is_label(left) or self._is_label(right):
+            self._only_equality(left if self._is_label(left) else right, operator)
+            if not (isinstance(left, f.Name | f.Of) and isinstance(right, f.Name | f.Of)):
+                raise self.features.error(
+                    f"{left} {operator} {right} compares a class with a value: a class is a "
+                    "formula by itself, true or not",
+                )
+            return self._same(
+                lambda p: self._name(left, p),
+                lambda p: self._name(right, p),
+                positive == (operator == "=="),
+            )
+        return self.features.comparison(left, operator, right, positive)
+
+    def _target(self, left: f.Value, right: f.Value) -> Atom:
+        """``species == 'cat'``, or ``sentiment == view(v).sentiment``."""
+        assert isinstance(left, f.Name | f.Of)
+        view = left.view if isinstance(left, f.Of) else None
+        classes = self.schema.classes
+        if self._is_target(right):
+            assert isinstance(right, f.Name | f.Of)
+            other = right.view if isinstance(right, f.Of) else None
+            for name in (view, other):
+                if name is not None and name not in self.schema.views:
+                    raise unknown_name(self.features.rule, name, self.schema.views)
+            truth = np.zeros([1] * (1 + len(self.schema.views)), bool)
+            for k in range(len(classes)):
+                one = np.arange(len(classes)) == k
+                truth = truth | (self._along(view, one) & self._along(other, one))
+            return Atom((view, (other, self.schema.target)), truth)
+        name = named(right)
+        if name is None or name not in classes:
+            raise unknown_name(self.features.rule, str(right) if name is None else name, classes)
+        return self._label(f.Name(name) if view is None else f.Of(view, name))
+
+    def _only_equality(self, x: f.Value, operator: str) -> None:
+        if operator not in ("==", "!="):
+            raise self.features.error(f"{x} has no order: compare it with == or !=, not {operator}")
+
+
+def head_of(clause: f.Rule) -> str:
+    """The name of the class, label or predicate that a clause speaks of."""
+    head = clause.formula.head if isinstance(clause.formula, f.Implies) else clause.formula
+    return head.name if isinstance(head, f.Name) else str(head)
+
+
+def _merged(guard: np.ndarray, shape: tuple[int, ...]) -> list[Piece]:
+    """Pieces of a rule, from the guard of its violation in each world."""
+    pieces = []
+    for seen in itertools.product(*(range(n) for n in shape[1:])):
+        own = guard[(slice(None), *seen)]
+        shown = tuple(k if n > 1 else None for k, n in zip(seen, shape[1:], strict=True))
+        for node in np.unique(own):
+            if node != FALSE:
+                table = tuple(bool(x) for x in own == node)
+                pieces.append(Piece(int(node), shown, table))
+    return pieces

@@ -1,0 +1,273 @@
+"""How violations over label sets are computed: a circuit's rules sorted beforehand, on the host.
+
+Nearly every rule is violated where one conjunction holds: its body, and its head denied. Such a
+rule is *flat*: a guard on features, 0 or 1, and a few label literals. A gradient is a sum over all
+places where a label occurs, so the places are sorted by label here, into short sums of a few places
+each and a tree of sums over those: compiled functions then never scatter. Other rules go through
+their own part of the circuit.
+
+Everything made here is arrays, so that compiled functions take it as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from distill_jax.rules.binding._circuit import FALSE, TRUE, Circuit
+
+SUMMED = {3: 16, 8: 4}
+"""Label literals of a flat rule, at most, and how many parts one short sum then has."""
+
+
+class Sums(NamedTuple):
+    """A level of a tree of sums: which rows, ``[sums, parts]``, and 1 for a part, 0 for none."""
+
+    index: Any
+    live: Any
+
+
+class Flat(NamedTuple):
+    """Flat rules with about as many label literals.
+
+    Rows that indices speak of: each label, each label subtracted from 1, then ONE, ZERO.
+
+    Attributes:
+      rule: Places of these rules among all, ``[flat]``.
+      guard: Nodes of the circuit that must hold, filled up with TRUE, ``[flat, nodes]``; None where
+        nothing must.
+      children: Label literals of each rule, filled up with ONE, ``[literals, flat]``.
+      chunks: Rules in short sums.
+      slot: For each place where a label of the student occurs, in short sums of one label each:
+        which of these rules, ``[sums, parts]``.
+      own: The literal there.
+      others: The other literals of that rule, ``[literals - 1, sums, parts]``.
+      sign: -1 if it is the label subtracted from 1, 0 for no place at all.
+      tree: From the short sums to the labels.
+    """
+
+    rule: Any
+    guard: Any
+    children: Any
+    chunks: Sums
+    slot: Any
+    own: Any
+    others: Any
+    sign: Any
+    tree: tuple[Sums, ...]
+
+
+class Join(NamedTuple):
+    """Children ``[n, fan in]`` of the nodes of a level, and how gradients return to them."""
+
+    children: Any
+    tree: tuple[Sums, ...]
+
+
+class Rest(NamedTuple):
+    """The part of a circuit that other rules need.
+
+    Rows: as for ``Flat``, then nodes over features alone, then each level's.
+
+    Attributes:
+      rule: Places of these rules among all, ``[rest]``.
+      crisp: Nodes over features alone, in the whole circuit.
+      levels: Conjunctions and disjunctions.
+      root: The rules' violations, ``[rest]``.
+    """
+
+    rule: Any
+    crisp: Any
+    levels: tuple[tuple[Join | None, Join | None], ...]
+    root: Join
+
+
+class Plan(NamedTuple):
+    """How violations of label sets are computed; made by ``plan``."""
+
+    flat: tuple[Flat, ...]
+    rest: Rest | None
+
+
+def plan(circuit: Circuit, violated: Any, labels: int, views: int = 0) -> Plan:
+    """Sorts the rules of a book over label sets by how they are computed.
+
+    Args:
+      circuit: Without soft comparisons.
+      violated: The node of each rule's violation, ``[rules]``.
+      labels: How many labels there are.
+      views: How many other views of them.
+    """
+    circuit = jax.tree.map(np.asarray, circuit)
+    graph = _Graph(circuit)
+    total = labels * (1 + views)
+    found = [graph.conjunction(int(v)) for v in violated]
+    groups: dict[int, list[int]] = {}
+    rest = []
+    for i, parts in enumerate(found):
+        if parts is None or len(parts[1]) > max(SUMMED):
+            rest.append(i)
+        else:
+            groups.setdefault(min(n for n in SUMMED if n >= len(parts[1])), []).append(i)
+    flat = []
+    for _, own in sorted(groups.items()):
+        crisp, literals = zip(*(parts for i in own if (parts := found[i])), strict=True)
+        # A rule without any label is as true as its guard: an AND of ONE.
+        rows = [[graph.row(n, total) for n in nodes] or [2 * total] for nodes in literals]
+        flat.append(_flat(own, crisp, rows, labels, total))
+    return Plan(tuple(flat), _rest(graph, rest, violated, labels, total) if rest else None)
+
+
+def _flat(
+    rules: list[int], crisp: Sequence[list[int]], literals: list[list[int]], labels: int, total: int
+) -> Flat:
+    children = _table(literals, 2 * total)
+    parts = next(parts for n, parts in SUMMED.items() if n >= children.shape[1])
+    slot, place = np.nonzero((children < 2 * total) & (children % total < labels))
+    own = children[slot, place]  # literals on the student's labels, not on a view's
+    places, owners = _chunks(own % total, parts)
+    others = [np.delete(children[s], p) for s, p in zip(slot, place, strict=True)]
+    if not others:  # nothing to point at
+        slot, own, others = np.zeros(1, int), np.zeros(1, int), [children[0, 1:]]
+    sign = np.where(own < total, 1.0, -1.0)
+    return Flat(
+        rule=np.asarray(rules, np.int32),
+        guard=_table(crisp, TRUE) if any(crisp) else None,
+        children=children.T.copy(),
+        chunks=_chunks(np.zeros(len(rules), np.int32), parts)[0],
+        slot=slot[places.index].astype(np.int32),
+        own=own[places.index].astype(np.int32),
+        others=np.stack(others)[places.index].transpose(2, 0, 1).astype(np.int32),
+        sign=(sign[places.index] * places.live).astype(np.float32),
+        tree=_tree(owners, labels),
+    )
+
+
+def _rest(graph: _Graph, rules: list[int], violated: Any, labels: int, total: int) -> Rest:
+    roots = [int(violated[i]) for i in rules]
+    needed = graph.below(roots)
+    inner = [node for node in needed if graph.children(node)[0] and graph.of_labels[node]]
+    below = {c for node in inner for c in graph.children(node)[1]} | set(roots)
+    crisp = sorted(n for n in below if not graph.of_labels[n] and n not in (FALSE, TRUE))
+    rows = {FALSE: 2 * total + 1, TRUE: 2 * total}
+    rows |= {n: graph.row(n, total) for n in below if graph.of_labels[n] and n not in inner}
+    start = 2 * total + 2
+    rows |= {node: start + i for i, node in enumerate(crisp)}
+    start += len(crisp)
+    plain = start  # no gradient passes to a row from the literals' end to here
+    levels = []
+    for level in range(len(graph.circuit.levels)):
+        joins = []
+        made: dict[int, int] = {}
+        for kind, neutral in (("and", 2 * total), ("or", 2 * total + 1)):
+            own = [n for n in inner if (graph.level[n], graph.children(n)[0]) == (level, kind)]
+            lists = [[rows[c] for c in graph.children(n)[1]] for n in own]
+            offset = start + len(made)
+            made |= {node: offset + i for i, node in enumerate(own)}
+            joins.append(_join(lists, neutral, start, labels, total, plain) if own else None)
+        rows |= made
+        start += len(made)
+        levels.append((joins[0], joins[1]))
+    root = _join([[rows[n]] for n in roots], 2 * total, start, labels, total, plain)
+    return Rest(np.asarray(rules, np.int32), np.asarray(crisp, np.int32), tuple(levels), root)
+
+
+def _join(
+    lists: list[list[int]], neutral: int, number: int, labels: int, total: int, plain: int
+) -> Join:
+    children = _table(lists, neutral)
+    flat = children.ravel()
+    wanted = (flat >= plain) | ((flat < 2 * total) & (flat % total < labels))
+    return Join(children, _tree(np.where(wanted, flat, -1), number))
+
+
+def _chunks(owners: np.ndarray, parts: int) -> tuple[Sums, np.ndarray]:
+    """Sums of at most ``parts`` rows of one owner each, and their owners; -1 is nobody's."""
+    order = np.argsort(owners, kind="stable")
+    order = order[owners[order] >= 0]
+    chunks, of = [], []
+    for group in np.split(order, np.flatnonzero(np.diff(owners[order])) + 1):
+        for i in range(0, len(group), parts):
+            chunks.append(group[i : i + parts])
+            of.append(owners[group[0]])
+    return _sums(chunks), np.asarray(of, np.int32)
+
+
+def _tree(owners: np.ndarray, number: int, parts: int = 16) -> tuple[Sums, ...]:
+    """Levels of sums from rows to their owners, ``number`` of them."""
+    levels = []
+    while len(owners) and np.bincount(owners[owners >= 0], minlength=1).max() > parts:
+        sums, owners = _chunks(owners, parts)
+        levels.append(sums)
+    lists: list[list[int]] = [[] for _ in range(number)]
+    for i, owner in enumerate(owners):
+        if owner >= 0:
+            lists[owner].append(i)
+    return (*levels, _sums(lists))
+
+
+def _sums(lists: Sequence[Any]) -> Sums:
+    lists = lists or [[]]
+    return Sums(_table(lists, 0), _table([np.ones(len(x)) for x in lists], 0).astype(np.float32))
+
+
+def _table(lists: Sequence[Any], fill: int) -> np.ndarray:
+    """Lists as rows of one length, 1 or more."""
+    table = np.full((len(lists), max(1, *map(len, lists), 1)), fill, np.int32)
+    for i, own in enumerate(lists):
+        table[i, : len(own)] = own
+    return table
+
+
+class _Graph:
+    """A circuit's nodes, looked at one by one."""
+
+    def __init__(self, circuit: Circuit):
+        self.circuit = circuit
+        self.features = circuit.register.shape[0]
+        count = 2 + circuit.number_of_literals
+        self.of_labels = np.arange(count) >= 2 + self.features
+        self.level = np.full(count, -1)
+        self._children: dict[int, tuple[str, tuple[int, ...]]] = {}
+        for i, level in enumerate(circuit.levels):
+            for kind, table, neutral in (("and", level.ands, TRUE), ("or", level.ors, FALSE)):
+                for own in table:
+                    parts = tuple(int(c) for c in own if c != neutral)
+                    self._children[count] = kind, parts
+                    count += 1
+                depends = self.of_labels[table].any(1)
+                self.of_labels = np.concatenate([self.of_labels, depends])
+                self.level = np.concatenate([self.level, np.full(len(table), i)])
+
+    def children(self, node: int) -> tuple[str, tuple[int, ...]]:
+        return self._children.get(node, ("", ()))
+
+    def conjunction(self, node: int) -> tuple[list[int], list[int]] | None:
+        """Nodes over features, and label literals, whose conjunction a node is; else None."""
+        if not self.of_labels[node]:
+            return ([] if node == TRUE else [node]), []
+        kind, parts = self.children(node)
+        if not kind:
+            return [], [node]
+        found = [self.conjunction(part) for part in parts] if kind == "and" else [None]
+        if any(f is None for f in found):
+            return None
+        return [n for f in found if f for n in f[0]], [n for f in found if f for n in f[1]]
+
+    def row(self, node: int, total: int) -> int:
+        """The row of a label literal."""
+        i = node - 2 - self.features
+        return int(self.circuit.label[i]) + total * bool(self.circuit.negated[i])
+
+    def below(self, roots: list[int]) -> list[int]:
+        """Nodes that the roots need, themselves included, in order."""
+        seen, stack = set(roots), list(roots)
+        while stack:
+            for child in self.children(stack.pop())[1]:
+                if child not in seen:
+                    seen.add(child)
+                    stack.append(child)
+        return sorted(seen)

@@ -1,0 +1,399 @@
+"""Regions of a table in which a formula holds: boxes over columns, as text and as an example row.
+
+A region bounds each register of a circuit (its columns, then what arithmetic makes of them):
+``low <= value <= high``. That a value is missing is a number beyond all others, so one pair of ends
+says it all: ``(-MAX, MAX)`` is any number, ``(inf, inf)`` missing, ``(-inf, inf)`` either. Columns
+of booleans, categories and patterns have whole numbers as ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.rules.binding._circuit import FALSE, TRUE, bounds
+from distill_jax.rules.binding.book import Book
+from distill_jax.rules.language import formulas as f
+
+MAX = float(np.finfo(np.float32).max)
+MISSING, NUMBER, ANYTHING = (math.inf, math.inf), (-MAX, MAX), (-math.inf, math.inf)
+WORK = 100_000
+"""Pairs of boxes that are intersected for one book, a second or so."""
+DRAWS = 512
+"""Rows that are tried where columns depend on one another, through arithmetic or patterns."""
+
+Box = tuple[tuple[int, float, float], ...]
+"""Bounds by register, ascending; registers that are not bounded are left out."""
+
+
+class Cases:
+    """The nodes of a book's circuit as disjunctions of boxes.
+
+    Labels are registers after the others: 1 where the label holds, 0 where it does not.
+    """
+
+    def __init__(self, book: Book, most: int):
+        circuit = book.circuit
+        self.most = most
+        self.work = 0
+        self.truncated = False  # whether the node expanded last has more boxes than ``most``
+        columns, constants = _columns(book), [float(x) for x in np.asarray(circuit.constants)]
+        steps = sum(step.operator.shape[0] for step in circuit.arithmetic)
+        self.domains = [_domain(book, i) for i in range(columns)]
+        self.domains += [(x, x) for x in constants] + [NUMBER] * steps
+        self.registers = len(self.domains)
+        self.whole = {i for i in range(columns) if self.domains[i] != NUMBER}
+        self._nodes = _nodes(book, self.registers)
+        self._known: dict[int, tuple[list[Box], bool]] = {}
+
+    def boxes(self, node: int) -> list[Box]:
+        """Boxes that cover exactly where a node holds; the first ones if there are too many."""
+        found, self.truncated = self._expand(node)
+        return found
+
+    def _expand(self, node: int) -> tuple[list[Box], bool]:
+        if node not in self._known:
+            self._known[node] = self._made(node)
+        return self._known[node]
+
+    def _made(self, node: int) -> tuple[list[Box], bool]:
+        kind, content = self._nodes[node]
+        if kind == "literal":
+            box = self._literal(*content)
+            return ([] if box is None else [box]), False
+        parts = [self._expand(child) for child in content]
+        truncated = any(cut for _, cut in parts)
+        if kind == "or":
+            boxes = list(dict.fromkeys(box for part, _ in parts for box in part))
+        else:
+            boxes: list[Box] = [()]
+            for part, _ in sorted(parts, key=lambda x: len(x[0])):
+                boxes, cut = self._met(boxes, part)
+                truncated |= cut
+        return boxes[: self.most], truncated or len(boxes) > self.most
+
+    def _met(self, left: list[Box], right: list[Box]) -> tuple[list[Box], bool]:
+        """What lies in a box of each; the first of them if that is too much work."""
+        found: dict[Box, None] = {}
+        for a, b in itertools.product(left, right):
+            if len(found) == self.most or self.work == WORK:
+                return list(found), True
+            self.work += 1
+            both = meet(a, b)
+            if both is not None:
+                found[both] = None
+        return list(found), False
+
+    def _literal(self, register: int, low: float, high: float, inverted: bool) -> Box | None:
+        """The bounds of a literal, tightened to values that its register can have."""
+        if inverted:
+            constant = self.domains[register] != NUMBER and register not in self.whole
+            return None if constant else ((register, *MISSING),)
+        if register >= self.registers:  # a label
+            return ((register, low, high),)
+        least, most = self.domains[register]
+        low, high = max(low, least), min(high, most)
+        if register in self.whole:
+            low, high = math.ceil(low), math.floor(high)
+        return ((register, float(low), float(high)),) if low <= high else None
+
+
+def meet(a: Box, b: Box) -> Box | None:
+    """What lies in both boxes; None if nothing does."""
+    ends = {register: (low, high) for register, low, high in a}
+    for register, low, high in b:
+        old = ends.get(register, ANYTHING)
+        low, high = max(low, old[0]), min(high, old[1])
+        if low > high:
+            return None
+        ends[register] = (low, high)
+    return tuple((register, *ends[register]) for register in sorted(ends))
+
+
+def text(book: Book, box: Box) -> str:
+    """A region as a formula that could be parsed."""
+    parts = [_bounded(book, *bound) for bound in box]
+    parts = [part for part in parts if part is not None]
+    if not parts:
+        return ""
+    return str(f.And(tuple(parts)) if len(parts) > 1 else parts[0])
+
+
+def example(book: Book, box: Box) -> dict[str, Any] | None:
+    """A row of a table that lies in a region, as values by column; None if none was found.
+
+    Where each bound is on a column of numbers or categories there always is one. Arithmetic and
+    patterns are tried with rows at random, the same ones each time.
+    """
+    ends = {register: (low, high) for register, low, high in box}
+    schema, columns = book.schema, _columns(book)
+    texts = _texts(book, ends)
+    if texts is None:
+        return None
+    made = {register: bound for register, bound in ends.items() if register >= columns}
+    draws = DRAWS if made else 1
+    values = np.zeros((columns, draws), np.float32)
+    random = np.random.default_rng(0)
+    for i, name in enumerate(schema.encoded):
+        bound = ends.get(i, ANYTHING)
+        if name in texts:  # a category that a pattern looks into
+            code = texts[name]
+            bound = MISSING if code is None else (float(code), float(code))
+        values[i] = _drawn(book, name, bound, draws, random, may_miss=MISSING in made.values())
+    if made:
+        computed = _registers(book, values)
+        fits = np.ones(draws, bool)
+        for register, (low, high) in made.items():
+            x = computed[register]
+            fits &= np.isnan(x) if (low, high) == MISSING else (low <= x) & (x <= high)
+        if not fits.any():
+            return None
+        values = values[:, [int(fits.argmax())]]
+    row: dict[str, Any] = {}
+    for column in schema.columns:
+        if column.kind == "text":
+            row[column.name] = texts.get(column.name, "")
+            continue
+        x = float(values[schema.encoded.index(column.name), 0])
+        row[column.name] = _value(column.categories, column.kind, x)
+    return row
+
+
+# What a book's circuit looks like
+
+
+def _columns(book: Book) -> int:
+    return len(book.schema.encoded) + len(book.info.patterns)
+
+
+def _domain(book: Book, register: int) -> tuple[float, float]:
+    """The numbers that a column can hold."""
+    encoded = book.schema.encoded
+    if register >= len(encoded):
+        return 0.0, 1.0
+    column = book.schema.column(encoded[register])
+    if column.kind == "categorical":  # the code after the last is that of unknown categories
+        return 0.0, float(len(column.categories))
+    return (0.0, 1.0) if column.kind == "boolean" else NUMBER
+
+
+def _nodes(book: Book, registers: int) -> list[tuple[str, Any]]:
+    """Every node of the circuit: its kind, and its children or bounds."""
+    circuit = book.circuit
+    nodes: list[tuple[str, Any]] = [("or", ()), ("and", ())]  # FALSE, TRUE
+    bound = zip(
+        *(np.asarray(x).tolist() for x in (circuit.register, circuit.low, circuit.high)),
+        np.asarray(circuit.inverted).tolist(),
+        strict=True,
+    )
+    nodes += [("literal", literal) for literal in bound]
+    for label, negated in zip(
+        np.asarray(circuit.label).tolist(), np.asarray(circuit.negated).tolist(), strict=True
+    ):
+        wanted = 0.0 if negated else 1.0
+        nodes.append(("literal", (registers + label, wanted, wanted, False)))
+    for level in circuit.levels:
+        for kind, filler, rows in (("and", TRUE, level.ands), ("or", FALSE, level.ors)):
+            nodes += [(kind, [c for c in row if c != filler]) for row in np.asarray(rows).tolist()]
+    return nodes
+
+
+def _registers(book: Book, columns: np.ndarray) -> np.ndarray:
+    """Columns ``[columns, batch]``, constants, and what arithmetic makes of them."""
+    constants = np.asarray(book.circuit.constants, np.float32)
+    made = np.concatenate([columns, np.repeat(constants[:, None], columns.shape[1], 1)])
+    with np.errstate(all="ignore"):
+        for step in book.circuit.arithmetic:
+            left, right = made[np.asarray(step.left)], made[np.asarray(step.right)]
+            operator = np.asarray(step.operator)[:, None]
+            quotient = np.where(right == 0, np.float32(np.nan), left / right)
+            results = (left + right, left - right, left * right, quotient)
+            made = np.concatenate([made, np.choose(operator, results)])
+    return made
+
+
+def _expression(book: Book, register: int) -> f.Value:
+    """What a register holds, as it would be written."""
+    encoded, columns = book.schema.encoded, _columns(book)
+    if register < len(encoded):
+        return f.Name(encoded[register])
+    register -= columns
+    constants = np.asarray(book.circuit.constants)
+    if register < len(constants):
+        return f.Number(_short(constants[register]))
+    register -= len(constants)
+    for step in book.circuit.arithmetic:
+        if register < len(step.operator):
+            left, right = (_expression(book, int(x[register])) for x in (step.left, step.right))
+            return f.Arithmetic(f.ARITHMETIC[int(step.operator[register])], left, right)
+        register -= len(step.operator)
+    raise IndexError(f"no such register: {register}")
+
+
+# Text
+
+
+def _bounded(book: Book, register: int, low: float, high: float) -> f.Formula | None:
+    encoded = book.schema.encoded
+    if len(encoded) <= register < _columns(book):
+        return _matched(*book.info.patterns[register - len(encoded)], low, high)
+    value = _expression(book, register)
+    if (low, high) == ANYTHING:
+        return None
+    if (low, high) == MISSING:
+        return f.Missing(value)
+    column = book.schema.column(encoded[register]) if register < len(encoded) else None
+    if column is not None and column.kind != "numeric":
+        if (low, high) == _domain(book, register):
+            return f.Missing(value, negated=True)
+        if column.kind == "boolean":
+            return f.Name(column.name) if low == 1 else f.Not(f.Name(column.name))
+        return _one_of(value, column.categories, int(low), int(high))
+    return _between(value, low, high)
+
+
+def _matched(column: str, pattern: str | None, low: float, high: float) -> f.Formula | None:
+    missing = f.Missing(f.Name(column))
+    if pattern is None:
+        return None if low != high else f.Missing(f.Name(column), negated=low == 0)
+    if (low, high) == MISSING:
+        return missing
+    if low != high:
+        return f.Missing(f.Name(column), negated=True) if low == 0 else None
+    matches = f.Matches(f.Name(column), pattern)
+    return matches if low == 1 else f.Not(matches)
+
+
+def _one_of(value: f.Value, categories: Sequence[str], low: int, high: int) -> f.Formula:
+    unknown = high == len(categories)
+    names = categories[:low] if unknown else categories[low : high + 1]
+    if len(names) == 1:
+        return f.Compare((value, f.String(names[0])), ("!=" if unknown else "==",))
+    return f.In(value, tuple(map(f.String, names)), negated=unknown)
+
+
+def _between(value: f.Value, low: float, high: float) -> f.Formula:
+    if low == high:
+        return f.Compare((value, f.Number(_short(low))), ("==",))
+    operands, signs = [value], []
+    if high < MAX:
+        most, sign = _end(high, "<")
+        operands, signs = [value, f.Number(most)], [sign]
+    if low > -MAX:
+        least, sign = _end(low, ">")
+        if not signs:
+            return f.Compare((value, f.Number(least)), (sign,))
+        operands, signs = [f.Number(least), *operands], [sign.replace(">", "<"), *signs]
+    return f.Compare(tuple(operands), tuple(signs)) if signs else f.Missing(value, negated=True)
+
+
+def _end(x: float, operator: str) -> tuple[float, str]:
+    """An end as it was probably written: 60 and > for the number after 60."""
+    side = 0 if operator == ">" else 1
+    towards = -np.inf if operator == ">" else np.inf
+    for t in (0.0, _short(np.nextafter(np.float32(x), np.float32(towards)))):
+        if math.isfinite(t) and bounds(operator, t)[0][side] == x:
+            if len(repr(t)) < len(repr(_short(x))):
+                return t, operator
+    return _short(x), operator + "="
+
+
+def _short(x: Any) -> float:
+    """The shortest decimal number that is this float32."""
+    return float(str(np.float32(x)))
+
+
+# Rows
+
+
+def _drawn(
+    book: Book,
+    name: str,
+    bound: tuple[float, float],
+    draws: int,
+    random: np.random.Generator,
+    *,
+    may_miss: bool,
+) -> np.ndarray:
+    """Values of a column within its bounds, the plainest first, ``[draws]``."""
+    column = book.schema.column(name)
+    if bound == MISSING:
+        return np.full(draws, np.nan, np.float32)
+    least, most = _domain(book, book.schema.encoded.index(name))
+    low, high = max(bound[0], least), min(bound[1], most)
+    if column.kind != "numeric":
+        out = random.integers(int(low), int(high) + 1, draws).astype(np.float32)
+        out[0] = low
+    else:
+        middle = [low / 2 + high / 2] if low > -MAX and high < MAX else []
+        plain = [column.mean, *middle, low + 1, high - 1]
+        plain = [y for x in plain for y in (round(x), x)]
+        first = next(x for x in map(np.float32, (*plain, low)) if low <= x <= high)
+        scale = column.std * 10.0 ** random.integers(-1, 4, draws)
+        spread = (column.mean, float(first))
+        start = np.where(random.random(draws) < 0.5, *spread)
+        wide = start + scale * random.standard_normal(draws)
+        wide[1::8], wide[2::8] = low, high  # ends, and whole numbers, are likely to fit
+        wide[3::4] = np.round(wide[3::4])
+        out = np.clip(wide, low, high).astype(np.float32)
+        out[0] = first
+    if may_miss and bound == ANYTHING:
+        out[1:][random.random(draws - 1) < 0.3] = np.nan
+    return out
+
+
+def _texts(book: Book, ends: Mapping[int, tuple[float, float]]) -> dict[str, Any] | None:
+    """What columns with bounded patterns hold: a text, or the code of a category.
+
+    None if nothing was found that fits them all.
+    """
+    encoded = book.schema.encoded
+    wanted: dict[str, list[tuple[str | None, tuple[float, float]]]] = {}
+    for i, (column, pattern) in enumerate(book.info.patterns):
+        bound = ends.get(len(encoded) + i, ANYTHING)
+        if bound != ANYTHING:
+            wanted.setdefault(column, []).append((pattern, bound))
+    found: dict[str, Any] = {}
+    for name, asked in wanted.items():
+        column = book.schema.column(name)
+        if column.kind == "categorical":
+            low, high = ends.get(encoded.index(name), ANYTHING)
+            codes = range(len(column.categories))
+            pairs = [(code, column.categories[code]) for code in codes if low <= code <= high]
+            pairs += [(None, None)] * (high == math.inf)
+        else:
+            literals = [_literally(p) for p, bound in asked if p is not None and bound[0] == 1]
+            candidates = ["", *literals, " ".join(literals), " ".join(literals[::-1]), None]
+            pairs = [(x, x) for x in candidates]
+        fitting = [stored for stored, x in pairs if all(_fits(x, p, b) for p, b in asked)]
+        if not fitting:
+            return None
+        found[name] = fitting[0]
+    return found
+
+
+def _literally(pattern: str) -> str:
+    """A text that the pattern may match: itself, without the signs that stand for others."""
+    return re.sub(r"\\b|[\^$]|\\(?=\W)", "", pattern)
+
+
+def _fits(x: str | None, pattern: str | None, bound: tuple[float, float]) -> bool:
+    if pattern is None:
+        return bound[0] <= float(x is None) <= bound[1]
+    value = math.inf if x is None else float(re.search(pattern, x) is not None)
+    return bound[0] <= value <= bound[1]
+
+
+def _value(categories: Sequence[str], kind: str, x: float) -> Any:
+    if math.isnan(x):
+        return None
+    if kind == "categorical":
+        other = next(name for name in map("other{}".format, ["", *range(99)]) if name not in
+                     categories)  # fmt: skip
+        return categories[int(x)] if x < len(categories) else other
+    return bool(x) if kind == "boolean" else _short(x)

@@ -1,0 +1,163 @@
+"""A rule book: rules bound to a schema, as arrays that compiled functions take."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from distill_jax.rules.binding._circuit import Circuit
+from distill_jax.rules.binding._plans import Plan
+from distill_jax.rules.binding.schema import Schema, encode_columns, missing, read
+from distill_jax.rules.language import formulas as f
+
+Logic = Literal["product", "lukasiewicz", "godel", "sigmoidal"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What a book knows on the host. Books with equal info share compiled programs."""
+
+    schema: Schema
+    rules: tuple[f.Rule, ...]
+    definitions: tuple[f.Rule, ...]
+    patterns: tuple[tuple[str, str | None], ...]
+    logic: Logic
+    soft: bool
+
+    @functools.cached_property
+    def _hash(self) -> int:  # looked up at every call of a compiled function
+        return hash((self.schema, self.rules, self.definitions, self.logic))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["strengths", "hard", "learn", "circuit", "fires", "violated", "pieces", "plan"],
+    meta_fields=["info"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Book:
+    """Rules bound to a schema; made by ``bind``. A pytree: it goes through ``jit`` as an argument.
+
+    Attributes:
+      strengths: Log-odds of each rule, ``[rules]``; 0 for hard ones and for those to be learned.
+      hard: Which rules may never be violated, ``[rules]``.
+      learn: Which rules' strengths are to be trained, ``[rules]``.
+      circuit: The graph over columns and labels.
+      fires: The node that says where a rule can be violated, ``[rules]``.
+      violated: For label sets, the node of a rule's violation, ``[rules]``; else empty.
+      pieces: For exclusive classes, see ``Pieces``.
+      plan: For label sets and crisp comparisons, how sums of violations are computed; else None.
+      info: Rules, schema and choices, on the host.
+    """
+
+    strengths: Any
+    hard: Any
+    learn: Any
+    circuit: Circuit
+    fires: Any
+    violated: Any
+    pieces: Pieces
+    plan: Plan | None
+    info: Info
+
+    @property
+    def schema(self) -> Schema:
+        """Columns and classes that the rules speak of."""
+        return self.info.schema
+
+    @property
+    def rules(self) -> tuple[f.Rule, ...]:
+        """The rules, without the clauses that define predicates."""
+        return self.info.rules
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Each rule's own name, or else its text."""
+        return tuple(rule.name or str(rule.formula) for rule in self.rules)
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+    def __str__(self) -> str:
+        return "\n".join(str(rule) for rule in (*self.info.definitions, *self.rules))
+
+    def __repr__(self) -> str:
+        return f"<Book of {len(self)} rules over {len(self.schema.classes)} classes>"
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["guard", "rule", "seen", "table"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Rules over exclusive classes in parts: where ``guard`` holds, and each view shows the class
+    ``seen``, the classes in ``table`` violate ``rule``.
+
+    Attributes:
+      guard: Nodes, ``[pieces]``.
+      rule: Which rule, ``[pieces]``, ascending.
+      seen: Classes that views show, ``[pieces, views]``; as many as there are classes for any.
+      table: 1 for a class that violates, ``[pieces, classes]``.
+    """
+
+    guard: Any
+    rule: Any
+    seen: Any
+    table: Any
+
+
+def encode(book: Book, table: Any) -> np.ndarray:
+    """A table as the columns that compiled functions take.
+
+    The columns of the schema as ``encode_columns`` gives them, then a 0/1 column for each regular
+    expression of the rules, which are matched here, on the host. Numbers are float32, and so are
+    thresholds.
+
+    Args:
+      book: Says which columns and patterns are needed.
+      table: A pandas data frame, a dictionary of columns, or a NumPy structured array; or an array
+        of numbers, if the rules look into no text.
+
+    Returns:
+      float32 ``[batch, columns]``; NaN where a value is missing.
+
+    Raises:
+      ValueError: if a column is missing or not of its kind.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> schema = Schema((Column("text", "text"),), ("ham", "spam"))
+      >>> book = bind('text matches r"call.*free" => spam', schema)
+      >>> print(encode(book, {"text": ["call now, it is free", "see you", None]}))
+      [[ 1.]
+       [ 0.]
+       [nan]]
+    """
+    columns = encode_columns(book.schema, table)
+    if not book.info.patterns:
+        return columns
+    made = [_match(read(table, name), pattern) for name, pattern in book.info.patterns]
+    return np.concatenate([columns, np.stack(made, 1)], 1, dtype=np.float32)
+
+
+def number_of_columns(book: Book) -> int:
+    """How many columns ``encode`` gives."""
+    return len(book.schema.encoded) + len(book.info.patterns)
+
+
+def _match(values: np.ndarray, pattern: str | None) -> np.ndarray:
+    unknown = missing(values)
+    if pattern is None:
+        return unknown.astype(np.float32)
+    compiled = re.compile(pattern)
+    found = np.full(len(values), np.nan, np.float32)
+    found[~unknown] = [compiled.search(str(x)) is not None for x in values[~unknown]]
+    return found

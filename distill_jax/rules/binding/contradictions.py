@@ -1,0 +1,332 @@
+"""Hard rules that contradict each other: found before training, and named.
+
+A hard rule forbids classes (or sets of labels) in regions of the table. Hard rules clash where
+their regions meet and what they forbid together leaves nothing. Regions are boxes over columns, so
+whether they meet is known exactly; only arithmetic and regular expressions, whose values depend on
+one another, are not boxes, and a clash of such regions is one that *may* happen until a row is
+found where it does.
+
+The search goes from one forbidden possibility to the next: it takes a class that is still allowed,
+tries each rule that forbids it in a region that meets the present one, and turns back as soon as
+all the rules left could not forbid everything between them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from distill_jax.rules.binding import _regions
+from distill_jax.rules.binding.book import Book
+
+MOST_CASES = 1_000
+"""Boxes of one rule; of those that have more, the first ones are compared."""
+MOST_STEPS = 20_000
+"""Regions that the search visits, and values that it tries for labels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conflict:
+    """Hard rules that leave no class, or no set of labels, in some region.
+
+    Attributes:
+      rules: Their names (or texts, of those without a name), in the order of the book.
+      indices: Where they stand in the book.
+      region: Where that happens, as a formula over columns; empty for everywhere.
+      example: A row of a table where it does, by column, or None if none was found.
+      certain: Whether it can really happen; otherwise it may.
+      why: If not certain, why not.
+    """
+
+    rules: tuple[str, ...]
+    indices: tuple[int, ...]
+    region: str
+    example: dict[str, Any] | None
+    certain: bool
+    why: str = ""
+
+    def __str__(self) -> str:
+        subject = ", ".join(repr(name) for name in self.rules)
+        if self.why == _UNFINISHED:
+            return f"the hard rules {subject} may contradict each other: {self.why}"
+        verb = "forbid" if self.certain else "may forbid"
+        together = "together " if len(self.rules) > 1 else ""
+        rule = "rules" if len(self.rules) > 1 else "rule"
+        verb += "s" if len(self.rules) == 1 and self.certain else ""
+        where = f"where {self.region}" if self.region else "everywhere"
+        tail = f" ({self.why})" if self.why else ""
+        return f"the hard {rule} {subject} {together}{verb} everything {where}{tail}"
+
+
+_UNFINISHED = "they have too many cases for all to be compared"
+_DEPENDENT = "no example was found: it rests on arithmetic or regular expressions"
+
+
+def conflicts(book: Book, *, most: int = 100) -> list[Conflict]:
+    """Hard rules that together forbid every class, or every set of labels, on some example.
+
+    With rules whose guards compare columns with constants, every conflict is found, and each is
+    certain. Of several conflicts between the same rules one is listed, and of rules that clash
+    already none with further rules. Rules over label sets that depend on another view are left
+    aside.
+
+    Args:
+      book: The rules.
+      most: The search ends at this many.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> schema = Schema((Column("age"), Column("smoker", "boolean")), ("well", "sick"))
+      >>> text = '''
+      ... [hard] old: age > 60 => sick
+      ... [hard] clean: not smoker => well
+      ... '''
+      >>> (found,) = conflicts(bind(text, schema, conflicts="ignore"))
+      >>> print(found)
+      the hard rules 'old', 'clean' together forbid everything where age > 60 and not smoker
+      >>> found.example
+      {'age': 61.0, 'smoker': False}
+    """
+    hard = np.flatnonzero(np.asarray(book.hard))
+    if not len(hard) or most < 1 or _always_possible(book):
+        return []
+    cases = _regions.Cases(book, MOST_CASES)
+    parts, forbidden, cut = _exclusive(book, cases) if book.schema.exclusive else _sets(book, cases)
+    found: dict[frozenset[int], Conflict] = {}
+    unfinished = set(cut)
+    try:
+        for chosen in _Search(parts, forbidden, cases.registers, found).run():
+            owners = frozenset(parts[i][0] for i in chosen)
+            box: _regions.Box | None = ()
+            for i in chosen:
+                box = _regions.meet(box, parts[i][1]) if box is not None else None
+            assert box is not None  # the search follows regions that meet
+            conflict = _conflict(book, owners, tuple(x for x in box if x[0] < cases.registers))
+            if owners not in found or conflict.certain:
+                found[owners] = conflict
+            if len(found) >= most:
+                break
+    except _TooMany:
+        unfinished |= {owner for owner, _ in parts}
+    smallest = [c for own, c in found.items() if not any(other < own for other in found)]
+    smallest.sort(key=lambda c: (not c.certain, c.indices))
+    if unfinished:
+        indices = tuple(sorted(unfinished))
+        smallest.append(Conflict(_names(book, indices), indices, "", None, False, _UNFINISHED))
+    return smallest
+
+
+class _TooMany(Exception):
+    pass
+
+
+Part = tuple[int, _regions.Box]
+"""A rule, and a box where it forbids something."""
+
+
+def _conflict(book: Book, owners: frozenset[int], box: _regions.Box) -> Conflict:
+    row = _regions.example(book, box)
+    indices = tuple(sorted(owners))
+    why = "" if row is not None else _DEPENDENT
+    region = _regions.text(book, box)
+    return Conflict(_names(book, indices), indices, region, row, row is not None, why)
+
+
+def _names(book: Book, indices: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(rule.name or str(rule.formula) for rule in (book.rules[i] for i in indices))
+
+
+# What is forbidden: classes, or label sets
+
+
+class _Classes:
+    """Which classes each part forbids, ``[parts, classes]``."""
+
+    def __init__(self, tables: np.ndarray):
+        self.tables = tables
+
+    def left(self, parts: np.ndarray) -> list[int]:
+        """Classes that none of the parts forbids."""
+        return np.flatnonzero(~self.tables[parts].any(0)).tolist()
+
+    def forbids(self, parts: np.ndarray, left: Any) -> np.ndarray:
+        return parts[self.tables[parts, left]]
+
+
+class _LabelSets:
+    """Which label sets each part forbids: those with its 1 (in) and −1 (out), ``[parts, labels]``;
+    0 for labels that it does not speak of."""
+
+    def __init__(self, cubes: np.ndarray):
+        self.cubes = cubes
+        self.steps = 0
+
+    def left(self, parts: np.ndarray) -> list[np.ndarray]:
+        """One label set that none of the parts forbids, if there is any."""
+        found = self._solve(self.cubes[parts], np.zeros(self.cubes.shape[1], np.int8))
+        return [] if found is None else [np.where(found == 0, -1, found)]
+
+    def forbids(self, parts: np.ndarray, left: Any) -> np.ndarray:
+        cubes = self.cubes[parts]
+        return parts[((cubes == 0) | (cubes == left)).all(1)]
+
+    def _solve(self, cubes: np.ndarray, values: np.ndarray) -> np.ndarray | None:
+        """Labels in or out such that no cube fits: unit propagation, then both values of one."""
+        while True:
+            self.steps += 1
+            if self.steps > MOST_STEPS:
+                raise _TooMany
+            cubes = cubes[(cubes * values >= 0).all(1)]  # the others cannot fit any more
+            open_ = np.where(values == 0, cubes, 0)
+            free = np.abs(open_).sum(1)
+            if not len(cubes):
+                return values
+            if not free.all():
+                return None
+            units = open_[free == 1]
+            if not len(units):
+                break
+            in_, out = (units < 0).any(0), (units > 0).any(0)
+            if (in_ & out).any():
+                return None
+            values = values + in_.astype(np.int8) - out.astype(np.int8)
+        label = int(np.abs(open_[free == free.min()]).sum(0).argmax())
+        likely = -1 if open_[:, label].sum() >= 0 else 1
+        for value in (likely, -likely):
+            tried = values.copy()
+            tried[label] = value
+            solved = self._solve(cubes, tried)
+            if solved is not None:
+                return solved
+        return None
+
+
+def _exclusive(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any, set[int]]:
+    pieces, hard = book.pieces, np.asarray(book.hard)
+    parts, tables, cut = [], [], set()
+    for guard, rule, table in zip(
+        *(np.asarray(x) for x in (pieces.guard, pieces.rule, pieces.table)), strict=True
+    ):
+        if hard[rule]:
+            boxes = cases.boxes(int(guard))
+            cut |= {int(rule)} if cases.truncated else set()
+            parts += [(int(rule), box) for box in boxes]
+            tables += [table > 0] * len(boxes)
+    shape = (len(parts), len(book.schema.classes))
+    return parts, _Classes(np.reshape(np.asarray(tables, bool), shape)), cut
+
+
+def _sets(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any, set[int]]:
+    labels, first = len(book.schema.classes), cases.registers
+    parts, cubes, cut = [], [], set()
+    for rule in np.flatnonzero(np.asarray(book.hard)).tolist():
+        boxes = cases.boxes(int(book.violated[rule]))
+        truncated = cases.truncated
+        if any(register >= first + labels for box in boxes for register, _, _ in box):
+            continue  # of a view, whose labels nobody knows beforehand
+        cut |= {rule} if truncated else set()
+        for box in boxes:
+            cube = np.zeros(labels, np.int8)
+            for register, low, _ in box:
+                if register >= first:
+                    cube[register - first] = 1 if low == 1 else -1
+            parts.append((rule, tuple(x for x in box if x[0] < first)))
+            cubes.append(cube)
+    return parts, _LabelSets(np.reshape(np.asarray(cubes, np.int8), (len(parts), labels))), cut
+
+
+def _always_possible(book: Book) -> bool:
+    """Whether some class or plain label set is allowed wherever the rules' bodies hold."""
+    hard = np.asarray(book.hard)
+    if book.schema.exclusive:
+        tables = np.asarray(book.pieces.table)[hard[np.asarray(book.pieces.rule)]]
+        return not tables.any(0).all()
+    labels = len(book.schema.classes)
+    ends = np.repeat([[0], [1]], labels, 1)
+    plain = np.concatenate([ends, np.eye(labels, dtype=int), np.tri(labels, dtype=int)]) > 0
+    held = _with_labels(book, plain)[np.asarray(book.violated)[hard]]
+    return bool((~held).all(0).any())
+
+
+def _with_labels(book: Book, sets: np.ndarray) -> np.ndarray:
+    """The circuit's nodes for label sets, every literal on features true, ``[nodes, sets]``.
+
+    Formulas are in negation normal form: what does not hold so holds for no features.
+    """
+    circuit, batch = book.circuit, len(sets)
+    label = np.asarray(circuit.label)
+    of_view = label >= sets.shape[1]
+    held = sets.T[np.where(of_view, 0, label)] ^ np.asarray(circuit.negated)[:, None]
+    features = np.ones((circuit.register.shape[0], batch), bool)
+    nodes = np.concatenate([np.zeros((1, batch), bool), np.ones((1, batch), bool), features])
+    nodes = np.concatenate([nodes, held | of_view[:, None]])
+    for level in circuit.levels:
+        ands, ors = nodes[np.asarray(level.ands)].all(1), nodes[np.asarray(level.ors)].any(1)
+        nodes = np.concatenate([nodes, ands, ors])
+    return nodes
+
+
+class _Search:
+    """Sets of parts whose boxes meet and which forbid everything between them."""
+
+    def __init__(
+        self,
+        parts: list[Part],
+        forbidden: Any,
+        registers: int,
+        found: dict[frozenset[int], Conflict],
+    ):
+        self.forbidden, self.found = forbidden, found
+        self.owner = np.asarray([owner for owner, _ in parts], int)
+        used = sorted({bound[0] for _, box in parts for bound in box})
+        place = {register: i for i, register in enumerate(used)}
+        self.low = np.full((len(parts), len(used)), -np.inf)
+        self.high = np.full((len(parts), len(used)), np.inf)
+        for i, (_, box) in enumerate(parts):
+            for register, low, high in box:
+                self.low[i, place[register]], self.high[i, place[register]] = low, high
+        self.steps = 0
+
+    def run(self) -> Iterator[list[int]]:
+        everywhere = np.full(self.low.shape[1], np.inf)
+        return self._visit([], -everywhere, everywhere, np.arange(len(self.owner)))
+
+    def _visit(
+        self, chosen: list[int], low: np.ndarray, high: np.ndarray, near: np.ndarray
+    ) -> Iterator[list[int]]:
+        """Goes on from the parts ``chosen``, whose boxes meet in a region, to those ``near`` it."""
+        self.steps += 1
+        if self.steps > MOST_STEPS or len(chosen) > 200:
+            raise _TooMany
+        owners = {int(self.owner[i]) for i in chosen}
+        if any(c.certain and known <= owners for known, c in self.found.items()):
+            return
+        left = self.forbidden.left(np.asarray(chosen, int))
+        if not left:
+            yield self._needed(chosen)
+            return
+        meets = (np.maximum(self.low[near], low) <= np.minimum(self.high[near], high)).all(1)
+        near = near[meets]
+        if self.forbidden.left(np.concatenate([near, np.asarray(chosen, int)])):
+            return
+        # All that forbid one possibility, the one that the fewest forbid.
+        next_ = min((self.forbidden.forbids(near, x) for x in left), key=len)
+        for i in next_:
+            near = near[near != i]  # what holds it is found below it
+            yield from self._visit(
+                [*chosen, int(i)],
+                np.maximum(low, self.low[i]),
+                np.minimum(high, self.high[i]),
+                near,
+            )
+
+    def _needed(self, chosen: list[int]) -> list[int]:
+        """Without parts that the others make superfluous."""
+        for i in list(chosen):
+            others = [x for x in chosen if x != i]
+            if others and not self.forbidden.left(np.asarray(others, int)):
+                chosen = others
+        return chosen

@@ -1,0 +1,15 @@
+"""Exchange: rules in files and tables, and rules that other libraries learned."""
+
+from __future__ import annotations
+
+from distill_jax.rules.exchange.files import from_table, read_rules, to_table, write_rules
+from distill_jax.rules.exchange.mined import from_rule_strings, from_tree
+
+__all__ = [
+    "from_rule_strings",
+    "from_table",
+    "from_tree",
+    "read_rules",
+    "to_table",
+    "write_rules",
+]

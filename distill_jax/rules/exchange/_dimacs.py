@@ -1,0 +1,117 @@
+"""Clauses in the format of SAT solvers, DIMACS CNF."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language.errors import RuleError, error_at
+
+_HEADER = re.compile(r"p\s+cnf\s+([0-9]{1,9})\s+([0-9]{1,9})\s*")
+_NAMED = re.compile(r"c\s+([0-9]{1,9})\s+(\S.*?)\s*")
+
+
+def from_dimacs(text: str, names: Sequence[str] | None = None) -> tuple[f.Rule, ...]:
+    """Each clause as a hard disjunction. Comments ``c 3 name`` name variables, or ``names`` do."""
+    variables, count, commented = 0, -1, {}
+    clauses: list[tuple[int, list[int]]] = []
+    clause: list[int] = []
+    first = line = 0
+    for line, row in enumerate(re.split("\r\n|\n|\r", text), 1):
+        if row.startswith("%"):  # how the files of SATLIB end
+            break
+        if row.split(maxsplit=1)[:1] == ["c"]:
+            if named := _NAMED.fullmatch(row):
+                commented.setdefault(int(named[1]), named[2])
+            continue
+        if row.startswith("p"):
+            header = _HEADER.fullmatch(row)
+            if header is None or count >= 0:
+                raise error_at("expected one header, p cnf VARIABLES CLAUSES", row, line, 0)
+            variables, count = int(header[1]), int(header[2])
+            continue
+        for word in re.finditer(r"\S+", row):
+            if count < 0:
+                raise error_at("expected a header first, p cnf VARIABLES CLAUSES", row, line, 0)
+            literal = _literal(word, variables, row, line)
+            first = first if clause else line
+            if literal:
+                clause.append(literal)
+            elif not clause:
+                raise error_at("this clause is empty: it can never hold", row, line, word.start())
+            else:
+                clauses.append((first, clause))
+                clause = []
+    if clause:
+        raise RuleError(f"line {first}: this clause does not end with 0")
+    if len(clauses) != max(count, 0):
+        raise RuleError(f"line {line}: expected {max(count, 0)} clauses, got {len(clauses)}")
+    known = _names(variables, commented, names)
+    return tuple(
+        f.Rule(_disjunction([known[abs(x)] for x in one], one), None, f.HARD, False, start)
+        for start, one in clauses
+    )
+
+
+def _literal(word: re.Match[str], variables: int, row: str, line: int) -> int:
+    if not re.fullmatch("-?[0-9]{1,9}", word[0]):
+        raise error_at(f"expected a whole number, got {word[0][:20]}", row, line, word.start())
+    literal = int(word[0])
+    if abs(literal) > variables:
+        message = f"the header has {variables} variables, got number {abs(literal)}"
+        raise error_at(message, row, line, word.start())
+    return literal
+
+
+def _names(count: int, commented: dict[int, str], names: Sequence[str] | None) -> dict[int, str]:
+    if names is not None and len(names) != count:
+        raise ValueError(f"names must be {count}, one for each variable, got {len(names)}")
+    numbers = range(1, count + 1)
+    known = {i: names[i - 1] if names is not None else commented.get(i, f"x{i}") for i in numbers}
+    seen: dict[str, int] = {}
+    for i, name in known.items():
+        if seen.setdefault(name, i) != i:
+            raise RuleError(f"line 1: the variables {seen[name]} and {i} are both named {name!r}")
+    return known
+
+
+def _disjunction(names: list[str], clause: list[int]) -> f.Formula:
+    parts = tuple(
+        f.Name(name) if x > 0 else f.Not(f.Name(name))
+        for name, x in zip(names, clause, strict=True)
+    )
+    return parts[0] if len(parts) == 1 else f.Or(parts)
+
+
+def to_dimacs(rules: Sequence[f.Rule]) -> str:
+    """Hard disjunctions of names and their negations, with comments that name the variables."""
+    numbers: dict[str, int] = {}
+    lines = []
+    for rule in rules:
+        literals = [_named(part) for part in _parts(rule)]
+        if None in literals or rule.strength != f.HARD or rule.definition or rule.name is not None:
+            raise ValueError(f"a .cnf file holds rules such as [hard] a or not b, got {rule}")
+        signed = [
+            numbers.setdefault(name, len(numbers) + 1) * sign
+            for name, sign in filter(None, literals)
+        ]
+        lines.append(" ".join(map(str, [*signed, 0])))
+    for name in numbers:
+        if not name.isprintable() or name != name.strip() or not name:
+            raise ValueError(f"a .cnf file cannot hold the name {name!r}")
+    comments = [f"c {number} {name}" for name, number in numbers.items()]
+    return "\n".join([*comments, f"p cnf {len(numbers)} {len(rules)}", *lines]) + "\n"
+
+
+def _parts(rule: f.Rule) -> tuple[f.Formula, ...]:
+    return rule.formula.parts if isinstance(rule.formula, f.Or) else (rule.formula,)
+
+
+def _named(part: f.Formula) -> tuple[str, int] | None:
+    match part:
+        case f.Name(name):
+            return name, 1
+        case f.Not(f.Name(name)):
+            return name, -1
+    return None

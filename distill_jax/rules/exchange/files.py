@@ -1,0 +1,276 @@
+"""Rules in files: as text, tables, Horn clauses, clauses of DIMACS CNF, and regular expressions.
+
+What kind a file is, its suffix says. A file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from distill_jax import _files
+from distill_jax.rules.exchange._dimacs import from_dimacs, to_dimacs
+from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language.errors import RuleError, error_at
+from distill_jax.rules.language.parsing import parse
+
+COLUMNS: tuple[str, ...] = ("rule", "name", "strength")
+
+_TEXT, _HORN = (".rules", ".txt"), (".pl", ".horn")
+_SUFFIXES = (*_TEXT, *_HORN, ".csv", ".json", ".cnf", ".tsv")
+
+
+def read_rules(
+    path: str | pathlib.Path, *, names: Sequence[str] | None = None, column: str | None = None
+) -> tuple[f.Rule, ...]:
+    """The rules of a file.
+
+    ==================  ===========================================================================
+    suffix              what the file holds
+    ==================  ===========================================================================
+    ``.rules .txt``     the text that ``parse`` reads
+    ``.pl .horn``       Horn clauses alone
+    ``.csv .json``      a table, see ``from_table``; JSON as a list of objects
+    ``.cnf``            DIMACS: each clause a hard rule; ``c 3 name`` names variable 3
+    ``.tsv``            lines of regular expression, tab, label, tab, an exemplar (may be left out)
+    ==================  ===========================================================================
+
+    Args:
+      path: The file, in UTF-8.
+      names: Names of the variables of a ``.cnf`` file; its comments count otherwise, and ``x3``
+        stands for a third one without a name.
+      column: The text column that the regular expressions of a ``.tsv`` file are searched in.
+
+    Raises:
+      RuleError: for a file that does not hold rules, with file, line and column.
+      ValueError: for another suffix, or a ``.tsv`` file without ``column``.
+    """
+    path = pathlib.Path(path)
+    suffix = _suffix(path)
+    if suffix == ".tsv" and column is None:
+        raise ValueError(f"column must name the text column for {path.name}, got None")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        if suffix in _TEXT:
+            return parse(text)
+        if suffix in _HORN:
+            return _clauses(text)
+        if suffix in (".csv", ".json"):
+            return _from_rows(_csv_rows(text) if suffix == ".csv" else _json_rows(text))
+        return from_dimacs(text, names) if suffix == ".cnf" else _from_patterns(text, str(column))
+    except UnicodeDecodeError as error:
+        raise RuleError(f"{path}: not in UTF-8: {error}") from None
+    except RuleError as error:
+        raise RuleError(f"{path}, {error}") from None
+
+
+def write_rules(rules: Sequence[f.Rule], path: str | pathlib.Path) -> None:
+    """Writes rules to a file that ``read_rules`` reads back as equal ones.
+
+    Args:
+      rules: The rules. A ``.pl`` file takes Horn clauses alone, a ``.cnf`` file hard disjunctions
+        of names, a ``.tsv`` file rules such as ``text matches r"..." => label`` without a strength.
+      path: The file; its suffix says what is written, as in ``read_rules``.
+
+    Raises:
+      ValueError: for another suffix, or a rule that such a file cannot hold.
+    """
+    path = pathlib.Path(path)
+    suffix = _suffix(path)
+    if suffix in _HORN:
+        for rule in rules:
+            if not rule.definition:
+                raise ValueError(f"a {suffix} file holds clauses, head :- body., got {rule}")
+    if suffix == ".csv":
+        out = io.StringIO(newline="")
+        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(to_table(rules))
+        text = out.getvalue()
+    elif suffix == ".json":
+        text = json.dumps(to_table(rules), ensure_ascii=False, indent=1) + "\n"
+    elif suffix == ".cnf":
+        text = to_dimacs(rules)
+    elif suffix == ".tsv":
+        text = "".join(_pattern_line(rule) for rule in rules)
+    else:
+        text = "".join(f"{rule}\n" for rule in rules)
+    data = text.encode("utf-8")  # before there is a file: a lone surrogate cannot be written
+    with _files.replacing(path) as file:
+        file.write(data)
+
+
+def to_table(rules: Sequence[f.Rule]) -> list[dict[str, str | None]]:
+    """A row for each rule: ``rule``, ``name`` (or None) and ``strength`` (``w=2``, ``hard``, …).
+
+    Example:
+      >>> to_table(parse("[p=0.9] old: age > 60 => disease"))
+      [{'rule': 'age > 60 => disease', 'name': 'old', 'strength': 'p=0.9'}]
+    """
+    plain = (dataclasses.replace(rule, name=None, strength=f.Strength()) for rule in rules)
+    return [
+        {
+            "rule": str(alone),
+            "name": rule.name,
+            "strength": str(rule.strength).strip("[]") or None,
+        }
+        for rule, alone in zip(rules, plain, strict=True)
+    ]
+
+
+def from_table(rows: Iterable[Mapping[str, Any]]) -> tuple[f.Rule, ...]:
+    """The rules of a table, such as ``dataframe.to_dict("records")``.
+
+    Args:
+      rows: Each with ``rule``, a text as ``parse`` reads it, and if wanted ``name`` and
+        ``strength``: ``w=2``, ``p=0.9``, ``hard``, ``learn`` or ``budget``. What is empty, None or
+        NaN is not given.
+
+    Raises:
+      RuleError: for a row that holds no rule, with the row's number from 1.
+
+    Example:
+      >>> (rule,) = from_table([{"rule": "age > 60 => disease", "strength": "w=2"}])
+      >>> print(rule)
+      [w=2] age > 60 => disease
+    """
+    return _from_rows((f"row {i}", i, row) for i, row in enumerate(rows, 1))
+
+
+def _suffix(path: pathlib.Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise ValueError(f"path must end in one of {', '.join(_SUFFIXES)}, got {path.name}")
+    return suffix
+
+
+def _clauses(text: str) -> tuple[f.Rule, ...]:
+    rules = parse(text)
+    for rule in rules:
+        if not rule.definition:
+            start = len(rule.source) - len(rule.source.lstrip())
+            message = "a clause was expected, head :- body., got a rule: name the file .rules"
+            raise error_at(message, rule.source, rule.line, start)
+    return rules
+
+
+# Tables
+
+
+def _from_rows(rows: Iterable[tuple[str, int, Any]]) -> tuple[f.Rule, ...]:
+    return tuple(_from_row(where, line, row) for where, line, row in rows)
+
+
+def _from_row(where: str, line: int, row: Any) -> f.Rule:
+    if not isinstance(row, Mapping):
+        raise RuleError(f"{where}: expected a row with {', '.join(COLUMNS)}, got {row!r}")
+    unknown = [key for key in row if key not in COLUMNS]
+    if unknown:
+        known = ", ".join(COLUMNS)
+        raise RuleError(f"{where}: unknown column {unknown[0]!r}: known are {known}")
+    text, name, strength = (_cell(where, column, row.get(column)) for column in COLUMNS)
+    if text is None:
+        raise RuleError(f"{where}: no rule")
+    rules = _in_cell(f"{where}, rule", text)
+    if len(rules) != 1:
+        raise RuleError(f"{where}: expected one rule, got {len(rules)} in {text!r}")
+    rule = dataclasses.replace(rules[0], line=line)
+    if name is not None:
+        if rule.name not in (None, name):
+            raise RuleError(f"{where}: the rule is named twice, {rule.name!r} and {name!r}")
+        rule = dataclasses.replace(rule, name=name)
+    if strength is not None:
+        if rule.strength.kind:
+            raise RuleError(f"{where}: the rule has a strength of its own and {strength!r}")
+        inner = strength.strip().removeprefix("[").removesuffix("]")
+        (held,) = _in_cell(f"{where}, strength", f"[{inner}] x")
+        rule = dataclasses.replace(rule, strength=held.strength)
+    return rule
+
+
+def _cell(where: str, column: str, value: Any) -> str | None:
+    if value is None or value == "" or value != value:  # NaN is how pandas says missing
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise RuleError(f"{where}, {column}: expected a text, got {value!r}")
+    return str(value)
+
+
+def _in_cell(where: str, text: str) -> tuple[f.Rule, ...]:
+    try:
+        return parse(text)
+    except RuleError as error:
+        raise RuleError(f"{where}, {str(error).removeprefix('line 1, ')}") from None
+
+
+def _csv_rows(text: str) -> Iterable[tuple[str, int, Any]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            where = f"line {reader.line_num}"
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = [cell.strip() for cell in cells]
+                if "rule" not in header or len(set(header)) < len(header):
+                    expected = "a header with the columns rule, name, strength, each once"
+                    raise RuleError(f"{where}: expected {expected}, got {','.join(header)}")
+            elif len(cells) != len(header):
+                got = f"{len(cells)} cells under {len(header)} columns"
+                raise RuleError(f"{where}: {got}: quote a rule that holds a comma")
+            else:
+                yield where, reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise RuleError(f"line {reader.line_num}: no CSV: {error}") from None
+
+
+def _json_rows(text: str) -> Iterable[tuple[str, int, Any]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise RuleError(f"{where}: no JSON: {error.msg}") from None
+    except (RecursionError, ValueError) as error:  # nested too deep, a number too long
+        raise RuleError(f"no JSON that can be read: {error}") from None
+    if not isinstance(rows, list):
+        raise RuleError(f"expected a list of objects with {', '.join(COLUMNS)}")
+    return [(f"row {i}", i, row) for i, row in enumerate(rows, 1)]
+
+
+# Lines of regular expression, label, exemplar
+
+
+def _from_patterns(text: str, column: str) -> tuple[f.Rule, ...]:
+    found = []
+    for number, line in enumerate(re.split("\r\n|\n|\r", text), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        cells = line.split("\t")
+        if len(cells) not in (2, 3) or not cells[1].strip():
+            message = "expected a regular expression, a tab, a label, and if wanted a tab and an "
+            raise error_at(message + "exemplar", line, number, 0)
+        pattern, label = cells[0], cells[1].strip()
+        if (problem := f.pattern_problem(pattern)) is not None:
+            raise error_at(f"not a regular expression: {problem}", line, number, 0)
+        if len(cells) == 3 and cells[2] and not re.search(pattern, cells[2]):
+            message = "the regular expression is not found in this exemplar"
+            raise error_at(message, line, number, len(cells[0]) + len(cells[1]) + 2)
+        formula = f.Implies(f.Matches(f.Name(column), pattern), f.Name(label))
+        found.append(f.Rule(formula, line=number, source=str(formula)))
+    return tuple(found)
+
+
+def _pattern_line(rule: f.Rule) -> str:
+    match rule:
+        case f.Rule(f.Implies(f.Matches(f.Name(), pattern), f.Name(label)), None, f.Strength("")):
+            line = f"{pattern}\t{label}\n"
+            if line.count("\t") == 1 and len(line.splitlines()) == 1 and not line.startswith("#"):
+                return line
+    raise ValueError(f'a .tsv file holds rules such as text matches r"..." => label, got {rule}')

@@ -1,0 +1,403 @@
+"""What a rule set does to data and to a model's predictions, rule by rule.
+
+Everything is counted over the rows where a rule *fires*: where some class or label would violate
+it. Comparisons are taken as crisp, whatever widths the book gives them; and where a rule speaks of
+another view, the class that the view predicts counts, but in ``mean_violation``, which takes the
+view's probabilities.
+
+- ``coverage``: share of all rows where the rule fires; ``fires`` is their number. ``silent`` counts
+  rows where it does not fire, and would if a missing value were the right one.
+- ``precision``: of the rows with a known label where it fires, the share whose label satisfies it.
+- ``lift``: precision over what is expected if each of these rows had the label of a row drawn at
+  random from all labelled ones: exact, but for label sets of which there are more than 64
+  different ones, where 64 rows are drawn, the same ones each time. 1 means that the rule says no
+  more than the frequencies of the classes do.
+- ``always_holds``: it fires on labelled rows, and all their labels satisfy it.
+- ``mean_violation``: mean of the violation under the model's probabilities; ``violated`` counts the
+  rows whose predicted class, or set of labels with a logit above 0, violates the rule.
+- ``contradicts_hard``: share of the rows where the hard rules forbid every class that the rule
+  allows. Exclusive classes only.
+- ``head`` and ``body``: shares of the gradient of the violation that reach the two sides of an
+  implication: Σ |∂ violation / ∂ atom|, over atoms and at most 256 rows. Atoms are the
+  probabilities of labels and the soft comparisons (those that have a width; the derivative is by a
+  shift of one width, and all of them count for the body). With exclusive classes and no widths, a
+  body is known, and all gradient reaches the head. A label on both sides counts for both; what has
+  no ``=>`` is all head. At the model's probabilities, or else equal ones.
+
+Pairs of rules: ``together`` counts rows where both fire, ``jaccard`` is that over the rows where
+either does, and ``clash`` counts the rows where both fire and no class satisfies both (exclusive
+classes only).
+
+References:
+  van Krieken et al., `Analyzing Differentiable Fuzzy Logic Operators
+  <https://arxiv.org/abs/2002.06100>`_, 2022, on what reaches body and head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax import _checks
+from distill_jax.rules.binding.book import Book, encode, number_of_columns
+from distill_jax.rules.inspection import _sides
+from distill_jax.rules.logic import _inputs
+from distill_jax.rules.logic._inputs import Views
+from distill_jax.rules.logic.evaluation import fires, forbidden, violation
+
+MOST_PAIRED = 2_000
+"""With more rules than this, pairs are not looked at."""
+MOST_SETS = 64
+CHUNK = 1 << 22
+"""Numbers of one kind in a chunk of rows, about; 16 MiB each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What ``check`` found, as plain data that JSON can hold.
+
+    Attributes:
+      rows: One mapping a rule; see the module for what the names mean. None where nothing can be
+        said: no labels, no logits, or the rule never fires.
+      pairs: Pairs of rules that clash or overlap most.
+      summary: Of the whole book.
+    """
+
+    rows: list[dict[str, Any]]
+    pairs: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def check(
+    book: Book,
+    table: Any,
+    *,
+    labels: Any = None,
+    where: Any = None,
+    logits: Any = None,
+    views: Views | None = None,
+    most_pairs: int = 20,
+) -> Check:
+    """What each rule does on a table: how often it fires, is right, and is violated.
+
+    Args:
+      book: The rules.
+      table: A table, or the columns from ``encode``, ``[batch, columns]``.
+      labels: Classes ``[batch]``, integers; for label sets ``[batch, labels]`` of 0 and 1.
+      where: Rows whose label is known, ``[batch]``; all by default.
+      logits: What a model says, ``[batch, classes]``.
+      views: The model's logits on other views, where the rules use them.
+      most_pairs: How many pairs of rules are listed, of clashes and of overlaps each.
+
+    Returns:
+      Rows in chunks are summed on the device; no array grows with rows times rules.
+
+    Raises:
+      ValueError: for shapes that do not fit, labels that are no class, or a missing view.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> schema = Schema((Column("age"),), ("well", "sick"))
+      >>> book = bind("old: age > 60 => sick", schema)
+      >>> found = check(book, {"age": [70, 65, 50, 40, None]}, labels=[1, 0, 0, 0, 1])
+      >>> row = found.rows[0]
+      >>> row["coverage"], row["precision"], f"{row['lift']:.2f}", row["silent"]
+      (0.4, 0.5, '1.25', 1)
+    """
+    columns = _columns(book, table)
+    rows, rules = len(columns), len(book)
+    data: dict[str, Any] = {"columns": columns}
+    if book.schema.views or logits is not None:
+        _inputs.has_views(book, views)
+        like = np.zeros((rows, len(book.schema.classes)), np.float32) if logits is None else logits
+        _checks.shape((rows, len(book.schema.classes)), logits=like)
+        model, _, seen = _inputs.clean(book, like, columns, views)
+        data["views"] = {name: np.asarray(seen[name]) for name in seen}
+        data |= {} if logits is None else {"logits": np.asarray(model)}
+    options: dict[str, Any] = {}
+    if labels is not None:
+        data["targets"], data["known"] = _targets(book, labels, where, rows)
+        options["sets"], options["shares"] = _frequencies(book, data["targets"][data["known"]])
+    paired = 2 <= rules <= MOST_PAIRED
+    if paired and book.schema.exclusive:
+        options["parts"] = _parts(book)
+    sums = _summed(crisp(book), data, options, paired)
+    summary = {"rules": rules, "rows": rows, **_summary(sums, rows)}
+    sides = _sides.shares(book, data) if rows else None
+    listed = [_row(book, i, sums, rows, sides) for i in range(rules)]
+    summary |= {
+        "never_fire": sum(row["fires"] == 0 for row in listed),
+        "silent": int(sums["silent"].sum()),
+        "always_hold": sum(bool(row["always_holds"]) for row in listed),
+    }
+    pairs = _pairs(book, sums, most_pairs) if paired else []
+    return Check(listed, pairs, summary)
+
+
+# Arguments
+
+
+def _columns(book: Book, table: Any) -> np.ndarray:
+    if not hasattr(table, "dtype") or getattr(table.dtype, "names", None) is not None:
+        return encode(book, table)
+    columns = np.asarray(table)
+    width = number_of_columns(book)
+    if columns.ndim != 2 or columns.shape[1] != width:
+        raise ValueError(
+            f"table must be a table, or columns of shape [batch, {width}] as encode(book, table) "
+            f"gives them, got {columns.shape}"
+        )
+    return columns.astype(np.float32)
+
+
+def _targets(book: Book, labels: Any, where: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as 0 and 1, ``[batch, classes]``, and which rows count."""
+    labels = np.asarray(labels)
+    known = np.ones(rows, bool) if where is None else np.asarray(where)
+    _checks.boolean(where=known)
+    _checks.shape((rows,), where=known)
+    classes = len(book.schema.classes)
+    if not book.schema.exclusive:
+        _checks.shape((rows, classes), labels=labels)
+        if not np.isin(labels[known], (0, 1)).all():
+            raise ValueError("labels of label sets must be 0 or 1 in the rows that count")
+        return np.where(known[:, None], labels, 0).astype(np.float32), known
+    _checks.integer(labels=labels)
+    _checks.shape((rows,), labels=labels)
+    _checks.labels_below(classes, labels=labels[known])
+    safe = np.where(known, labels, 0)
+    return np.eye(classes, dtype=np.float32)[safe], known
+
+
+def _frequencies(book: Book, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a random row's label is: values and their shares."""
+    if not len(targets):
+        return targets[:1], np.ones(len(targets[:1]), np.float32)
+    if book.schema.exclusive:  # truth is linear in probabilities: their mean is all it takes
+        return targets.mean(0, keepdims=True), np.ones(1, np.float32)
+    sets, counts = np.unique(targets, axis=0, return_counts=True)
+    if len(sets) > MOST_SETS:
+        drawn = np.random.default_rng(0).choice(len(targets), MOST_SETS, replace=False)
+        sets, counts = np.unique(targets[drawn], axis=0, return_counts=True)
+    return sets, (counts / counts.sum()).astype(np.float32)
+
+
+def crisp(book: Book) -> Book:
+    """The book without widths: every comparison holds or does not."""
+    circuit = dataclasses.replace(book.circuit, width=jnp.zeros_like(book.circuit.width))
+    info = dataclasses.replace(book.info, soft=False)
+    return dataclasses.replace(book, circuit=circuit, info=info)
+
+
+def _parts(book: Book) -> dict[str, Any]:
+    """The ways in which rules can forbid classes: which pieces apply, and which do not.
+
+    Pieces of one rule may apply together, so each subset of up to four is one way; of more, each
+    piece is, whatever the others do.
+    """
+    pieces = {name: np.asarray(getattr(book.pieces, name)) for name in ("rule", "seen", "table")}
+    groups: dict[Any, list[int]] = {}
+    for i, (rule, seen) in enumerate(zip(pieces["rule"], pieces["seen"].tolist(), strict=True)):
+        groups.setdefault((int(rule), *seen), []).append(i)
+    ways = []  # owner, pieces that apply, pieces that do not
+    for (rule, *_), group in groups.items():
+        if len(group) > 4:
+            ways += [(rule, (i,), ()) for i in group]
+            continue
+        for size in range(1, len(group) + 1):
+            for chosen in itertools.combinations(group, size):
+                ways.append((rule, chosen, tuple(i for i in group if i not in chosen)))
+    total = len(pieces["rule"])  # that place is padding
+    inside = np.full((len(ways), 4), total)
+    outside = np.full((len(ways), 4), total)
+    table = np.zeros((len(ways), len(book.schema.classes)), bool)
+    for i, (_, chosen, others) in enumerate(ways):
+        inside[i, : len(chosen)], outside[i, : len(others)] = chosen, others
+        table[i] = pieces["table"][list(chosen)].any(0)
+    owner = np.asarray([rule for rule, _, _ in ways], int)
+    return {"inside": inside, "outside": outside, "table": table, "owner": owner}
+
+
+# Sums over rows
+
+
+def _summed(
+    book: Book, data: dict[str, Any], options: dict[str, Any], paired: bool
+) -> dict[str, Any]:
+    """Sums over all rows, in double precision, from chunks of one size."""
+    rows = len(data["columns"])
+    widest = max(
+        book.circuit.number_of_literals
+        + sum(len(x.ands) + len(x.ors) for x in book.circuit.levels),
+        len(book),
+        book.pieces.guard.shape[0],
+        len(options["parts"]["owner"]) if "parts" in options else 0,
+    )
+    chunk = min(1 << max(3, (rows - 1).bit_length()), max(64, CHUNK // max(widest, 1)))
+    total: dict[str, Any] = {}
+    for start in range(0, max(rows, 1), chunk):
+        piece = jax.tree.map(lambda x, s=start: _padded(np.asarray(x)[s : s + chunk], chunk), data)
+        valid = np.arange(start, start + chunk) < rows
+        found = _sums(book, piece, valid, options, paired)
+        for name, x in jax.device_get(found).items():
+            total[name] = total.get(name, 0.0) + np.asarray(x, np.float64)
+    return total
+
+
+def _padded(x: np.ndarray, rows: int) -> np.ndarray:
+    return np.pad(x, [(0, rows - len(x))] + [(0, 0)] * (x.ndim - 1))
+
+
+@functools.partial(jax.jit, static_argnames="paired")
+def _sums(
+    book: Book, data: dict[str, Any], valid: Any, options: dict[str, Any], paired: bool
+) -> dict[str, Any]:
+    columns, views = data["columns"], data.get("views", {})
+    fired = fires(book, columns) & valid[:, None]
+    possible = fires(book, columns, unknown=True) & valid[:, None]
+    out: dict[str, Any] = {
+        "fires": fired.sum(0),
+        "silent": (possible & ~fired).sum(0),
+        "covered": fired.any(1).sum(),
+    }
+    classes = len(book.schema.classes)
+    shown = {name: jax.nn.one_hot(x.argmax(-1), classes) for name, x in views.items()}
+    if not book.schema.exclusive:
+        shown = {name: (x > 0).astype(jnp.float32) for name, x in views.items()}
+    broken = functools.partial(violation, book, columns, views=shown)
+    if "targets" in data:
+        counts = fired & data["known"][:, None]
+        wrong = broken(data["targets"]) > 0.5
+
+        def expected(pair: Any) -> Any:
+            target, share = pair
+            at = broken(jnp.broadcast_to(target[None], (len(valid), classes)))
+            return share * jnp.where(counts, at, 0.0).sum(0)
+
+        drawn = jax.lax.map(expected, (options["sets"], options["shares"])).sum(0)
+        out |= {"labelled": counts.sum(0), "wrong": (counts & wrong).sum(0), "drawn_wrong": drawn}
+    if "logits" in data:
+        logits = data["logits"]
+        p = _inputs.probabilities(book, logits)
+        mean = violation(book, columns, p, views=_inputs.seen(book, views))
+        if book.schema.exclusive:
+            predicted = jax.nn.one_hot(logits.argmax(-1), classes)
+        else:
+            predicted = (logits > 0).astype(jnp.float32)
+        violated = fired & (broken(predicted) > 0.5)
+        out |= {
+            "mean_violation": jnp.where(fired, mean, 0.0).sum(0),
+            "violated": violated.sum(0),
+            "hard_violated": (violated & book.hard[None]).any(1).sum(),
+        }
+    if book.schema.exclusive:
+        allowed = ~forbidden(book, columns) & valid[:, None]
+        left = allowed.sum(1, keepdims=True)
+        # Linear in the probabilities: of the allowed classes, how many violate the rule.
+        violating = broken(allowed.astype(jnp.float32))
+        out["contradicts"] = (fired & (violating > left - 0.5)).sum(0)
+        out["hopeless"] = (valid & ~allowed.any(1)).sum()
+    if paired:
+        each = fired.astype(jnp.float32)
+        out["together"] = each.T @ each
+    if "parts" in options:
+        out["clash"] = _clashes(book, columns, valid, shown, options["parts"])
+    return out
+
+
+def _clashes(book: Book, columns: Any, valid: Any, shown: Any, parts: dict[str, Any]) -> Any:
+    """For each pair of rules, on how many rows they leave no class between them."""
+    pieces = book.pieces
+    applies = fires(dataclasses.replace(book, fires=pieces.guard), columns) & valid[:, None]
+    for v, name in enumerate(book.schema.views):
+        x = jnp.concatenate([shown[name], jnp.ones((len(valid), 1))], 1) > 0.5
+        applies &= x[:, pieces.seen[:, v]]
+    padding = jnp.ones((len(valid), 1), bool)
+    inside = jnp.concatenate([applies, padding], 1)[:, parts["inside"]].all(-1)
+    outside = jnp.concatenate([applies, ~padding], 1)[:, parts["outside"]].any(-1)
+    way = (inside & ~outside).astype(jnp.float32)
+    table = parts["table"].astype(jnp.float32)
+    classes = table.shape[1]
+    either = table.sum(1)[:, None] + table.sum(1)[None] - table @ table.T
+    owner = jax.nn.one_hot(parts["owner"], len(book))
+    return owner.T @ jnp.where(either > classes - 0.5, way.T @ way, 0.0) @ owner
+
+
+# Plain data
+
+
+def _row(book: Book, i: int, sums: dict[str, Any], rows: int, sides: Any) -> dict[str, Any]:
+    def ratio(a: Any, b: Any) -> float | None:
+        return float(a / b) if b else None
+
+    def of(name: str, by: Any) -> float | None:
+        return ratio(sums[name][i], by) if name in sums else None
+
+    rule, fired = book.rules[i], int(sums["fires"][i])
+    labelled = sums["labelled"][i] if "labelled" in sums else 0
+    wrong, drawn = of("wrong", labelled), of("drawn_wrong", labelled)
+    precision = None if wrong is None else 1.0 - wrong
+    lift = None if precision is None or drawn is None else ratio(precision, 1.0 - drawn)
+    head, body = (None, None) if sides is None else sides[i]
+    return {
+        "rule": rule.name or str(rule.formula),
+        "text": str(rule),
+        "strength": _strength(book, i),
+        "fires": fired,
+        "coverage": ratio(fired, rows) or 0.0,
+        "silent": int(sums["silent"][i]),
+        "precision": precision,
+        "lift": lift,
+        "always_holds": None if precision is None else precision == 1.0,
+        "mean_violation": of("mean_violation", fired),
+        "violated": int(sums["violated"][i]) if "violated" in sums else None,
+        "contradicts_hard": of("contradicts", fired),
+        "head": head,
+        "body": body,
+    }
+
+
+def _strength(book: Book, i: int) -> float | str:
+    """A rule's log-odds, or that it is hard."""
+    return "hard" if bool(book.hard[i]) else float(book.strengths[i])
+
+
+def _summary(sums: dict[str, Any], rows: int) -> dict[str, Any]:
+    return {
+        "covered": float(sums["covered"] / rows) if rows else 0.0,
+        "rules_per_row": float(sums["fires"].sum() / rows) if rows else 0.0,
+        "hard_violated": int(sums["hard_violated"]) if "hard_violated" in sums else None,
+        "hopeless": int(sums["hopeless"]) if "hopeless" in sums else None,
+    }
+
+
+def _pairs(book: Book, sums: dict[str, Any], most: int) -> list[dict[str, Any]]:
+    first, second = np.triu_indices(len(book), 1)
+    together = sums["together"][first, second]
+    either = sums["fires"][first] + sums["fires"][second] - together
+    jaccard = together / np.maximum(either, 1)
+    clash = sums["clash"][first, second] if "clash" in sums else np.zeros(len(first))
+    clash = np.minimum(clash, together)
+    wanted = dict.fromkeys(
+        int(i)
+        for values in (clash, jaccard)
+        for i in np.argsort(-values, kind="stable")[:most]
+        if values[i] > 0
+    )
+    names = book.names
+    return [
+        {
+            "rule": names[first[i]],
+            "other": names[second[i]],
+            "together": int(together[i]),
+            "jaccard": float(jaccard[i]),
+            "clash": int(clash[i]) if "clash" in sums else None,
+        }
+        for i in wanted
+    ]

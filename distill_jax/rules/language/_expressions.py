@@ -1,0 +1,334 @@
+"""The parser of formulas and values: Pratt's, with a number for how tightly each sign binds."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, NamedTuple, NoReturn
+
+from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._tokens import Token, tokenize
+from distill_jax.rules.language.errors import error_at, visible
+
+# How tightly each sign between two parts binds. formulas.py has the same order for trees.
+_LEVELS = {"<=>": 1, "=>": 2, "or": 3, "and": 4}
+_LEVELS |= dict.fromkeys([*f.COMPARISONS, "=", "in", "not", "between", "is", "matches"], 6)
+_LEVELS |= {"+": 7, "-": 7, "*": 8, "/": 8}
+NOT, _COMPARISON, _SUM, _MINUS = 5, 6, 7, 9
+
+_FUNCTIONS = (*f.COUNTS, "view", *f.AVERAGES, *f.TRENDS)
+_TRUTHS = ("true", "false", "True", "False")
+
+
+class Part(NamedTuple):
+    tree: Any
+    start: int  # where its text starts
+    depth: int  # how many trees are nested in it
+
+
+class Parser:
+    """Reads the words of a text from left to right."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.tokens = tokenize(text)
+        self.i = 0
+        self.depth = 0
+        self.clause = False  # within a Horn clause, where = compares with a bare word
+
+    # Words
+
+    @property
+    def now(self) -> Token:
+        return self.tokens[self.i]
+
+    def ahead(self, n: int) -> Token:
+        return self.tokens[min(self.i + n, len(self.tokens) - 1)]
+
+    def take(self) -> Token:
+        token = self.now
+        self.i = min(self.i + 1, len(self.tokens) - 1)
+        return token
+
+    def expect(self, kind: str, after: str) -> Token:
+        if self.now.kind != kind:
+            self.fail(f"expected {kind} {after}, got {self.shown(self.now)}")
+        return self.take()
+
+    def close(self, bracket: Token) -> None:
+        """Takes what closes a bracket."""
+        kind = ")" if bracket.kind == "(" else "]"
+        if self.now.kind != kind:
+            if self.now.kind == "end" or "\n" in self.text[bracket.start : self.now.start]:
+                self.fail(f"this {bracket.kind} is not closed", bracket.start)
+            self.fail(f"expected {kind}, got {self.shown(self.now)}{self.advice()}")
+        self.take()
+
+    def fail(self, message: str, offset: int | None = None) -> NoReturn:
+        raise error_at(message, self.text, 1, self.now.start if offset is None else offset)
+
+    def shown(self, token: Token) -> str:
+        named = {"line": "the end of the line", "end": "the end of the text"}
+        return named.get(token.kind) or _shortened(visible(self.text[token.start : token.end]))
+
+    def advice(self) -> str:
+        """What to do about a word that should not follow a formula."""
+        token = self.now
+        if token.kind == "=":
+            return ": write == to compare"
+        if token.kind == "." and not self.clause:
+            return ": a rule ends with its line; a name that holds a dot is quoted, `a.b`"
+        if token.kind in ("name", "quoted", "not", "number", "string", "(", "period") + _TRUTHS:
+            return ": between two formulas stands and, or, => or <=>"
+        return ""
+
+    # Formulas and values
+
+    def part(self, tree: Any, start: int, *parts: Part) -> Part:
+        depth = 1 + max((part.depth for part in parts), default=0)
+        if depth > f.MAX_DEPTH:
+            self.too_deep(start)
+        return Part(tree, start, depth)
+
+    def too_deep(self, start: int) -> NoReturn:
+        self.fail(
+            f"more than {f.MAX_DEPTH} levels of nesting: write two rules, or group a long sum "
+            "with parentheses",
+            start,
+        )
+
+    def formula(self, part: Part) -> f.Formula:
+        if not isinstance(part.tree, f.Formula):
+            shown = _shortened(str(part.tree))
+            message = f"expected a formula, got the value {shown}: compare it with something"
+            self.fail(message, part.start)
+        return part.tree
+
+    def value(self, part: Part) -> f.Value:
+        if not isinstance(part.tree, f.Value):
+            self.fail(
+                "expected a column, a number or a string, got a formula: formulas are joined with "
+                "and, or, => and <=>, in parentheses where needed",
+                part.start,
+            )
+        return part.tree
+
+    def expression(self, floor: int) -> Part:
+        """What binds at ``floor`` or tighter."""
+        self.depth += 1
+        if self.depth > 2 * f.MAX_DEPTH + 2:  # a level may have a sign and parentheses
+            self.too_deep(self.now.start)
+        left = self.first(floor)
+        while (level := _LEVELS.get(self.now.kind, -1)) >= floor and level > 0:
+            sign = self.now.kind
+            if sign == "not" and self.ahead(1).kind != "in":
+                break
+            if level == _COMPARISON:
+                left = self.comparison(left)
+            elif level >= _SUM:
+                self.take()
+                right = self.expression(level + 1)
+                tree = f.Arithmetic(sign, self.value(left), self.value(right))
+                left = self.part(tree, left.start, left, right)
+            else:
+                left = self.connective(sign, level, left)
+        self.depth -= 1
+        return left
+
+    def first(self, floor: int) -> Part:
+        """A formula or value up to the first sign after it."""
+        token = self.take()
+        start = token.start
+        if token.kind == "number":
+            return Part(f.Number(float(token.value)), start, 1)
+        if token.kind == "string":
+            return Part(f.String(token.value), start, 1)
+        if token.kind == "quoted":
+            return Part(f.Name(token.value), start, 1)
+        if token.kind == "name":
+            if self.now.kind == "(":
+                return self.call(token)
+            if token.value == "p" and self.now.kind == ".":
+                return self.member(None, token)
+            return Part(f.Name(token.value), start, 1)
+        if token.kind == "(":
+            inner = self.expression(0)
+            self.close(token)
+            return inner._replace(start=start)
+        if token.kind == "-":
+            if self.now.kind == "number":
+                return Part(f.Number(-float(self.take().value)), start, 1)
+            inner = self.expression(_MINUS)
+            return self.part(f.Negative(self.value(inner)), start, inner)
+        if token.kind == "not" and floor <= NOT:
+            inner = self.expression(NOT)
+            return self.part(f.Not(self.formula(inner)), start, inner)
+        self.i = self.i if token.kind == "end" else self.i - 1
+        return self.unexpected(token)
+
+    def unexpected(self, token: Token) -> NoReturn:
+        advice = ""
+        if token.kind in _TRUTHS:
+            advice = ": a boolean column stands by itself, smoker or not smoker"
+        elif token.kind == "not":
+            advice = ": put parentheses around not and what follows"
+        elif token.kind == "+":
+            advice = ": leave the sign + out"
+        elif token.kind in ("and", "or", "=>", "<=>", "in", "between", "is", "matches"):
+            advice = f": something must stand before {token.kind} (a rule goes on on the next "
+            advice += "line only inside parentheses; a name that is a keyword is quoted, `in`)"
+        elif token.kind == "[":
+            advice = ": a list stands after in, a strength at the start of a rule"
+        self.fail(f"expected a formula or a value, got {self.shown(token)}{advice}", token.start)
+
+    def connective(self, sign: str, level: int, left: Part) -> Part:
+        parts = [left]
+        while self.now.kind == sign:
+            self.take()
+            parts.append(self.expression(level if sign == "=>" else level + 1))
+            if sign == "<=>" and self.now.kind == "<=>":
+                self.fail("a <=> b <=> c can be read in two ways: put parentheses around one")
+        formulas = tuple(self.formula(part) for part in parts)
+        kinds: Any = {"<=>": f.Iff, "=>": f.Implies, "or": f.Or, "and": f.And}
+        tree = kinds[sign](*formulas) if level <= 2 else kinds[sign](formulas)
+        return self.part(tree, left.start, *parts)
+
+    def comparison(self, left: Part) -> Part:
+        """A chain of comparisons, or one of the tests that are words."""
+        value, sign = self.value(left), self.now.kind
+        if sign in f.COMPARISONS or sign == "=":
+            found = self.chain(left)
+        elif sign == "between":
+            self.take()
+            low = self.expression(_SUM)
+            self.expect("and", "after between and its lower end")
+            high = self.expression(_SUM)
+            tree = f.Between(value, self.value(low), self.value(high))
+            found = self.part(tree, left.start, left, low, high)
+        elif sign == "is":
+            self.take()
+            negated = self.now.kind == "not" and bool(self.take())
+            if self.now.kind != "name" or self.now.value != "missing":
+                got = self.shown(self.now)
+                self.fail(f"expected is missing or is not missing, got {got}: == compares")
+            self.take()
+            found = self.part(f.Missing(value, negated), left.start, left)
+        elif sign == "matches":
+            self.take()
+            found = self.part(f.Matches(value, self.pattern()), left.start, left)
+        else:
+            found = self.choices(left)
+        if _LEVELS.get(self.now.kind) == _COMPARISON and self.now.kind != "not":
+            self.fail(f"{self.now.kind} cannot follow another comparison: join them with and")
+        return found
+
+    def chain(self, left: Part) -> Part:
+        parts, signs = [left], []
+        while self.now.kind in f.COMPARISONS or self.now.kind == "=":
+            if self.now.kind == "=" and not self.clause:
+                self.fail("= is not known here: write == to compare")
+            sign = self.take().kind
+            signs.append("==" if sign == "=" else sign)
+            bare = sign == "=" and self.now.kind == "name"
+            if bare and self.ahead(1).kind not in ("(", "."):
+                word = self.take()
+                parts.append(Part(f.String(word.value), word.start, 1))
+            else:
+                parts.append(self.expression(_SUM))
+        values = tuple(self.value(part) for part in parts)
+        return self.part(f.Compare(values, tuple(signs)), left.start, *parts)
+
+    def choices(self, left: Part) -> Part:
+        negated = self.now.kind == "not" and bool(self.take())
+        self.take()  # in
+        bracket = self.expect("[", "after in: write a list as [a, b]")
+        if self.now.kind == "]":
+            self.fail("the list is empty, so this would never hold: write one choice or more")
+        parts = self.listed(bracket, _SUM)
+        values = tuple(self.value(part) for part in parts)
+        return self.part(f.In(self.value(left), values, negated), left.start, left, *parts)
+
+    def listed(self, bracket: Token, floor: int) -> list[Part]:
+        """Parts between commas up to the closing bracket; a comma may stand after the last."""
+        closing = ")" if bracket.kind == "(" else "]"
+        parts = [self.expression(floor)]
+        while self.now.kind == ",":
+            self.take()
+            if self.now.kind == closing:
+                break
+            parts.append(self.expression(floor))
+        self.close(bracket)
+        return parts
+
+    def pattern(self) -> str:
+        if self.now.kind != "string":
+            self.fail(f'expected a pattern, matches r"...", got {self.shown(self.now)}')
+        token = self.take()
+        if (problem := f.pattern_problem(token.value)) is not None:
+            self.fail(f"not a regular expression: {problem}", token.start)
+        return token.value
+
+    # Calls
+
+    def call(self, function: Token) -> Part:
+        name, bracket = function.value, self.take()
+        if name not in _FUNCTIONS:
+            near = difflib.get_close_matches(name, _FUNCTIONS, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(_FUNCTIONS)}"
+            self.fail(
+                f"unknown function {name}: {advice} (names take no arguments)", function.start
+            )
+        if name == "view":
+            if self.now.kind not in ("name", "quoted"):
+                self.fail(f"expected the name of a view, got {self.shown(self.now)}")
+            view = self.take().value
+            self.close(bracket)
+            return self.member(view, function)
+        if self.now.kind == ")":
+            self.fail(f"{name} needs something in its parentheses")
+        if name in f.COUNTS:
+            return self.count(function, bracket)
+        value = self.expression(_SUM)
+        if name in f.AVERAGES:
+            where = self.option("where", 0) if self.now.kind == "," else None
+            self.close(bracket)
+            parts = [value] if where is None else [value, where]
+            condition = None if where is None else self.formula(where)
+            return self.part(f.Call(name, self.value(value), condition), function.start, *parts)
+        if self.now.kind != ",":
+            self.fail(f"expected {name}(value, by=column), got {self.shown(self.now)}")
+        by = self.option("by", _SUM)
+        self.close(bracket)
+        tree = f.Trend(name, self.value(value), self.value(by))
+        return self.part(tree, function.start, value, by)
+
+    def option(self, name: str, floor: int) -> Part:
+        self.take()  # the comma
+        if self.now.kind != "name" or self.now.value != name or self.ahead(1).kind != "=":
+            self.fail(f"expected {name}=, got {self.shown(self.now)}")
+        self.i += 2
+        return self.expression(floor)
+
+    def count(self, function: Token, bracket: Token) -> Part:
+        number = None
+        if function.value in ("at_most", "at_least"):
+            if not (self.now.kind == "number" and self.now.value.isdecimal()):
+                got = self.shown(self.now)
+                self.fail(f"expected a whole number first, {function.value}(2, a, b), got {got}")
+            if len(self.now.value) > 9:
+                self.fail("this number is larger than any number of parts")
+            number = int(self.take().value)
+            self.expect(",", "and what is counted after the number")
+        parts = self.listed(bracket, 0)
+        formulas = tuple(self.formula(part) for part in parts)
+        return self.part(f.Count(function.value, number, formulas), function.start, *parts)
+
+    def member(self, view: str | None, start: Token) -> Part:
+        owner = "p" if view is None else "view(...)"
+        self.expect(".", f"and a class or label after {owner}")
+        if self.now.kind not in ("name", "quoted"):
+            self.fail(f"expected a class or label after {owner}., got {self.shown(self.now)}")
+        return Part(f.Of(view, self.take().value), start.start, 1)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) < 40 else text[:39] + "…"

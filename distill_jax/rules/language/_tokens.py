@@ -1,0 +1,176 @@
+"""The words of a rule text, each with where it stands, and errors that point at one."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+from distill_jax.rules.language._words import KEYWORDS, run_end, word_end
+from distill_jax.rules.language.errors import error_at
+
+# What people write who think in another language, and what to write here.
+_ADVICE = {
+    "&": "write and",
+    "&&": "write and",
+    "∧": "write and",
+    "|": "write or",
+    "||": "write or",
+    "∨": "write or",
+    "~": "write not",
+    "!": "write not",
+    "¬": "write not",
+    "\\+": "write not",
+    "->": "write =>",
+    "→": "write =>",
+    "⇒": "write =>",
+    "↔": "write <=>",
+    "⇔": "write <=>",
+    "≥": "write >=",
+    "≤": "write <=",
+    "≠": "write !=",
+    "<>": "write !=",
+    "===": "write ==",
+    "−": "write - (this is another character that looks like it)",
+    "–": "write - (this is another character that looks like it)",
+    "“": "write a straight quote",
+    "”": "write a straight quote",
+    "‘": "write a straight quote",
+    "’": "write a straight quote",
+    "**": "there are no powers: multiply",
+    "//": "there is no whole division",
+    "%": "there is no remainder (a comment starts with #, and with % in Horn clauses alone)",
+    ";": "write one rule a line",
+    "\\": "a rule goes on on the next line inside open parentheses",
+    "{": "write a list as [a, b]",
+}
+
+_NUMBER = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_SIGN = re.compile(r"<=>|===|=>|:-|->|==|!=|<=|>=|<>|&&|\|\||\*\*|//|\\\+|[-+*/<>=()\[\],.:]")
+_QUOTED = {quote: re.compile(rf"{quote}(?:[^{quote}\\\n]|\\[^\n])*+{quote}") for quote in "'\"`"}
+_ESCAPE = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", "'": "'", '"': '"', "`": "`"}
+# A line that holds :- outside quotes and comments. Each alternative starts with a character of its
+# own, and nothing is taken back (*+): the time is linear in the line.
+_CLAUSE = re.compile(
+    r"(?:[^'\"`#%:\n]|:(?!-)"
+    + "".join("|" + pattern.pattern for pattern in _QUOTED.values())
+    + r")*+:-"
+)
+
+
+class Token(NamedTuple):
+    """A word of the text, from ``start`` up to ``end``.
+
+    ``kind`` is ``name``, ``quoted`` (a name in back-ticks), ``number``, ``string``, ``line`` (the
+    end of one), ``period`` (the end of a clause) or ``end`` (of the text); for a keyword and a sign
+    it is the word itself.
+    """
+
+    kind: str
+    value: str
+    start: int
+    end: int
+
+
+def tokenize(text: str) -> list[Token]:
+    """The words of a text, the last one of kind ``end``.
+
+    Lines that go on inside brackets, or to the period of a clause, have no ``line`` between them.
+
+    Raises:
+      RuleError: for a character or a quoted text that is no word.
+    """
+    tokens: list[Token] = []
+    depth, clause, fresh, i = 0, False, True, 0  # fresh: at the start of a line
+    while i < len(text):
+        if fresh and not depth and not clause:
+            clause = _CLAUSE.match(text, i) is not None
+        fresh = False
+        c = text[i]
+        if c == "\n":
+            if depth == 0 and not (clause and tokens and tokens[-1].kind not in ("period", "line")):
+                tokens.append(Token("line", c, i, i + 1))
+                clause = False
+            i, fresh = i + 1, True
+        elif c.isspace() or c == "\ufeff":  # the mark that some editors put first
+            i += 1
+        elif c == "#" or (c == "%" and (clause or _first_in_line(text, i))):
+            i = text.find("\n", i) if text.find("\n", i) >= 0 else len(text)
+        else:
+            tokens.append(_token(text, i, clause, tokens))
+            kind, i = tokens[-1].kind, tokens[-1].end
+            depth = max(depth + (kind in ("(", "[")) - (kind in (")", "]")), 0)
+    return [*tokens, Token("end", "", len(text), len(text))]
+
+
+def _first_in_line(text: str, i: int) -> bool:
+    return not text[text.rfind("\n", 0, i) + 1 : i].strip()
+
+
+def _token(text: str, i: int, clause: bool, before: list[Token]) -> Token:
+    c = text[i]
+    last = before[-1] if before else None
+    touches = last is not None and last.end == i and last.kind in ("name", "quoted", "number", ")")
+    raw = c == "r" and text[i + 1 : i + 2] in ("'", '"')
+    if c in _QUOTED or raw:
+        return _quoted(text, i, raw)
+    end = word_end(text, i, hyphens=clause)
+    if end > i:
+        word = text[i:end]
+        return Token(word if word in KEYWORDS else "name", word, i, end)
+    if (match := _NUMBER.match(text, i)) and not (c == "." and touches):
+        return _number(text, match)
+    if match := _SIGN.match(text, i):
+        sign = match[0]
+        after = text[i + 1 : i + 2]
+        ends = sign == "." and clause and (not after or after.isspace() or after in "#%")
+        if sign not in _ADVICE:
+            return Token("period" if ends else sign, sign, i, match.end())
+        c = sign
+    if c in _ADVICE:
+        raise error_at(f"{c} is not known here: {_ADVICE[c]}", text, 1, i)
+    shown = c if c.isprintable() else ""
+    raise error_at(f"the character {shown} (U+{ord(c):04X}) is not known here", text, 1, i)
+
+
+def _number(text: str, match: re.Match[str]) -> Token:
+    start, end = match.span()
+    if word_end(text, end) > end:
+        word = text[start : run_end(text, end)]
+        raise error_at(
+            f"a number stands next to a name: leave a space, or quote `{word}` if it is the name",
+            text,
+            1,
+            start,
+        )
+    if not math.isfinite(float(match[0])):
+        raise error_at("this number is too large: numbers must be finite", text, 1, start)
+    return Token("number", match[0], start, end)
+
+
+def _quoted(text: str, start: int, raw: bool) -> Token:
+    quote = text[start + raw]
+    match = _QUOTED[quote].match(text, start + raw)
+    if match is None:
+        what = "back-tick" if quote == "`" else "quote"
+        raise error_at(f"the {what} {quote} is not closed on its line", text, 1, start)
+    inner = match[0][1:-1]
+    if not raw:
+        inner = _ESCAPE.sub(lambda m: _unescaped(text, start + 1, m), inner)
+    return Token("quoted" if quote == "`" else "string", inner, start, match.end())
+
+
+def _unescaped(text: str, start: int, match: re.Match[str]) -> str:
+    escape = match[0][1:]
+    if escape in _ESCAPED:
+        return _ESCAPED[escape]
+    if len(escape) > 1 and (code := int(escape[1:], 16)) <= 0x10FFFF:
+        return chr(code)
+    raise error_at(
+        f"the escape {match[0]} is not known: write \\\\ for a backslash, or a regular expression "
+        'as r"..."',
+        text,
+        1,
+        start + match.start(),
+    )

@@ -1,0 +1,283 @@
+"""Formulas built in Python, with operators.
+
+``implies((col("ap_hi") >= 140) & (col("age") > 55), label("disease"))`` is the tree that the text
+``ap_hi >= 140 and age > 55 => disease`` is parsed into. A formula has no truth value until it is
+bound to data: ``and``, ``or``, ``not``, ``if`` and chained comparisons on one raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.rules.language import formulas as f
+
+
+class Built:
+    """A tree with operators; made by ``col``, ``label`` and what is built from them."""
+
+    __slots__ = ("tree",)
+    __hash__ = None  # type: ignore[assignment]  # == builds a formula
+
+    def __init__(self, tree: f.Value | f.Formula):
+        self.tree = tree
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"a formula has no truth value: {self}. Write & for and, | for or, ~ for not, each "
+            "comparison in its own parentheses, and (low < x) & (x < high) for low < x < high"
+        )
+
+    def __str__(self) -> str:
+        return str(self.tree)
+
+    def __repr__(self) -> str:
+        return f"<{self.tree}>"
+
+    def __eq__(self, other: Any) -> Built:  # type: ignore[override]
+        return _compare(self, "==", other)
+
+    def __ne__(self, other: Any) -> Built:  # type: ignore[override]
+        return _compare(self, "!=", other)
+
+    def __lt__(self, other: Any) -> Built:
+        return _compare(self, "<", other)
+
+    def __le__(self, other: Any) -> Built:
+        return _compare(self, "<=", other)
+
+    def __gt__(self, other: Any) -> Built:
+        return _compare(self, ">", other)
+
+    def __ge__(self, other: Any) -> Built:
+        return _compare(self, ">=", other)
+
+    def __add__(self, other: Any) -> Built:
+        return _arithmetic("+", self, other)
+
+    def __radd__(self, other: Any) -> Built:
+        return _arithmetic("+", other, self)
+
+    def __sub__(self, other: Any) -> Built:
+        return _arithmetic("-", self, other)
+
+    def __rsub__(self, other: Any) -> Built:
+        return _arithmetic("-", other, self)
+
+    def __mul__(self, other: Any) -> Built:
+        return _arithmetic("*", self, other)
+
+    def __rmul__(self, other: Any) -> Built:
+        return _arithmetic("*", other, self)
+
+    def __truediv__(self, other: Any) -> Built:
+        return _arithmetic("/", self, other)
+
+    def __rtruediv__(self, other: Any) -> Built:
+        return _arithmetic("/", other, self)
+
+    def __neg__(self) -> Built:
+        return Built(f.Negative(_value(self)))
+
+    def __and__(self, other: Any) -> Built:
+        return Built(f.And((*_parts(f.And, self), *_parts(f.And, other))))
+
+    def __or__(self, other: Any) -> Built:
+        return Built(f.Or((*_parts(f.Or, self), *_parts(f.Or, other))))
+
+    def __invert__(self) -> Built:
+        return Built(f.Not(formula(self)))
+
+    def is_in(self, choices: Sequence[Any] | np.ndarray) -> Built:
+        """``self in [choices]``."""
+        if isinstance(choices, str):
+            raise TypeError(f"choices must be a list, got the string {choices!r}")
+        if not len(choices):
+            raise ValueError("choices must hold one choice or more: in [] would never hold")
+        return Built(f.In(_value(self), tuple(_value(x) for x in choices)))
+
+    def between(self, low: Any, high: Any) -> Built:
+        """``self between low and high``, both ends included."""
+        return Built(f.Between(_value(self), _value(low), _value(high)))
+
+    def is_missing(self) -> Built:
+        """``self is missing``."""
+        return Built(f.Missing(_value(self)))
+
+    def matches(self, pattern: str) -> Built:
+        """``self matches r"pattern"``: the regular expression is found in the text."""
+        if (problem := f.pattern_problem(pattern)) is not None:
+            raise ValueError(f"pattern is not a regular expression: {problem}, got {pattern!r}")
+        return Built(f.Matches(_value(self), pattern))
+
+
+def col(name: str) -> Built:
+    """A feature column."""
+    return Built(f.Name(_known_name(name)))
+
+
+def label(name: str, *, view: str | None = None) -> Built:
+    """A class, a label or the class variable; with ``view``, as the student predicts it there.
+
+    Example:
+      >>> print(implies(col("has_but"), label("sentiment") == label("sentiment", view="clause")))
+      has_but => sentiment == view(clause).sentiment
+    """
+    return Built(f.Name(_known_name(name)) if view is None else f.Of(view, _known_name(name)))
+
+
+def implies(body: Built, head: Built) -> Built:
+    """``body => head``.
+
+    Example:
+      >>> print(implies((col("ap_hi") >= 140) & (col("age") > 55), label("disease")))
+      ap_hi >= 140 and age > 55 => disease
+    """
+    return Built(f.Implies(formula(body), formula(head)))
+
+
+def iff(left: Built, right: Built) -> Built:
+    """``left <=> right``."""
+    return Built(f.Iff(formula(left), formula(right)))
+
+
+def exactly_one(*parts: Built) -> Built:
+    """One of the parts holds, and no other."""
+    return _count("exactly_one", None, parts)
+
+
+def at_most(number: int, *parts: Built) -> Built:
+    """``number`` of the parts hold, or fewer."""
+    return _count("at_most", number, parts)
+
+
+def at_least(number: int, *parts: Built) -> Built:
+    """``number`` of the parts hold, or more."""
+    return _count("at_least", number, parts)
+
+
+def all_of(*parts: Built) -> Built:
+    """Every part holds."""
+    return _count("all_of", None, parts)
+
+
+def any_of(*parts: Built) -> Built:
+    """One of the parts holds, or more."""
+    return _count("any_of", None, parts)
+
+
+def rule(
+    what: Built | f.Formula,
+    *,
+    name: str | None = None,
+    w: float | None = None,
+    p: float | None = None,
+    hard: bool = False,
+    learn: bool = False,
+) -> f.Rule:
+    """A formula with a name and a strength; at most one of ``w``, ``p``, ``hard``, ``learn``.
+
+    Args:
+      what: What should hold.
+      name: The rule's name in reports.
+      w: Log-odds added to what satisfies the rule; 1 where nothing is given.
+      p: The same as a probability: log-odds log(p / (1 − p)).
+      hard: It must hold.
+      learn: Its strength starts at 0 and is trained.
+
+    Example:
+      >>> print(rule(implies(col("smoker"), label("disease")), name="smoking", p=0.9))
+      [p=0.9] smoking: smoker => disease
+    """
+    given = [key for key, on in (("w", w is not None), ("p", p is not None)) if on]
+    given += [key for key, on in (("hard", hard), ("learn", learn)) if on]
+    if len(given) > 1:
+        raise ValueError(f"a rule has one strength at most, got {given}")
+    strength = f.Strength()
+    if w is not None:
+        strength = f.Strength("w", float(w))
+    elif p is not None:
+        strength = f.Strength("p", float(p))
+    elif hard or learn:
+        strength = f.HARD if hard else f.LEARN
+    return f.Rule(formula(what), name, strength)
+
+
+def clause(head: str, *body: Built | f.Formula) -> f.Rule:
+    """A Horn clause: ``head`` holds where all of ``body`` does, or all of another clause's body.
+
+    Example:
+      >>> print(clause("risky", col("smoker"), col("age") > 60))
+      risky :- smoker, age > 60.
+    """
+    parts = tuple(formula(part) for part in body)
+    if not parts:
+        raise ValueError("body must be one formula or more, got none")
+    whole = parts[0] if len(parts) == 1 else f.And(parts)
+    return f.Rule(f.Implies(whole, f.Name(head)), definition=True)
+
+
+def formula(x: Any) -> f.Formula:
+    """The tree of a formula, built in Python or not.
+
+    Raises:
+      TypeError: if it is no formula.
+    """
+    tree = x.tree if isinstance(x, Built) else x
+    if isinstance(tree, f.Formula):
+        return tree
+    raise TypeError(
+        f"a formula was expected, got {x!r}. A comparison within & | ~ needs its own parentheses: "
+        '(col("age") > 55) & col("smoker")'
+    )
+
+
+def _value(x: Any) -> f.Value:
+    tree = x.tree if isinstance(x, Built) else x
+    if isinstance(tree, f.Value):
+        return tree
+    if isinstance(tree, str):
+        return f.String(tree)
+    if isinstance(tree, int | float | np.integer | np.floating) and not isinstance(tree, bool):
+        return f.Number(float(tree))
+    raise TypeError(
+        f"a formula compares columns, numbers and strings, got {x!r}. Two formulas are compared by "
+        "iff, a boolean column stands by itself, and what may be missing has is_missing()"
+    )
+
+
+def _known_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {name!r}")
+    if not name:
+        raise ValueError("name must not be empty")
+    return name
+
+
+def _compare(left: Any, operator: str, right: Any) -> Built:
+    return Built(f.Compare((_value(left), _value(right)), (operator,)))
+
+
+def _arithmetic(operator: str, left: Any, right: Any) -> Built:
+    return Built(f.Arithmetic(operator, _value(left), _value(right)))
+
+
+def _parts(kind: type[f.And] | type[f.Or], x: Any) -> tuple[f.Formula, ...]:
+    match formula(x):
+        case f.And(parts) if kind is f.And:
+            return parts
+        case f.Or(parts) if kind is f.Or:
+            return parts
+        case other:
+            return (other,)
+
+
+def _count(kind: str, number: Any, parts: Sequence[Any]) -> Built:
+    whole = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    if number is not None and not whole:
+        raise ValueError(f"number must be a whole number, 0 or more, got {number!r}")
+    if not parts:
+        raise ValueError(f"{kind} needs one formula or more, got none")
+    return Built(f.Count(kind, number, tuple(formula(part) for part in parts)))

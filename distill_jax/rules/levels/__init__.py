@@ -1,0 +1,32 @@
+"""Levels of firmness at which rules act on a model: penalties, budgets, teachers, constraints."""
+
+from __future__ import annotations
+
+from distill_jax.rules.levels.budgets import dual_ascent
+from distill_jax.rules.levels.enforcement import enforce, max_constraint_loss
+from distill_jax.rules.levels.penalties import encourage, penalty
+from distill_jax.rules.levels.projection import project
+from distill_jax.rules.levels.teachers import corrected, rule_teacher
+from distill_jax.rules.levels.teaching import (
+    imitation,
+    learned,
+    posterior_kl,
+    remainder,
+    teach,
+)
+
+__all__ = [
+    "corrected",
+    "dual_ascent",
+    "encourage",
+    "enforce",
+    "imitation",
+    "learned",
+    "max_constraint_loss",
+    "penalty",
+    "posterior_kl",
+    "project",
+    "remainder",
+    "rule_teacher",
+    "teach",
+]

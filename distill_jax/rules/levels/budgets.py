@@ -1,0 +1,102 @@
+"""Dual ascent: how much each rule must weigh to keep its violations within a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from distill_jax import _checks
+from distill_jax.objectives import Term, term
+from distill_jax.rules.binding.book import Book
+from distill_jax.rules.levels.penalties import each_penalty, weighted_sum
+from distill_jax.rules.logic import _inputs
+from distill_jax.types import Params, State
+
+
+def dual_ascent(
+    name: str,
+    weight: Any,
+    book: Book,
+    *,
+    budget: Any,
+    step_size: Any,
+    where: str | Callable | None = None,
+    reads: Mapping[str, Any] | None = None,
+) -> Term:
+    r"""A term that finds by itself how much each rule must weigh to keep to a budget.
+
+    The penalty is Σ multiplier · violation. After each step a rule's multiplier moves by
+    ``step_size`` times what its mean violation in the batch exceeds the budget by, and stays >= 0:
+    it grows while the rule is violated too often, and returns to 0 once it is not. (Gradient ascent
+    on the multipliers of the Lagrangian of "mean violation at most the budget".)
+
+    The multipliers are the term's state, ``{"multipliers": [rules]}``, from 0. No gradient passes
+    to them. Since they look at the mean over a batch, the term cannot be computed on a part of one.
+
+    Args:
+      name: The term's name.
+      weight: A factor for the penalty; 1 unless there is a reason.
+      book: The rules. Their strengths are not looked at.
+      budget: The mean violation, over all rows that count, that is allowed: a number, ``[rules]``,
+        or a schedule. 0 is never reached exactly: the multipliers then only grow.
+      step_size: How fast multipliers move, > 0.
+      where: Rows that count, as in ``term``; the others are left out of the mean.
+      reads: As in ``encourage``.
+
+    Raises:
+      ValueError: for a budget outside [0, 1] or of another shape, or a step size that is not
+        positive.
+
+    References:
+      Nandwani et al., `A Primal-Dual Formulation for Deep Learning with Constraints
+      <https://papers.nips.cc/paper/2019/hash/cf708fc1decf0337aded484f8f4519ae-Abstract.html>`_,
+      2019.
+    """
+    if not callable(budget):
+        if jnp.ndim(budget) != 0:
+            _checks.shape((len(book),), budget=budget)
+        _checks.between(0.0, 1.0, budget=budget)
+    if not callable(step_size):
+        _checks.scalar(step_size=step_size)
+        _checks.positive(step_size=step_size)
+    options: dict[str, Any] = dict(rules=book, budget=budget, step_size=step_size)
+    start = _Start(len(book))
+    return term(
+        name, weight, _ascend, where=where, init=start, coupled=True, reads=reads, **options
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    rules: int
+
+    def __call__(self, key: Array) -> tuple[Params, State]:
+        return {}, {"multipliers": jnp.zeros(self.rules)}
+
+
+def _ascend(
+    params: Params,
+    state: State,
+    student_logits: Any,
+    columns: Any,
+    views: Any,
+    *,
+    rules: Book,
+    budget: Any,
+    step_size: Any,
+    where: Any = None,
+) -> tuple[Array, State]:
+    """The penalty at the multipliers, and the multipliers after a step."""
+    each = each_penalty(student_logits, columns, views, rules, "linear", where)
+    multipliers = jax.lax.stop_gradient(state["multipliers"])
+    rows = _inputs.masked(weighted_sum(each, multipliers[None, :]), where)
+    keep = jnp.ones(each.shape[:1], bool) if where is None else jnp.asarray(where)
+    number = keep.sum(dtype=each.dtype)
+    mean = jnp.where(keep[:, None], each, 0.0).sum(0) / jnp.maximum(number, 1.0)
+    excess = jnp.where(number > 0, jax.lax.stop_gradient(mean) - budget, 0.0)
+    return rows, {"multipliers": jnp.maximum(multipliers + step_size * excess, 0.0)}

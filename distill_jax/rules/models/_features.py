@@ -1,0 +1,178 @@
+"""What rule-made models see of a table: plain columns, and the atoms of rules as 0 and 1.
+
+A model takes the encoded columns and computes the rest inside, so that it can be given raw tables
+at prediction. A value that is missing is 0 in every feature that it would have decided.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from distill_jax.rules.binding.binding import RuleWarning, bind
+from distill_jax.rules.binding.book import Book, number_of_columns
+from distill_jax.rules.binding.schema import Schema
+from distill_jax.rules.language import formulas as f
+from distill_jax.rules.logic.evaluation import fires
+
+Clauses = Mapping[str, Sequence[f.Rule]]
+"""The clauses that define a predicate, by its name."""
+
+
+def clauses_of(rules: Sequence[f.Rule]) -> dict[str, list[f.Rule]]:
+    """Clauses by the name of their head."""
+    found: dict[str, list[f.Rule]] = {}
+    for rule in rules:
+        if isinstance(rule.formula, f.Implies) and isinstance(rule.formula.head, f.Name):
+            found.setdefault(rule.formula.head.name, []).append(rule)
+    return found
+
+
+def known_columns(book: Book, columns: Any) -> Float[Array, "batch columns"]:
+    """The encoded columns, float32 or better.
+
+    Raises:
+      ValueError: if there are not as many as ``encode(book, table)`` gives.
+    """
+    width = number_of_columns(book)
+    if jnp.ndim(columns) != 2 or jnp.shape(columns)[1] != width:
+        raise ValueError(
+            f"inputs must be the encoded columns, [batch, {width}] as encode(book, table) gives "
+            f"them, got {jnp.shape(columns)}"
+        )
+    columns = jnp.asarray(columns)
+    return columns.astype(jnp.promote_types(columns.dtype, jnp.float32))
+
+
+class Raw:
+    """Columns as features: numbers standardised, booleans 0 and 1, a category one of as many 0/1.
+
+    Attributes:
+      names: Of the features, ``"age"`` or ``"sex == 'F'"``.
+    """
+
+    def __init__(self, schema: Schema):
+        names, place, code, mean, std = [], [], [], [], []
+        for i, column in enumerate(schema.column(name) for name in schema.encoded):
+            for k, value in enumerate(column.categories or (None,)):
+                one_hot = value is not None
+                equal = f.Compare((f.Name(column.name), f.String(str(value))), ("==",))
+                names.append(str(equal if one_hot else f.Name(column.name)))
+                place.append(i)
+                code.append(float(k) if one_hot else np.nan)
+                numeric = column.kind == "numeric"
+                mean.append(column.mean if numeric else 0.0)
+                std.append(column.std if numeric else 1.0)
+        self.names = tuple(names)
+        self._place = np.asarray(place, np.int32)
+        self._code, self._mean, self._std = (
+            np.asarray(x, np.float32)[None, :] for x in (code, mean, std)
+        )
+
+    def __call__(self, columns: Float[Array, "batch columns"]) -> Float[Array, "batch features"]:
+        values = columns[:, self._place]
+        standard = (values - self._mean) / self._std
+        features = jnp.where(np.isnan(self._code), standard, values == self._code)
+        return jnp.where(jnp.isnan(values), 0.0, features)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Atoms:
+    """Atoms of rules as 0/1 features. One that is unknown, for a missing value, is 0.
+
+    For atoms that stand negated there is one more feature each, 1 where the atom is unknown: what
+    is not known to be false does not make ``not`` true.
+
+    Attributes:
+      formulas: Each atom once.
+      negated: Which of them also stand negated.
+      book: A rule an atom, that fires where it holds; None if there is no atom.
+      places: Of the book's columns among the inputs.
+    """
+
+    formulas: tuple[f.Formula, ...]
+    negated: tuple[int, ...]
+    book: Book | None
+    places: tuple[int, ...]
+
+    @functools.cached_property
+    def place(self) -> dict[f.Formula, int]:
+        """Where each atom stands."""
+        return {formula: i for i, formula in enumerate(self.formulas)}
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the features: the atoms as text, then ``"unknown: "`` and a negated atom."""
+        texts = [str(formula) for formula in self.formulas]
+        return (*texts, *(f"unknown: {texts[i]}" for i in self.negated))
+
+    def __call__(self, columns: Float[Array, "batch columns"]) -> Float[Array, "batch features"]:
+        if self.book is None:
+            return jnp.zeros((columns.shape[0], 0), columns.dtype)
+        columns = columns[:, np.asarray(self.places, np.int32)]
+        held = fires(self.book, columns)
+        features = held
+        if self.negated:
+            maybe = fires(self.book, columns, unknown=True) & ~held
+            features = jnp.concatenate([held, maybe[:, np.asarray(self.negated)]], axis=1)
+        return features.astype(columns.dtype)
+
+
+def atoms(book: Book, found: Sequence[tuple[f.Formula, bool]]) -> Atoms:
+    """Atoms with their signs, as features over the columns of ``book``."""
+    place = {formula: i for i, formula in enumerate(dict.fromkeys(x for x, _ in found))}
+    formulas = tuple(place)
+    negated = dict.fromkeys(place[formula] for formula, positive in found if not positive)
+    if not formulas:
+        return Atoms((), (), None, ())
+    head = f.Name(book.schema.classes[0])
+    rules = [f.Rule(f.Implies(formula, head)) for formula in formulas]
+    with warnings.catch_warnings():  # binding the rules themselves has said it
+        warnings.simplefilter("ignore", RuleWarning)
+        own = bind(rules, dataclasses.replace(book.schema, views=()))
+    width = len(book.schema.encoded)
+    texts = [width + book.info.patterns.index(pattern) for pattern in own.info.patterns]
+    return Atoms(formulas, tuple(negated), own, (*range(width), *texts))
+
+
+def atoms_in(
+    x: Any, classes: Sequence[str], target: str | None, clauses: Clauses
+) -> Iterator[tuple[f.Formula, bool]]:
+    """The atoms over features in a formula, with whether each stands there as it is.
+
+    What clauses define is looked into, once for each sign; atoms over labels are left out.
+    """
+    entered: set[tuple[str, bool]] = set()
+
+    def walk(x: Any, positive: bool) -> Iterator[tuple[f.Formula, bool]]:
+        if isinstance(x, f.Not):
+            yield from walk(x.part, not positive)
+        elif isinstance(x, f.And | f.Or | f.Count):
+            for part in x.parts:
+                yield from walk(part, positive)
+        elif isinstance(x, f.Implies | f.Iff):
+            for part in vars(x).values():
+                yield from walk(part, positive)
+        elif isinstance(x, f.Name) and x.name in clauses and x.name not in classes:
+            if (x.name, positive) in entered:
+                return
+            entered.add((x.name, positive))
+            for clause in clauses[x.name]:
+                assert isinstance(clause.formula, f.Implies)
+                yield from walk(clause.formula.body, positive)
+        elif not any(is_label(tree, classes, target) for tree in f.trees(x)):
+            yield x, positive
+
+    return walk(x, True)
+
+
+def is_label(x: Any, classes: Sequence[str], target: str | None) -> bool:
+    """Whether a name is that of a class, a label, or the class variable."""
+    return isinstance(x, f.Of) or (isinstance(x, f.Name) and x.name in (*classes, target))

@@ -1,0 +1,139 @@
+"""From a trained model back to its rules: how far each has moved."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distill_jax.types import Model, Params
+
+
+class Unit(NamedTuple):
+    """A column of a kernel, and what it stands for.
+
+    Attributes:
+      name: ``"minus_35/1"``, ``"promoter"``.
+      text: The rule that it was made from.
+      layer: Key of its layer in the params.
+      column: Its column in that layer's kernel.
+      rows: Of the kernel, those that the rule speaks of.
+    """
+
+    name: str
+    text: str
+    layer: str
+    column: int
+    rows: tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """What the params of a model that was made from rules stand for.
+
+    Attributes:
+      sources: For each layer, what the rows of its kernel are, by name.
+      units: In the order of their layers. A kernel's column may stand for several rules.
+    """
+
+    sources: Mapping[str, tuple[str, ...]]
+    units: tuple[Unit, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleModel(Model):
+    """A model that was made from rules, and knows what its params stand for.
+
+    Its params are ``{layer: {"kernel": [sources, units], "bias": [units]}}``.
+
+    Attributes:
+      layout: The names of kernels' rows and columns.
+    """
+
+    exact_inputs: bool = True  # the first layer compares them with written thresholds
+    layout: Layout = dataclasses.field(default=Layout({}, ()), compare=False)
+
+
+def drift(model: Model, before: Params, after: Params, *, most: int = 3) -> list[dict[str, Any]]:
+    """Each rule, with how its weights have moved in training.
+
+    Args:
+      model: From ``to_network`` or ``to_logistic_regression``.
+      before: Its params at the start.
+      after: Its params now, without further axes.
+      most: How many of the weights that moved most to name.
+
+    Returns:
+      A row a rule, plain data for ``report.show``: ``unit``, ``rule``, ``bias_before``,
+      ``bias_after``; ``moved``, the root of the mean squared move of the weights that the rule
+      speaks of; ``biggest`` and ``new``, as text, the largest moves of those weights and of all
+      others; and ``weights``, a list of ``{"atom", "before", "after"}``.
+
+    Raises:
+      TypeError: if the model was not made from rules.
+      ValueError: if the params are not the model's.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, to_network
+      >>> schema = Schema((Column("a", "boolean"), Column("b", "boolean")), ("no", "yes"))
+      >>> model = to_network("yes :- a, not b.", schema, noise=0.0)
+      >>> before, _ = model.init(jax.random.key(0), jnp.zeros((1, 2)))
+      >>> after = jax.tree.map(lambda x: x * 1.5, before)
+      >>> row = drift(model, before, after)[0]
+      >>> row["rule"], row["biggest"]
+      ('yes :- a, not b.', 'a 4.00 → 6.00, b -4.00 → -6.00, unknown: b -4.00 → -6.00')
+    """
+    if not isinstance(model, RuleModel):
+        raise TypeError(
+            f"model must come from to_network or to_logistic_regression, got {type(model).__name__}"
+        )
+    old, new = _arrays(model, "before", before), _arrays(model, "after", after)
+    layout = model.layout
+    return [_row(layout, u, old[u.layer], new[u.layer], most) for u in layout.units]
+
+
+def _row(layout: Layout, unit: Unit, old: Any, new: Any, most: int) -> dict[str, Any]:
+    names = layout.sources[unit.layer]
+    start, end = old["kernel"][:, unit.column], new["kernel"][:, unit.column]
+    own = list(unit.rows)
+    rest = [i for i in range(len(names)) if i not in set(own)]
+    moves = end - start
+
+    def biggest(rows: Sequence[int]) -> str:
+        order = sorted(rows, key=lambda i: -abs(moves[i]))[:most]
+        return ", ".join(f"{names[i]} {start[i]:.2f} → {end[i]:.2f}" for i in order)
+
+    return {
+        "unit": unit.name,
+        "rule": unit.text,
+        "bias_before": float(old["bias"][unit.column]),
+        "bias_after": float(new["bias"][unit.column]),
+        "moved": float(np.sqrt(np.mean(moves[own] ** 2))) if own else 0.0,
+        "biggest": biggest(own),
+        "new": biggest(rest),
+        "weights": [
+            {"atom": names[i], "before": float(start[i]), "after": float(end[i])} for i in own
+        ],
+    }
+
+
+def _arrays(model: RuleModel, who: str, params: Any) -> dict[str, dict[str, np.ndarray]]:
+    layers = model.layout.sources
+    if not isinstance(params, Mapping) or set(params) != set(layers):
+        raise ValueError(
+            f"{who} must be params of the model, with the layers {sorted(layers)}, got "
+            f"{sorted(params) if isinstance(params, Mapping) else type(params).__name__}"
+        )
+    arrays = {
+        layer: {name: np.asarray(x, np.float64) for name, x in params[layer].items()}
+        for layer in layers
+    }
+    for layer, sources in layers.items():
+        shape = arrays[layer]["kernel"].shape
+        if len(shape) != 2 or shape[0] != len(sources):
+            raise ValueError(
+                f"{who}[{layer!r}]['kernel'] must have shape [{len(sources)}, units], got {shape}: "
+                "of params with an axis for runs, take one run"
+            )
+    return arrays

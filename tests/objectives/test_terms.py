@@ -1,0 +1,82 @@
+"""A term: its mask, its options, and what it refuses."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_jax.losses import cross_entropy, soft_targets
+from distill_jax.objectives import Context, term, weighted_sum
+from distill_jax.types import Outputs
+from tests.objectives.examples import both, example
+
+
+def test_masks_of_rows_and_of_tokens_meet_row_by_row():
+    batch = {"inputs": jnp.zeros((4, 4, 2)), "mine": jnp.array([True, False, False, False])}
+    batch["where"] = jnp.ones((4, 4), bool)
+    rows_first = term("t", 1.0, lambda context: jnp.ones((4, 4)), where="mine").mask(batch)
+    np.testing.assert_array_equal(rows_first.sum(1), [4, 0, 0, 0])
+    batch = {**batch, "mine": batch["where"], "where": batch["mine"]}
+    tokens_first = term("t", 1.0, lambda context: jnp.ones((4, 4)), where="mine").mask(batch)
+    np.testing.assert_array_equal(tokens_first, rows_first)
+
+
+def test_settings_are_fixed_in_the_program_and_numbers_are_leaves():
+    def loss(context, *, layers, flag, scale, nothing):
+        assert layers == ("a", "b") and flag and nothing is None
+        return jnp.full(2, scale)
+
+    options = {"layers": ["a", "b"], "flag": np.bool_(True), "nothing": None}
+    made = term("t", 1, loss, scale=np.int64(2), **options)
+    assert made.options["scale"].dtype == jnp.float32
+    context = Context(Outputs(jnp.zeros((2, 2))), {}, {"inputs": jnp.zeros((2, 1))})
+    assert jax.jit(lambda o: o({}, {}, context)[0])(weighted_sum(made)) == 2
+
+
+@pytest.mark.usefixtures("library_errors")
+class TestMessages:
+    @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -np.inf])
+    def test_a_weight_that_is_not_finite(self, weight):
+        with pytest.raises(ValueError, match="weight of term 'labels' must be finite"):
+            term("labels", weight, cross_entropy)
+
+    @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+    def test_an_option_out_of_range(self, temperature):
+        with pytest.raises(ValueError, match="term 'teacher': temperature must be finite and > 0"):
+            term("teacher", 1.0, soft_targets, temperature=temperature)
+
+    def test_an_option_that_the_loss_does_not_have(self):
+        with pytest.raises(TypeError, match=r"no option 'temprature'; it has \['temperature'\]"):
+            term("teacher", 1.0, soft_targets, temprature=2.0)
+
+    def test_reads_of_a_parameter_that_the_loss_does_not_have(self):
+        with pytest.raises(ValueError, match="names 'label'; its loss has"):
+            term("labels", 1.0, cross_entropy, reads={"label": "noisy"})
+
+    def test_a_loss_with_init_that_takes_no_parameters(self):
+        with pytest.raises(TypeError, match=r"must take the term's own params and state first"):
+            term("own", 1.0, lambda student_logits: 0, init=lambda key: ({}, {}))
+        with pytest.raises(TypeError, match="init of term 'own' must take a key first"):
+            term("own", 1.0, lambda params, state: 0, init=lambda: ({}, {}))
+
+    def test_reads_of_a_term_with_parameters_that_nothing_takes(self):
+        with pytest.raises(ValueError, match=r"names 'labels'; its loss has \['student_logits'\]"):
+            term(
+                "own",
+                1.0,
+                lambda params, state, student_logits: 0,
+                init=lambda key: ({}, {}),
+                reads={"labels": "noisy"},
+            )
+
+    def test_a_mask_that_is_not_boolean(self):
+        batch, _ = example()
+        batch["labelled"] = batch["labelled"].astype(jnp.float32)
+        with pytest.raises(TypeError, match="where of term 'labels' must be booleans"):
+            both().counts(batch)
+
+    def test_a_name_that_metrics_have(self):
+        with pytest.raises(ValueError, match="may not be named 'loss'"):
+            term("loss", 1.0, cross_entropy)
