@@ -30,6 +30,14 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts every docstring's example into the short set: they call most of the package."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem):
+            item.add_marker("quick")
+
+
 @pytest.fixture(autouse=True)
 def _names_of_docstring_examples(doctest_namespace: dict[str, Any]) -> None:
     doctest_namespace.update(jax=jax, jnp=jnp)
