@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -96,6 +96,30 @@ def result(program: Program, known: dict[Any, Any]) -> Any:
 def variables(atoms: Sequence[Any]) -> list[Any]:
     """The atoms that are not literals."""
     return [v for v in atoms if not isinstance(v, core.Literal)]
+
+
+def inner_jaxprs(program: Any) -> Iterator[Any]:
+    """A jaxpr and all those inside it, open and closed ones, each once."""
+    seen: set[int] = set()
+    ahead = [program]
+    while ahead:
+        jaxpr = ahead.pop()
+        if id(jaxpr) in seen:
+            continue
+        seen.add(id(jaxpr))
+        yield jaxpr
+        for equation in jaxpr.eqns:
+            parts = jax.tree.leaves(list(equation.params.values()))
+            ahead += [x for x in parts if isinstance(x, core.ClosedJaxpr | core.Jaxpr)]
+
+
+def has_convolution(program: Any) -> bool:
+    """Whether a jaxpr holds a convolution, which XLA's CPU backend runs slowly inside a loop."""
+    return any(
+        equation.primitive.name == "conv_general_dilated"
+        for jaxpr in inner_jaxprs(program)
+        for equation in jaxpr.eqns
+    )
 
 
 def after(values: Any, arrived: Any) -> Any:

@@ -203,7 +203,7 @@ def _weighted(weights: Array, rows: Array) -> Array:
 
 
 def _scan(block: Callable, chunk: int, arrays: Any) -> tuple[Any, Any]:
-    """The sum of ``block``'s first results over blocks of rows, and its second ones concatenated."""
+    """The sum of ``block``'s first results over blocks of rows, and all of its second results."""
     count = len(jax.tree.leaves(arrays)[0])
     whole = count // chunk * chunk
     heads = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk, *x.shape[1:]), arrays)

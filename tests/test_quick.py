@@ -8,7 +8,7 @@ import pytest
 
 TESTS = pathlib.Path(__file__).parent
 # These start whole programs, so they belong to the full set alone.
-WHOLE_PROGRAMS = ("benchmarks/", "examples/", "training/test_killed.py")
+WHOLE_PROGRAMS = ("benchmarks/", "examples/", "training/checkpoints/test_killed.py")
 
 
 @pytest.mark.quick

@@ -1,4 +1,4 @@
-"""What the README says to run does run."""
+"""The commands and code of the README and of the pages run, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -52,3 +52,10 @@ def test_every_loss_is_in_the_table_of_losses() -> None:
     page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `(\w+)", page, re.MULTILINE))
     assert named == set(losses.__all__)
+
+
+def test_every_result_file_is_on_the_page_of_figures_with_its_command() -> None:
+    page = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        command = rf"`python (examples|benchmarks)/{path.stem}\.py` \(`{path.name}`\)"
+        assert re.search(command, page), f"{path.name} and its command are missing"

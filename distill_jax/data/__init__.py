@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from distill_jax.data.batching import batch_indices, batches, padded_batches, split, take
 from distill_jax.data.checking import check
-from distill_jax.data.files import download, folder, mnist
+from distill_jax.data.datasets import download, mnist
+from distill_jax.data.files import folder
 from distill_jax.data.prefetching import prefetch
 from distill_jax.data.streams import padded, positions
 

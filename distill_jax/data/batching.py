@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.core
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from distill_jax import _checks
 from distill_jax.data.checking import check
 
 
@@ -55,8 +56,9 @@ def batch_indices(
       >>> batch_indices(jax.random.key(0), n=5, batch_size=2, steps=5).shape
       (5, 2)
     """
-    n = at_least(1, n=n)
-    batch_size, steps = at_least(1, batch_size=batch_size), at_least(0, steps=steps)
+    n = _checks.count("n", n)
+    batch_size = _checks.count("batch_size", batch_size)
+    steps = _checks.count("steps", steps, least=0)
     if batch_size > n:
         raise ValueError(f"batch_size must be at most the {n} rows of the data, got {batch_size}")
     if steps == 0:
@@ -67,7 +69,7 @@ def batch_indices(
         first, skip = (start // n) * batch_size + over // n, over % n
         epochs = -(-(n - 1 + steps * batch_size) // n)
     else:
-        first, skip = divmod(at_least(0, start=start) * batch_size, n)
+        first, skip = divmod(_checks.count("start", start, least=0) * batch_size, n)
         epochs = -(-(skip + steps * batch_size) // n)
     return _stream(key, first, skip, epochs, n, batch_size, steps)
 
@@ -130,8 +132,8 @@ def batches(
         n, read = _number_of_examples(data), functools.partial(_examples, data)
         if not 1 <= operator.index(batch_size) <= n:
             raise ValueError(f"batch_size must lie between 1 and the {n} rows, got {batch_size}")
-    start = at_least(0, start=start)
-    end = None if steps is None else start + at_least(0, steps=steps)
+    start = _checks.count("start", start, least=0)
+    end = None if steps is None else start + _checks.count("steps", steps, least=0)
     return Batches(read, n, key, operator.index(batch_size), start, end)
 
 
@@ -178,7 +180,7 @@ class Batches(Iterator[dict[str, Any]]):
                     f"state must come from a stream of the same {name}, {ours}, got "
                     f"{state[name]}: its batches differ"
                 )
-        self._next = at_least(0, next=state["next"])
+        self._next = _checks.count("next", state["next"], least=0)
 
     def _rows(self) -> np.ndarray:
         low = self._next * self._batch_size
@@ -223,7 +225,7 @@ def padded_batches(
       [2 2] [ True False]
     """
     check(data, values=())
-    return _padded_batches(data, at_least(1, batch_size=batch_size))
+    return _padded_batches(data, _checks.count("batch_size", batch_size))
 
 
 def _padded_batches(data: Mapping[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
@@ -369,16 +371,3 @@ def _ends(parts: Sequence[int] | Sequence[float], n: int) -> list[int]:
 
 def _length(data: Mapping[str, Any]) -> int:
     return len(next(iter(data.values())))
-
-
-def at_least(low: int, **values: SupportsIndex) -> int:
-    ((name, value),) = values.items()
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError(f"{name} must be a Python int, not traced: name it in static_argnames")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
-    if number < low:
-        raise ValueError(f"{name} must be {low} or more, got {number}")
-    return number

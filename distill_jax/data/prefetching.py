@@ -11,7 +11,7 @@ from typing import Any, SupportsIndex
 
 import jax
 
-from distill_jax.data.batching import at_least
+from distill_jax import _checks
 
 
 def prefetch(
@@ -44,7 +44,7 @@ def prefetch(
       0 {'batches': 1}
       1 {'batches': 2}
     """
-    size = at_least(0, size=size)
+    size = _checks.count("size", size, least=0)
     if size:
         return _ahead(pairs, put, size)
     return ((put(batch), position) for batch, position in pairs)

@@ -26,7 +26,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_jax.data.batching import at_least, pad
+from distill_jax import _checks
+from distill_jax.data.batching import pad
 from distill_jax.types import Batch
 
 Position = Mapping[str, Any]
@@ -74,7 +75,7 @@ def positions(
       >>> [batch["inputs"].tolist() for batch, _ in positions(source, position=position)]
       [[1, 1], [2, 2]]
     """
-    taken = at_least(0, start=start)
+    taken = _checks.count("start", start, least=0)
     state: Any = _END
     if position is not None:
         if taken:
@@ -170,7 +171,7 @@ def padded(source: Iterable[Batch], batch_size: int | None = None) -> Iterable[d
       [0 0] [ True False]
     """
     if batch_size is not None:
-        batch_size = at_least(1, batch_size=batch_size)
+        batch_size = _checks.count("batch_size", batch_size)
     if callable(source) and not hasattr(source, "__iter__"):
         raise TypeError(
             "padded takes an iterable, got a function: pad what it returns, "

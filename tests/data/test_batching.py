@@ -79,7 +79,7 @@ def test_columns_stay_where_they_are():
         ({"n": 0}, ValueError, "n must be 1 or more"),
         ({"steps": -1}, ValueError, "steps must be 0 or more"),
         ({"start": -1}, ValueError, "start must be 0 or more"),
-        ({"steps": 1.5}, TypeError, "steps must be an int, got 1.5"),
+        ({"steps": 1.5}, TypeError, "steps must be an integer, got 1.5"),
     ],
 )
 @pytest.mark.usefixtures("library_errors")

@@ -186,7 +186,7 @@ def test_the_thread_runs_in_the_callers_context():
 def test_a_bad_size_is_an_error_at_the_call():
     with pytest.raises(ValueError, match="size must be 0 or more, got -1"):
         prefetch(pairs(1), lambda x: x, -1)
-    with pytest.raises(TypeError, match="size must be an int, got 1.5"):
+    with pytest.raises(TypeError, match="size must be an integer, got 1.5"):
         prefetch(pairs(1), lambda x: x, 1.5)
 
 

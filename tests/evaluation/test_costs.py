@@ -61,7 +61,7 @@ def test_compression_is_a_ratio(big):
 
 
 def test_batches_of_different_size_do_not_compare(big):
-    with pytest.raises(ValueError, match="batches of one size, got 4 and 8"):
+    with pytest.raises(ValueError, match="batches of the same size, got 4 and 8"):
         compression(big, big | {"batch_size": 8})
 
 

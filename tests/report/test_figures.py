@@ -114,8 +114,8 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "rows must have"),
-        ([{"model": "a"}], r"rows must have .* lacking \['accuracy'\]"),
+        ([], "rows must not be empty"),
+        ([{"model": "a"}], r"each must have .* lacking \['accuracy'\]"),
         (ROWS[:2], r"rows must differ in \['model'\]"),
     ],
 )
@@ -127,7 +127,7 @@ def test_bars_name_what_is_wrong(rows, message):
 @pytest.mark.parametrize(
     ("series", "message"),
     [
-        ({}, "series must have one or more"),
+        ({}, "series must not be empty"),
         ({"a": ([1, 2], [1, 2, 3])}, r"series 'a' must be .* got shapes \(2,\) and \(3,\)"),
         ({"a": ([], [])}, "series 'a' must be"),
     ],
