@@ -145,6 +145,7 @@ IMPLICATIONS["sigmoidal"] = (  # as the paper writes it
 ) / (np.exp(4.5) - 1)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("logic", IMPLICATIONS)
 def test_implications_are_those_stated(logic: str) -> None:
     schema = Schema((), ("a", "b"), exclusive=False)
