@@ -77,6 +77,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 # A symbol in a shape is no int, which annotations ask for.
+@pytest.mark.quick
 @pytest.mark.usefixtures("library_errors", "no_shapes_of_traced_arrays")
 @pytest.mark.parametrize("name", CASES)
 def test_a_loaded_program_predicts_for_any_batch_size(name: str) -> None:

@@ -38,13 +38,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
-from distill_jax.rules.binding._circuit import Circuit
 from distill_jax.rules.binding.book import Book
+from distill_jax.rules.circuits.fuzzy_logics import PRODUCT
 from distill_jax.rules.logic import _inputs, _label_sums, _predictions, _tiles
 from distill_jax.rules.logic._inputs import Views
-
-STEEPNESS = 9.0
-"""Of the sigmoidal implication, as in van Krieken et al. 2022, section 7."""
+from distill_jax.rules.logic._nodes import crisp_nodes, fuzzy_nodes
 
 
 def fires(
@@ -92,9 +90,9 @@ def violation(
         weight = guards(book, columns, arrays) * (book.pieces.table @ probabilities.T)
         return jax.ops.segment_sum(weight, book.pieces.rule, len(book)).T
     everything = jnp.concatenate([probabilities, *arrays], axis=1)
-    nodes = _fuzzy(book.circuit, columns, everything, book.info.logic)
-    found = nodes[book.violated].T
-    return _sigmoidal(found) if book.info.logic == "sigmoidal" else found
+    logic = book.info.logic
+    found = fuzzy_nodes(book.circuit, columns, everything, logic.algebra)[book.violated].T
+    return found if logic.rescale is None else logic.rescale(found)
 
 
 def truth(
@@ -192,8 +190,6 @@ def weighted_violation(
     if book.schema.exclusive or book.plan is None or _at_once(book, columns, SMALL_SUMS):
         each = violation(book, columns, probabilities, views=views)
         return (each * each if squared else each) @ weights
-    smooth = book.info.logic == "sigmoidal"
-    outer = {(0, 0): None, (0, 1): jnp.square, (1, 0): _sigmoidal, (1, 1): _sigmoidal_squared}
     return _label_sums.weighted(
         book.plan,
         book.circuit,
@@ -201,8 +197,8 @@ def weighted_violation(
         probabilities,
         weights,
         views=jnp.concatenate(arrays, axis=1) if arrays else None,
-        logic="product" if smooth else book.info.logic,
-        outer=outer[smooth, squared],
+        logic=book.info.logic,
+        squared=squared,
     )
 
 
@@ -236,15 +232,14 @@ def _at_once(book: Book, columns: Array, most: int) -> bool:
     So they are where the number of rows is not known (``jax.export`` with a symbolic batch size):
     that holds for any number, and tiles do not.
     """
-    circuit, rows = book.circuit, columns.shape[0]
-    inner = sum(level.ands.shape[0] + level.ors.shape[0] for level in circuit.levels)
-    return not isinstance(rows, int) or (circuit.number_of_literals + inner) * rows <= most
+    rows = columns.shape[0]
+    return not isinstance(rows, int) or book.circuit.number_of_nodes * rows <= most
 
 
 def _held(book: Book, columns: Array, wanted: Array, unknown: bool) -> Bool[Array, "batch wanted"]:
     """Where these nodes hold."""
     if _at_once(book, columns, SMALL):
-        return _crisp(book.circuit, columns, unknown)[wanted].T
+        return crisp_nodes(book.circuit, columns, unknown=unknown)[wanted].T
     return _tiles.held(book.circuit, columns, wanted, unknown=unknown)
 
 
@@ -270,77 +265,11 @@ def _shown(views: list[Array]) -> list[Array]:
 def guards(book: Book, columns: Array, views: list[Array]) -> Float[Array, "pieces batch"]:
     """Where each piece of a rule applies, and how probably the views show what it asks for."""
     if book.info.soft:
-        nodes = _fuzzy(book.circuit, columns, jnp.zeros((columns.shape[0], 0)), "product")
+        no_labels = jnp.zeros((columns.shape[0], 0))
+        nodes = fuzzy_nodes(book.circuit, columns, no_labels, PRODUCT.algebra)
     else:
-        nodes = _crisp(book.circuit, columns, False)
+        nodes = crisp_nodes(book.circuit, columns)
     found = nodes[book.pieces.guard].astype(columns.dtype)
     for v, shown in enumerate(_shown(views)):
         found = found * shown.T[book.pieces.seen[:, v]]
     return found
-
-
-# Circuits, feature-major: [nodes, batch]
-
-
-def _crisp(circuit: Circuit, columns: Array, unknown: bool) -> Bool[Array, "nodes batch"]:
-    """Every node as True or False. Labels are taken for possible."""
-    values = _tiles.registers(circuit, columns)[circuit.register]
-    inside = (circuit.low[:, None] <= values) & (values <= circuit.high[:, None])
-    held = inside ^ circuit.inverted[:, None]
-    if unknown:
-        held = held | (jnp.isnan(values) & ~_about_missing(circuit)[:, None])
-    batch = columns.shape[0]
-    possible = jnp.ones((circuit.label.shape[0], batch), bool)
-    nodes = jnp.concatenate([jnp.zeros((1, batch), bool), jnp.ones((1, batch), bool)])
-    nodes = jnp.concatenate([nodes, held, possible])
-    for level in circuit.levels:
-        ands, ors = nodes[level.ands].all(1), nodes[level.ors].any(1)
-        nodes = jnp.concatenate([nodes, ands, ors])
-    return nodes
-
-
-def _about_missing(circuit: Circuit) -> Bool[Array, " literals"]:
-    """Literals that ask whether a value is missing: they are never unknown."""
-    return (circuit.low == -jnp.inf) & (circuit.high == jnp.inf)
-
-
-def _fuzzy(
-    circuit: Circuit, columns: Array, labels: Array, logic: str
-) -> Float[Array, "nodes batch"]:
-    """Every node as a truth from 0 to 1."""
-    values = _tiles.registers(circuit, columns)[circuit.register]
-    known = ~jnp.isnan(values)
-    low, high = circuit.low[:, None], circuit.high[:, None]
-    crisp = ((low <= values) & (values <= high)) ^ circuit.inverted[:, None]
-    width = circuit.width[:, None]
-    safe, scale = jnp.where(known, values, 0.0), jnp.where(width > 0, width, 1.0)
-    above = jnp.where(jnp.isfinite(low), (safe - jnp.where(jnp.isfinite(low), low, 0.0)), jnp.inf)
-    below = jnp.where(jnp.isfinite(high), jnp.where(jnp.isfinite(high), high, 0.0) - safe, jnp.inf)
-    soft = jax.nn.sigmoid(above / scale) * jax.nn.sigmoid(below / scale)
-    held = jnp.where(width > 0, jnp.where(known, soft, 0.0), crisp.astype(values.dtype))
-    of_label = labels.T[circuit.label]
-    of_label = jnp.where(circuit.negated[:, None], 1.0 - of_label, of_label)
-    batch = columns.shape[0]
-    ends = jnp.broadcast_to(jnp.array([[0.0], [1.0]]), (2, batch))
-    nodes = jnp.concatenate([ends.astype(held.dtype), held, of_label.astype(held.dtype)])
-    for level in circuit.levels:
-        ands, ors = nodes[level.ands], nodes[level.ors]
-        if logic in ("product", "sigmoidal"):
-            ands, ors = ands.prod(1), 1.0 - (1.0 - ors).prod(1)
-        elif logic == "lukasiewicz":
-            ands = jnp.maximum(1.0 - (1.0 - ands).sum(1), 0.0)
-            ors = jnp.minimum(ors.sum(1), 1.0)
-        else:
-            ands, ors = ands.min(1), ors.max(1)
-        nodes = jnp.concatenate([nodes, ands, ors])
-    return nodes
-
-
-def _sigmoidal(violated: Array) -> Array:
-    """The sigmoidal implication, from the violation in product logic."""
-    low, high = jax.nn.sigmoid(-STEEPNESS / 2), jax.nn.sigmoid(STEEPNESS / 2)
-    return (jax.nn.sigmoid(STEEPNESS * (violated - 0.5)) - low) / (high - low)
-
-
-def _sigmoidal_squared(violated: Array) -> Array:
-    return _sigmoidal(violated) ** 2

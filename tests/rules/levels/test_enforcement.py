@@ -136,6 +136,7 @@ def constrain(book, columns, logits, threshold):
     return out, violation(book, columns, (out > threshold).astype(jnp.float32))
 
 
+@pytest.mark.quick
 @settings(max_examples=12)
 @given(seeds, st.sampled_from([0.0, 1.5, -2.0]))
 def test_implications_between_labels_always_hold(seed, threshold):

@@ -148,6 +148,7 @@ def test_jit_and_vmap_agree():
 # Weights
 
 
+@pytest.mark.quick
 def test_default_weights():
     rules = bind("[w=2] a\n[hard] a\n[learn] a\na\n[p=0.75] a", Schema((), ("a", "b")))
     logits, columns = jnp.zeros((1, 2)), jnp.zeros((1, 0))

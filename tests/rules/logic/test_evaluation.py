@@ -145,6 +145,7 @@ IMPLICATIONS["sigmoidal"] = (  # as the paper writes it
 ) / (np.exp(4.5) - 1)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("logic", IMPLICATIONS)
 def test_implications_are_those_stated(logic: str) -> None:
     schema = Schema((), ("a", "b"), exclusive=False)
@@ -233,7 +234,7 @@ def test_the_program_does_not_grow_with_the_number_of_rules() -> None:
         text = "\n".join(f"x > {i} and y < {-i} => a" for i in range(n))
         book = bind(text, schema)
         made = jax.make_jaxpr(truth_of)(book, jnp.zeros((4, 2)), jnp.ones((4, 3)))
-        return len(str(made).splitlines())
+        return str(made).count(" = ")  # equations, inner ones too
 
     assert program(3) == program(100)
 
