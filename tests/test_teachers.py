@@ -97,6 +97,7 @@ def test_a_function_with_one_output_teaches_two_classes():
     assert full(jnp.zeros((2, 2))).features.keys() == {"x"} and full.classes == ("a", "b")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("mix", ["probability", "log"])
 def test_ensembles_match_numpy(mix):
     members = [make(0), make(1), make(2)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import math
@@ -24,11 +23,11 @@ from distill_jax.data.batching import pad
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _preparing
+from distill_jax.training._between_calls import BetweenCalls
 from distill_jax.training._preparing import Prepared
 from distill_jax.training.checkpoints import Checkpoints
-from distill_jax.training.checkpoints.saving import Saver
 from distill_jax.training.devices import Layout, _hosts
-from distill_jax.training.devices._preemption import EXIT_CODE, stopping
+from distill_jax.training.devices._preemption import stopping
 from distill_jax.training.step import TrainState
 from distill_jax.training.step._compiled import steps_of
 from distill_jax.training.step._forward import Augment
@@ -181,7 +180,7 @@ def fit(
         shown = progress and jax.process_index() == 0
         bar = stack.enter_context(Progress(steps, shown=shown))
         stop = stack.enter_context(stopping(saver is not None))
-        watch = _Watch(
+        watch = BetweenCalls(
             first=ready.steps_before,
             steps=steps,
             history=History(ready.steps_before + done, logs),
@@ -203,94 +202,6 @@ def fit(
             warnings.warn(f"data ended after {watch.done} of {steps} steps", stacklevel=2)
         watch.end(state, position)
     return state, watch.history.arrays()
-
-
-@dataclasses.dataclass
-class _Watch:
-    """What looks at a run between two calls: history, bar, callbacks, evaluations, checkpoints.
-
-    Attributes:
-      first: Steps that the state given to ``fit`` had taken.
-      steps: Steps to take, counted from there, as all others here.
-      save_evaluated: Whether every evaluated state is saved.
-      stop: Whether to stop at a step, which counts from the first run's start.
-      done: Steps taken.
-    """
-
-    first: int
-    steps: int
-    history: History
-    bar: Progress
-    evaluate: Callable[[TrainState], Mapping[str, Any]] | None
-    evaluate_every: int | None
-    callbacks: Sequence[Callable[[TrainState, Mapping[str, np.ndarray]], None]]
-    saver: Saver | None
-    save_evaluated: bool
-    stop: Callable[[int], bool]
-    done: int = 0
-    evaluated: int = -1
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps taken, those of the state given to ``fit`` included."""
-        return self.first + self.done
-
-    def begin(self, done: int, state: TrainState) -> None:
-        """Before the first call; a run that is finished already is only evaluated."""
-        self.done = done
-        self.bar.update(done, {})
-        if done == self.steps:
-            self._evaluated(state)
-
-    def after_call(self, count: int, state: TrainState, metrics: Any, position: Any) -> None:
-        """After a call of ``count`` steps has been started; reads the metrics of the call before.
-
-        Raises:
-          NonFiniteLoss, CheckpointError: as ``fit``.
-          SystemExit: once the state is saved, if the process was asked to end.
-        """
-        before, self.done = self.done, self.done + count
-        self.history.add(metrics)
-        self.bar.update(self.done, self.history.latest)
-        for callback in self.callbacks:
-            callback(state, self.history.settle())
-        every, last = self.evaluate_every, self.done == self.steps
-        due = every is not None and self.done // every > before // every
-        values = self._evaluated(state) if due or last else None
-        if self.saver is None:
-            return
-        stopped = self.stop(self.step)
-        best = self.save_evaluated and values is not None
-        if self.saver.due(self.step) or best or stopped or last:
-            self._save(state, position, values)
-        if stopped:
-            self.saver.wait()
-            raise SystemExit(EXIT_CODE)
-
-    def end(self, state: TrainState, position: Any) -> None:
-        """After the last call; if the data ended early, evaluates and saves the last state."""
-        self.history.settle()
-        self.bar.update(self.done, self.history.latest)
-        if self.done < self.steps:
-            values = None if self.evaluated == self.done else self._evaluated(state)
-            self._save(state, position, values)
-
-    def _evaluated(self, state: TrainState) -> dict[str, float] | None:
-        if self.evaluate is None:
-            return None
-        self.history.settle()
-        values, self.evaluated = _numbers(self.evaluate(state)), self.done
-        self.history.evaluated(self.step, values)
-        return values
-
-    def _save(self, state: TrainState, position: Any, values: dict[str, float] | None) -> None:
-        """Saves a state, unless it is not finite: a run resumed from it would fail again."""
-        if self.saver is None:
-            return
-        self.history.settle()
-        if not _is_finite((state.params, state.term_params)):
-            self.history.refuse(self.step)
-        self.saver.save(self.step, state, position, values)
 
 
 def _check_what_watches(
@@ -319,24 +230,6 @@ def _check_what_watches(
             "checkpoints of several processes need a layout over the devices of all: pass "
             "layout=training.data_parallel()"
         )
-
-
-@jax.jit
-def _is_finite(tree: Any) -> Array:
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.array([jnp.isfinite(x).all() for x in floats]).all()
-
-
-def _numbers(values: Any) -> dict[str, float]:
-    """What ``evaluate`` returned, as Python floats."""
-    if not isinstance(values, Mapping):
-        raise TypeError(
-            f"evaluate must return a dictionary of numbers, got {type(values).__name__}"
-        )
-    for name, x in values.items():
-        if np.ndim(x):
-            raise TypeError(f"evaluate must give numbers, got {name!r} of shape {np.shape(x)}")
-    return {name: float(x) for name, x in values.items()}
 
 
 def _call_length(*steps: int | None) -> int:

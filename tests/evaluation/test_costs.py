@@ -20,6 +20,7 @@ def big():
     return cost(model, *model.init(jax.random.key(0), INPUTS), INPUTS, repeats=3)
 
 
+@pytest.mark.quick
 def test_counts_parameters_and_operations(big):
     parameters = 16 * 32 + 32 + 32 * 8 + 8
     assert big["parameters"] == parameters

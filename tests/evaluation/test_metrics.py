@@ -144,6 +144,7 @@ def test_a_teacher_may_look_at_inputs_of_its_own():
     compare(evaluate(MODEL, STILL, {}, turned, teacher=live), evaluate(MODEL, STILL, {}, stored))
 
 
+@pytest.mark.quick
 def test_a_student_that_is_its_teacher():
     got = evaluate(MODEL, STILL, {}, drawn(), teacher=as_teacher(MODEL, STILL, {}))
     assert (got["agreement"], got["top_k_overlap"], got["kl_to_teacher"]) == (1.0, 1.0, 0.0)

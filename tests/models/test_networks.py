@@ -44,6 +44,7 @@ def count_traces_afresh():
     chex.clear_trace_counter()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("num_classes", "outputs"), [(2, 1), (3, 3)])
 def test_logistic_regression_starts_at_zero_and_has_two_classes_or_more(num_classes, outputs):
     model = logistic_regression(num_classes)
@@ -58,6 +59,7 @@ def test_logistic_regression_starts_at_zero_and_has_two_classes_or_more(num_clas
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+@pytest.mark.quick
 def test_mlp_dropout_keeps_the_mean_and_the_rate():
     model = mlp([64], 3, dropout=0.25, input_dropout=0.5, activation=lambda x: x)
     inputs = jnp.ones((128, 16))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -14,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from distill_jax._files import json_values
 from distill_jax._fingerprints import (
     checksum,
     dtype_and_shape,
     is_key,
+    key_words,
     leaves_by_path,
     shapes,
     tree_checksum,
@@ -81,7 +82,7 @@ def configuration(
             name: f"{x.dtype}[{', '.join(['batch', *map(str, x.shape[1:])])}]"
             for name, x in batch.items()
         },
-        "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
+        "key": list(key_words(key).values()),
         "teachers": {name: _teacher(t) for name, t in teachers.items()},
         "settings": _plain(settings),
         "program": "".join(programs),
@@ -184,9 +185,7 @@ def _value(x: Any) -> Any:
     x = _array(x)
     if x.size > SHORT or is_key(x):
         return f"{dtype_and_shape(x)} with checksum {int(checksum(x))}"
-    # NaN is no value of JSON, and not equal to itself.
-    numbers = np.asarray(x).astype(object)
-    return np.vectorize(_number, otypes=[object])(numbers).tolist() if x.size else []
+    return json_values(np.asarray(x).astype(object).tolist())
 
 
 def _plain(x: Any) -> Any:
@@ -198,19 +197,13 @@ def _plain(x: Any) -> Any:
     if x is None or isinstance(x, str):
         return x
     if isinstance(x, bool | int | float):
-        return _number(x)
+        return json_values(x)
     # Classes of NumPy's scalars have the attributes of an array too.
     if isinstance(x, np.dtype) or (hasattr(x, "dtype") and not hasattr(x, "__array__")):
         return jnp.dtype(x).name
     if isinstance(x, type):
         return jnp.dtype(x).name if issubclass(x, np.generic) else _name(x)
     return _name(x) if callable(x) else _value(x)
-
-
-def _number(x: Any) -> Any:
-    if isinstance(x, bool | int):
-        return x
-    return float(x) if math.isfinite(x) else str(float(x))
 
 
 def _array(x: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pathlib
 import socket
@@ -13,6 +12,8 @@ from typing import BinaryIO
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from distill_jax._files import locked
 
 LOCK = ".lock"
 _held: set[BinaryIO] = set()
@@ -46,28 +47,22 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
 
 def _take(path: pathlib.Path) -> tuple[BinaryIO | None, str | None]:
     """The locked file, or else who holds it; neither where there are no locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None, None
     while True:
         try:
             file = path.open("a+b", buffering=0)
         except OSError:  # another user's
             return None, None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may just have deleted it: then this is not the file that others see.
-            if _is_at(file, path):
-                break
-        except OSError as error:
-            with file:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-                    return None, None
+        taken = locked(file)
+        # Whoever held the lock may just have deleted the file: then others see another one.
+        if taken and _is_at(file, path):
+            break
+        with file:
+            if taken is None:
+                return None, None
+            if not taken:
                 file.seek(0)
                 who = file.read(200).decode(errors="replace").strip()
                 return None, f" ({who})" if who else ""
-        file.close()
     with contextlib.suppress(OSError):  # a full disk
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())

@@ -11,7 +11,6 @@ import dataclasses
 import errno
 import json
 import math
-import operator
 import os
 import pathlib
 import re
@@ -25,7 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from distill_jax import _files, _fingerprints
+from distill_jax import _checks, _files, _fingerprints
 from distill_jax.training.checkpoints import _configuration, _contents, _lock, _orbax
 
 CONFIGURATION = "configuration.json"
@@ -71,7 +70,7 @@ class Checkpoints:
     def __post_init__(self) -> None:
         _check_folder(self.folder)
         for name in ("every", "keep", "keep_best"):
-            object.__setattr__(self, name, _count(name, getattr(self, name)))
+            object.__setattr__(self, name, _checks.count(name, getattr(self, name)))
         for name, allowed in (("better", ("higher", "lower")), ("on_failure", ("raise", "warn"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
@@ -396,15 +395,6 @@ def _check_folder(folder: Any) -> None:
             f"folder must be a folder on a file system, got the address {os.fspath(folder)!r}: "
             "mount the bucket as a folder, and pass that"
         )
-
-
-def _count(name: str, value: Any) -> int:
-    """A whole number of any kind, NumPy's too, as Python's."""
-    if not isinstance(value, bool | np.bool_):
-        with contextlib.suppress(TypeError):
-            if operator.index(value) >= 1:
-                return operator.index(value)
-    raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
 
 
 def _writable(folder: str | os.PathLike[str]) -> pathlib.Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import operator
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+
+from distill_jax import _checks
 
 Configuration = dict[str, Any]
 """One value for each hyper-parameter."""
@@ -51,12 +52,7 @@ def sampled(key: Array, n: int, /, **distributions: Distribution | Sequence[Any]
       Bergstra and Bengio, `Random Search for Hyper-Parameter Optimization
       <https://jmlr.org/papers/v13/bergstra12a.html>`_, 2012.
     """
-    try:
-        n = operator.index(n)
-    except TypeError as error:
-        raise TypeError(f"n must be an integer, got {n!r}") from error
-    if n < 1:
-        raise ValueError(f"n must be 1 or more, got {n}")
+    n = _checks.count("n", n)
     if not distributions:
         raise ValueError("sampled needs a distribution for one name or more")
     made: dict[tuple, Configuration] = {}

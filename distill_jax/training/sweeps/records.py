@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from distill_jax._files import end_of_whole_lines, json_values, locked
+
 _KIND, _FLOAT = "sweep", "float"
 _ADVICE = "give this sweep a file of its own, or remove the old one"
 
@@ -33,7 +35,7 @@ class Records:
 
     def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]):
         self._path = pathlib.Path(path)
-        self._header = _plain({_KIND: 1, **header})
+        self._header = json_values({_KIND: 1, **header})
         self.found: dict[str, Row] = {}
         self._programs: dict[str, Any] = {}
         self._synced = -math.inf
@@ -42,7 +44,8 @@ class Records:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = self._path.open("a+b")
         try:
-            _lock(self._file, self._path)
+            if locked(self._file) is False:
+                raise ValueError(f"{str(self._path)!r} is being written by another sweep")
             self._file.seek(0)
             content = self._file.read()
             lines, whole = _lines(content, self._path)
@@ -147,7 +150,7 @@ def name(parameters: Mapping[str, Any], seed: int) -> str:
 
 def _lines(content: bytes, path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
     """The whole lines, and how many bytes they are."""
-    whole = content.rfind(b"\n") + 1
+    whole = end_of_whole_lines(content)
     lines = []
     for i, line in enumerate(content[:whole].splitlines(), 1):
         try:
@@ -160,7 +163,7 @@ def _lines(content: bytes, path: pathlib.Path) -> tuple[list[dict[str, Any]], in
 
 
 def _line(x: Any) -> bytes:
-    return json.dumps(_plain(x), allow_nan=False).encode() + b"\n"
+    return json.dumps(json_values(x), allow_nan=False).encode() + b"\n"
 
 
 def _packed(metrics: Row) -> dict[str, Any]:
@@ -183,17 +186,6 @@ def _metrics(line: Mapping[str, Any]) -> Row:
         else:
             row[metric] = value if metric == "mode" else _numbers(value)
     return row
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, Mapping):
-        return {str(n): _plain(value) for n, value in x.items()}
-    if isinstance(x, np.ndarray):
-        return _plain(x.tolist())
-    if isinstance(x, list | tuple):
-        return [_plain(value) for value in x]
-    # NaN and infinities are no JSON.
-    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def _numbers(x: Any) -> Any:
@@ -219,15 +211,4 @@ def _given(x: Any) -> Any:
 
 
 def _text(x: Any) -> str:
-    return json.dumps(_plain(x), sort_keys=True)
-
-
-def _lock(file: BinaryIO, path: pathlib.Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ValueError(f"{str(path)!r} is being written by another sweep") from error
+    return json.dumps(json_values(x), sort_keys=True)

@@ -28,6 +28,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from distill_jax import _checks
+from distill_jax._files import end_of_whole_lines, json_values
+
 Log = Callable[[int, Mapping[str, float]], None]
 """``(step, metrics) -> None``."""
 
@@ -143,9 +146,7 @@ class _Log:
     """Chooses the records that are written, and sees where a run begins or goes on."""
 
     def __init__(self, every: int, target: Any):
-        if every < 1:
-            raise ValueError(f"every must be 1 or more, got {every}")
-        self.every, self.target = every, target
+        self.every, self.target = _checks.count("every", every), target
         self.last: float = math.inf
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -203,8 +204,7 @@ class _Lines(_Appended):
             self.fail(error)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        values = {name: x if math.isfinite(x) else str(x) for name, x in metrics.items()}
-        self.append(json.dumps({"step": step, **values}).encode() + b"\n")
+        self.append(json.dumps(json_values({"step": step, **metrics})).encode() + b"\n")
 
 
 class _Events(_Appended):
@@ -251,7 +251,7 @@ def _whole_lines(path: pathlib.Path, step: float) -> int:
         if not os.fstat(file.fileno()).st_size:
             return 0
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            end = text.rfind(b"\n") + 1
+            end = end_of_whole_lines(text)
             if not end and text[: len(_START)] != _START[: len(text)]:
                 raise _Foreign(repr(text[:40]))
             while end:

@@ -86,6 +86,7 @@ def read(folder, like=None, **options):
         return saver.restore(abstract(state()) if like is None else like)
 
 
+@pytest.mark.quick
 def test_a_state_comes_back_to_the_bit(tmp_path, capfd):
     with Checkpoints(tmp_path / "new" / "run").open(SETTINGS) as saver:
         assert saver.latest() is None and saver.restore(abstract(state())) is None
@@ -511,21 +512,21 @@ def test_a_folder_that_cannot_be_used(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "options, error, message",
     [
-        ({"every": 0}, "every must be an integer of 1 or more, got 0"),
-        ({"keep": 0}, "keep must be"),
-        ({"keep_best": 1.5}, "keep_best must be"),
-        ({"every": True}, "every must be an integer of 1 or more, got True"),
-        ({"keep": np.bool_(True)}, "keep must be"),
-        ({"every": np.int64(-1)}, "every must be"),
-        ({"every": None}, "every must be"),
-        ({"better": "less"}, "better must be one of"),
-        ({"on_failure": "ignore"}, "on_failure must be one of"),
+        ({"every": 0}, ValueError, "every must be 1 or more, got 0"),
+        ({"keep": 0}, ValueError, "keep must be"),
+        ({"keep_best": 1.5}, TypeError, "keep_best must be"),
+        ({"every": True}, TypeError, "every must be an integer, got True"),
+        ({"keep": np.bool_(True)}, TypeError, "keep must be"),
+        ({"every": np.int64(-1)}, ValueError, "every must be"),
+        ({"every": None}, TypeError, "every must be"),
+        ({"better": "less"}, ValueError, "better must be one of"),
+        ({"on_failure": "ignore"}, ValueError, "on_failure must be one of"),
     ],
 )
-def test_options_are_checked(options, message, tmp_path, library_errors):
-    with pytest.raises(ValueError, match=message):
+def test_options_are_checked(options, error, message, tmp_path, library_errors):
+    with pytest.raises(error, match=message):
         Checkpoints(tmp_path, **options)
 
 

@@ -562,6 +562,7 @@ def rows_of(**accuracies):
     ]
 
 
+@pytest.mark.quick
 def test_summaries_have_mean_and_spread_over_seeds():
     rows = rows_of(a=[1.0, 3.0], b=[5.0])
     assert summary(rows) == [
@@ -576,6 +577,7 @@ def test_summaries_have_mean_and_spread_over_seeds():
         summary([{"a": 1.0}])
 
 
+@pytest.mark.quick
 def test_the_best_is_chosen_by_means_of_validation_alone():
     nan, inf = float("nan"), float("inf")
     rows = rows_of(lucky=[0.9, 0.1], steady=[0.6, 0.7], broken=[1.0, nan], endless=[inf, 1.0])
