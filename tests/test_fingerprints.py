@@ -34,6 +34,7 @@ def test_a_checksum_sees_bits_and_not_values():
     assert int(checksum(jax.random.key(1))) != int(checksum(jax.random.key(2)))
 
 
+@pytest.mark.quick
 def test_paths_are_unique_and_in_order():
     tree = {"a/b": 1, "a": {"b": 2}, "c": [3, None, (4,)]}
     assert list(leaves_by_path(tree).values()) == jax.tree.leaves(tree)

@@ -33,6 +33,7 @@ def test_two_commands_set_everything_up() -> None:
     assert (ROOT / "examples" / "rules_quickstart.py").is_file()
 
 
+@pytest.mark.quick
 def test_links_lead_somewhere() -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
     broken = [
@@ -44,6 +45,7 @@ def test_links_lead_somewhere() -> None:
     assert not broken
 
 
+@pytest.mark.quick
 def test_every_loss_is_in_the_table_of_losses() -> None:
     from distill_jax import losses
 

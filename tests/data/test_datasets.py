@@ -50,6 +50,7 @@ def own_cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "distill_jax"
 
 
+@pytest.mark.quick
 def test_reads_images_and_labels(small):
     data = mnist(small)
     raw = gzip.decompress((small / IMAGES).read_bytes())[16:]

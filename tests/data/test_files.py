@@ -14,6 +14,7 @@ def own_cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "distill_jax"
 
 
+@pytest.mark.quick
 def test_folder_prefers_the_variable_to_the_cache(tmp_path, own_cache, monkeypatch):
     (own_cache / "mnist").mkdir(parents=True)
     assert folder("mnist") == own_cache / "mnist"

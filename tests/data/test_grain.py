@@ -58,6 +58,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_position_saved_in_the_middle_gives_the_same_batches(kind):
     pairs = list(itertools.islice(positions(SOURCES[kind]()), 5))

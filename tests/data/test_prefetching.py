@@ -40,6 +40,7 @@ def pairs(n):
     return ((i, {"batches": i + 1}) for i in range(n))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("size", [0, 1, 2, 5])
 def test_pairs_and_their_order_are_kept(size):
     found = list(prefetch(pairs(20), lambda i: i * i, size))

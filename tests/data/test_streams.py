@@ -87,6 +87,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_stream_goes_on_at_each_of_its_positions(kind):
     pairs = [(batch, stored(position)) for batch, position in positions(SOURCES[kind]())]
@@ -287,6 +288,7 @@ def test_many_shapes_are_warned_of_and_a_few_are_not():
         list(positions(lengths))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("size", [None, 3, 4])
 def test_padded_is_padded_batches_for_streams(size):
     arrays = {"inputs": np.arange(8.0)[:, None], "labels": jnp.arange(8)}

@@ -193,6 +193,7 @@ def test_a_second_call_does_not_trace_again(model):
     assert hash(model) == hash(model) and model == model
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "make",
     [
@@ -393,6 +394,7 @@ def test_one_output_becomes_two_classes(model):
     np.testing.assert_allclose(jax.nn.softmax(logits)[:, 1], jax.nn.sigmoid(z), atol=1e-6)
 
 
+@pytest.mark.quick
 def test_functions_with_and_without_state():
     plain = from_function(lambda key, x: jnp.zeros((4, 3)), lambda params, inputs: inputs @ params)
     params, state = plain.init(KEY, INPUTS)

@@ -158,6 +158,7 @@ def test_recomputing_changes_no_value_no_state_and_no_gradient(name):
         assert cosine(both[0], low[0]) > 0.999
 
 
+@pytest.mark.quick
 @ALL
 def test_wraps_are_equal_and_evaluate(name):
     for wrap in (lambda m: cast(m, LOW), remat, lambda m: remat(cast(m, "bfloat16"))):

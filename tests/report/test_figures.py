@@ -16,6 +16,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.quick
 def test_bars_have_the_heights_of_their_rows():
     (axes,) = bars(ROWS, x="model", y="accuracy", group="how", title="Title").axes
     assert sorted(bar.get_height() for bar in axes.patches) == [0.8, 0.9, 0.95]

@@ -9,6 +9,7 @@ from scipy import stats
 from distill_jax.report import interval95, mean_std
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 11, 12, 30, 200])
 def test_interval_is_students(n):
     x = np.random.default_rng(n).normal(3.0, 2.0, n)

@@ -17,6 +17,7 @@ def cells(rows, **options):
     return [[str(cell) for cell in column.cells] for column in made.columns]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("value", "shown"),
     [

@@ -74,6 +74,7 @@ def test_without_operations_in_the_profile_parts_are_timed_alone(monkeypatch):
     assert max(found.seconds["student"], found.seconds["loss"]) > 0
 
 
+@pytest.mark.quick
 def test_errors_come_before_the_step(library_errors):
     with pytest.raises(ValueError, match="batch_size must be given"):
         breakdown(STUDENT, OBJECTIVE, ADAM, DATA, key=KEY)

@@ -137,6 +137,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("line, change", CHANGES, ids=[line[:40] for line, _ in CHANGES])
 def test_every_difference_is_named(base, line, change):
     lines = differences(base, found(**{"batch_size": 8, **change}))

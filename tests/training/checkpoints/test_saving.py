@@ -86,6 +86,7 @@ def read(folder, like=None, **options):
         return saver.restore(abstract(state()) if like is None else like)
 
 
+@pytest.mark.quick
 def test_a_state_comes_back_to_the_bit(tmp_path, capfd):
     with Checkpoints(tmp_path / "new" / "run").open(SETTINGS) as saver:
         assert saver.latest() is None and saver.restore(abstract(state())) is None

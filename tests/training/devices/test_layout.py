@@ -105,6 +105,7 @@ def test_rules_that_say_nothing_sensible(library_errors):
         Layout(data_parallel().mesh, params=P("data"))  # pyright: ignore
 
 
+@pytest.mark.quick
 def test_one_device_is_a_layout_too():
     for layout in (data_parallel(), fsdp(), fsdp(shards=1)):
         assert (layout.parts, layout.processes) == (1, 1)

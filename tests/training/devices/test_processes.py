@@ -184,6 +184,7 @@ def test_an_error_of_the_runtime_points_to_the_other_processes(monkeypatch):
     assert "another process may have ended" in joined.value.__notes__[0]
 
 
+@pytest.mark.quick
 def test_disagreements_are_told_by_value():
     one = dict(_hosts._flat({"a": {"b": [1, 2]}, "x": np.zeros(3), "long": "y" * 100}))
     two = dict(_hosts._flat({"a": {"b": [1, 3]}, "x": np.ones(3), "long": "y" * 101, "c": 1.5}))

@@ -136,6 +136,7 @@ def test_every_row_alone():
     close(alone, whole)
 
 
+@pytest.mark.quick
 def test_split_and_join_are_inverse():
     pieces = split(BATCH, 3)
     assert pieces["inputs"].shape == (3, 4, 4)

@@ -17,6 +17,7 @@ def trial(key, *, temperature, rate=0.1, data):
     return {}
 
 
+@pytest.mark.quick
 def test_a_dictionary_is_a_product_whose_last_name_runs_fastest():
     grid = {"a": [1, 2], "b": ("x", "y"), "c": np.array([0.5])}
     assert configurations(grid) == [

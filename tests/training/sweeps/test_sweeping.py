@@ -533,7 +533,7 @@ def test_a_width_that_is_traced_gets_the_hint_whatever_is_raised():
     def wide(key, *, width):
         return {"size": len(mlp([width], 3).init(key, jnp.zeros((1, 2))))}
 
-    with pytest.raises(ValueError, match="sizes must be integers") as caught:
+    with pytest.raises(TypeError, match=r"sizes\[0\] must be a Python int, not traced") as caught:
         sweep(wide, {"width": [4, 8]}, key=KEY)
     assert "static=" in caught.value.__notes__[0]
 
@@ -569,6 +569,7 @@ def rows_of(**accuracies):
     ]
 
 
+@pytest.mark.quick
 def test_summaries_have_mean_and_spread_over_seeds():
     rows = rows_of(a=[1.0, 3.0], b=[5.0])
     assert summary(rows) == [
@@ -583,6 +584,7 @@ def test_summaries_have_mean_and_spread_over_seeds():
         summary([{"a": 1.0}])
 
 
+@pytest.mark.quick
 def test_the_best_is_chosen_by_means_of_validation_alone():
     nan, inf = float("nan"), float("inf")
     rows = rows_of(lucky=[0.9, 0.1], steady=[0.6, 0.7], broken=[1.0, nan], endless=[inf, 1.0])

@@ -37,6 +37,7 @@ def steps_of(path):
     return [line["step"] for line in lines(path)]
 
 
+@pytest.mark.quick
 def test_a_line_for_each_record_is_there_at_once(tmp_path):
     path = tmp_path / "new folder" / "run.jsonl"
     log = json_lines(path)

@@ -7,6 +7,7 @@ import pytest
 from distill_jax.training.watching._profiles import Span, part_of, parts_of, shared
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "part"),
     [

@@ -46,6 +46,7 @@ def test_a_run_that_ends_or_fails_writes_what_it_has(tmp_path):
         assert tracer.call(0, double, jnp.ones(3)).shape == (3,)
 
 
+@pytest.mark.quick
 def test_a_second_profiler_does_not_stop_training(tmp_path):
     with jax.profiler.trace(str(tmp_path)):
         with pytest.warns(RuntimeWarning, match="no trace could be written.*continues") as met:
