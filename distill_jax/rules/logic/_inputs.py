@@ -29,16 +29,15 @@ def clean(
     reaches neither value nor gradient.
     """
     _checks.floating(student_logits=student_logits, columns=columns)
-    batch = jnp.shape(columns)[:1]
-    if jnp.shape(student_logits) != (*batch, len(book.schema.classes)):
+    logits, columns = wide(student_logits), wide(columns)
+    batch, classes = columns.shape[:1], len(book.schema.classes)
+    if logits.shape != (*batch, classes):
         raise ValueError(
-            f"student_logits must have shape [batch, classes] with the {len(book.schema.classes)} "
-            f"classes of the rules' schema and the {sum(batch)} rows of columns, got "
-            f"{jnp.shape(student_logits)}"
+            f"student_logits must have shape [batch, classes] with the {classes} classes of the "
+            f"rules' schema and the {sum(batch)} rows of columns, got {logits.shape}"
         )
     arrays = {name: getattr(view, "logits", view) for name, view in (views or {}).items()}
     _checks.floating(**{f"views[{name!r}]": x for name, x in arrays.items()})
-    logits, columns = wide(student_logits), wide(columns)
     arrays = {name: jax.lax.stop_gradient(wide(x)) for name, x in arrays.items()}
     if where is None:
         return logits, columns, arrays
