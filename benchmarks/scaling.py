@@ -45,7 +45,7 @@ from distill_jax import report, teachers, training
 from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.models import mlp
 from distill_jax.objectives import term, weighted_sum
-from distill_jax.training.compiled import init, steps_of
+from distill_jax.training.step._compiled import init, steps_of
 
 FULL = {"features": 784, "wide": 1200, "narrow": 800, "call": 4}
 QUICK = {"features": 12, "wide": 16, "narrow": 8, "call": 2}

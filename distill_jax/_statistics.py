@@ -1,4 +1,4 @@
-"""Mean and spread of a sample, as sweeps and reports give them."""
+"""Mean and standard deviation of a sample, for sweeps and reports."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def mean_std(values: Sequence[float] | Any) -> dict[str, Any]:
       values: One number per run, ``[runs]``.
 
     Returns:
-      ``mean``, ``std`` and ``n``. The standard deviation is that of a sample: squares are divided
-      by n - 1 (ddof 1). It is None for a single value, which has no spread.
+      A dictionary of ``mean``, ``std`` and ``n``. The standard deviation has ddof 1 (squares are
+      divided by n - 1). It is None for a single value.
 
     Raises:
-      ValueError: if there is no value, or ``values`` has more than one axis.
+      ValueError: if ``values`` is empty or has more than one axis.
 
     Example:
       >>> mean_std([1.0, 2.0, 3.0])

@@ -344,8 +344,9 @@ def judge(parts: dict[str, Arrays], said: Arrays, strength: float | None) -> dic
         right, but = np.asarray(logits).argmax(-1) == labels, columns[:, 0] > 0
         out[part] = 100.0 * right.mean()
         if part == "test":
-            views = {"clause_b": jax.nn.softmax(clauses)}
-            violated = rules.violation(book, columns, jax.nn.softmax(logits), views=views)
+            violated = rules.violation(
+                book, columns, jax.nn.softmax(logits), views={"clause_b": clauses}
+            )
             out["but"] = 100.0 * right[but].mean()
             out["violation"] = np.asarray(violated)[but].mean()
     return {name: float(x) for name, x in out.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import statistics
 import time
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 import jax
 
+from distill_jax import _checks
 from distill_jax.types import Model, Params, State
 
 
@@ -51,8 +51,7 @@ def cost(
       >>> cost(model, *model.init(jax.random.key(0), inputs), inputs)["parameters"]
       15
     """
-    if operator.index(repeats) < 1:
-        raise ValueError(f"repeats must be 1 or more, got {repeats}")
+    repeats = _checks.count("repeats", repeats)
     if not inputs.ndim or not len(inputs):
         raise ValueError(f"inputs must have at least one row, got shape {inputs.shape}")
     arguments = jax.device_put((params, state, inputs))

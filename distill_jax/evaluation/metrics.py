@@ -281,7 +281,8 @@ def _totals(
     bins: int,
 ) -> dict[str, Any]:
     """The sums over all batches, in double precision."""
-    _checks.at_least(1.0, batch_size=batch_size, top_k=top_k, bins=bins)
+    batch_size = _checks.count("batch_size", batch_size)
+    top_k, bins = _checks.count("top_k", top_k), _checks.count("bins", bins)
     if "inputs" not in data:
         raise ValueError(f"data must have a column inputs, got {list(data)}")
     if teacher is not None:
@@ -291,9 +292,9 @@ def _totals(
         data.pop("teacher_logits", None)
     missing = ["inputs"] if model.missing else []
     if teacher is not None:  # it reads one of the two columns
-        seen = "teacher_inputs" if "teacher_inputs" in data else "inputs"
-        missing = [name for name in missing if name != seen or teacher.missing]
-        missing += [seen] if teacher.missing and seen == "teacher_inputs" else []
+        read = "teacher_inputs" if "teacher_inputs" in data else "inputs"
+        missing = [name for name in missing if name != read or teacher.missing]
+        missing += [read] if teacher.missing and read == "teacher_inputs" else []
     check(data, missing=missing)
     run = functools.partial(program, teacher=teacher, top_k=top_k, bins=bins)
     found = []

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 def check_classes(num_classes: int, classes: Sequence[str] | None) -> None:
@@ -20,14 +19,6 @@ def check_classes(num_classes: int, classes: Sequence[str] | None) -> None:
         raise ValueError(
             f"classes must name each of the {num_classes} classes, got {len(classes)} names"
         )
-
-
-def check_sizes(**sizes: Sequence[int]) -> None:
-    """Raises ValueError where a size is not a positive integer."""
-    for name, given in sizes.items():
-        for size in given:
-            if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-                raise ValueError(f"{name} must be integers >= 1, got {size!r}")
 
 
 def check_floating(inputs: Any) -> None:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from distill_jax.models._checking import check_classes, check_images, check_sizes
+from distill_jax import _checks
+from distill_jax.models._checking import check_classes, check_images
 from distill_jax.models.nnx import from_nnx
 from distill_jax.types import Model
 
@@ -57,8 +58,7 @@ def convnet(
       >>> outputs.logits.shape, outputs.features["blocks/1"].shape
       ((2, 3), (2, 2, 2, 8))
     """
-    channels = tuple(channels)
-    check_sizes(channels=channels)
+    channels = tuple(_checks.count(f"channels[{i}]", n) for i, n in enumerate(channels))
     check_classes(num_classes, classes)
     if not channels:
         raise ValueError("channels must have one number per stage, got none")
@@ -115,7 +115,7 @@ def resnet(
     """
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth must be 6 n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
-    check_sizes(width=(width,))
+    width = _checks.count("width", width)
     check_classes(num_classes, classes)
     blocks_per_stage = (depth - 2) // 6
 

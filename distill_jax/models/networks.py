@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from distill_jax.models._checking import check_classes, check_floating, check_sizes
+from distill_jax import _checks
+from distill_jax.models._checking import check_classes, check_floating
 from distill_jax.models.functions import from_function
 from distill_jax.types import Model, Outputs
 
@@ -100,8 +101,7 @@ def mlp(
       Srivastava et al., `Dropout <https://jmlr.org/papers/v15/srivastava14a.html>`_, 2014.
     """
     check_classes(num_classes, classes)
-    sizes = tuple(sizes)
-    check_sizes(sizes=sizes)
+    sizes = tuple(_checks.count(f"sizes[{i}]", size) for i, size in enumerate(sizes))
     rates = tuple(dropout) if isinstance(dropout, Sequence) else (dropout,) * len(sizes)
     if len(rates) != len(sizes):
         raise ValueError(

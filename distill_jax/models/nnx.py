@@ -184,12 +184,13 @@ def _recorder(make: Callable[..., nnx.Module]) -> Callable[[Any], _Graph]:
 
 def _needs_inputs(make: Callable[..., nnx.Module]) -> bool:
     """Whether ``make`` has a parameter ``inputs`` that nothing fills."""
+    function: Any = make
     args, keywords = (), {}
-    if isinstance(make, functools.partial):
-        make, args, keywords = make.func, make.args, make.keywords
-    if isinstance(make, type):  # the metaclass of modules hides the signature of the class
-        make, args = make.__init__, (None, *args)
-    signature = inspect.signature(make)
+    if isinstance(function, functools.partial):
+        function, args, keywords = function.func, function.args, function.keywords
+    if isinstance(function, type):  # the metaclass of modules hides the signature of the class
+        function, args = function.__init__, (None, *args)
+    signature = inspect.signature(function)
     parameter = signature.parameters.get("inputs")
     filled = signature.bind_partial(*args, **keywords).arguments
     return parameter is not None and parameter.default is parameter.empty and "inputs" not in filled
@@ -305,8 +306,8 @@ def _flat(
             f"{argument} must be those of this module: missing {sorted(wanted - given.keys())}, "
             f"unknown {sorted(given.keys() - wanted.keys())}"
         )
-    for name, x in given.items() if shapes else ():
-        if x.shape != shapes[name]:
+    for name, x in given.items():
+        if shapes is not None and x.shape != shapes[name]:
             raise ValueError(
                 f"{argument} must have the shapes of this module for these inputs: {name!r} has "
                 f"{x.shape}, and needs {shapes[name]}: were they made for other inputs?"

@@ -9,7 +9,6 @@ so that any model can be cut, whatever library it was written with.
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from distill_jax import _programs
+from distill_jax import _checks, _programs
 from distill_jax._programs import variables
 from distill_jax.types import Model, Outputs, Params, State
 
@@ -61,6 +60,7 @@ def remat(model: Model, *, pieces: int | None = None) -> Model:
 
     Raises:
       ValueError: if ``pieces`` is below 1.
+      TypeError: if ``pieces`` is not an integer.
 
     Example:
       >>> from distill_jax.models import mlp
@@ -76,8 +76,8 @@ def remat(model: Model, *, pieces: int | None = None) -> Model:
       Chen et al., `Training Deep Nets with Sublinear Memory Cost
       <https://arxiv.org/abs/1604.06174>`_, 2016.
     """
-    if pieces is not None and operator.index(pieces) < 1:
-        raise ValueError(f"pieces must be 1 or more, got {pieces}")
+    if pieces is not None:
+        pieces = _checks.count("pieces", pieces)
     return dataclasses.replace(model, apply=_Remat(model.apply, pieces))
 
 

@@ -160,7 +160,7 @@ def term(
         with the student, or state. What it reads comes as ``jax.ShapeDtypeStruct``: only shapes
         and dtypes are known.
       coupled: Whether a row depends on other examples of the batch. A batch in pieces then has all
-        its outputs computed before the term sees them (``training.accumulation``).
+        its outputs computed before the term sees them.
       reads: Where parameters come from, if not by the rule above, for the loss and for ``init``:
         for ``teacher_logits`` a teacher's name; for ``student_features`` a path of the student's
         features, ``"hidden/0"``; for ``teacher_features`` a teacher and a path, ``"big:hidden/1"``,
@@ -168,7 +168,9 @@ def term(
         names a column; for any a function of the context.
       **options: The loss's options. Numbers, integers too, become floating leaves; arrays stay as
         they are; a function is a schedule ``step -> value``; strings, booleans, None and tuples of
-        them are fixed in the program.
+        them are fixed in the program. An option may be a pytree of arrays. If it has an attribute
+        ``classes`` (a tuple of names), training refuses a student whose declared classes differ;
+        if it has a method ``describe() -> values of JSON``, checkpoints list what it returns.
 
     Returns:
       A term, to be joined with others by ``weighted_sum``.

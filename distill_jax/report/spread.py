@@ -1,4 +1,4 @@
-"""Mean, standard deviation and confidence interval over runs."""
+"""The confidence interval of a mean over runs."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from distill_jax.rules.binding import (
     encode_columns,
     infer_schema,
 )
+from distill_jax.rules.circuits import Logic
 from distill_jax.rules.exchange import (
     from_rule_strings,
     from_table,
@@ -87,6 +88,7 @@ __all__ = [
     "Column",
     "Conflict",
     "Explanation",
+    "Logic",
     "Rule",
     "RuleError",
     "RuleModel",

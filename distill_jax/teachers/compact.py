@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -122,8 +121,7 @@ def quantize(teacher: Teacher, *, smallest: int = 1024) -> Teacher:
       >>> str(kernel.values.dtype), kernel.scale.shape
       ('int8', (1, 64))
     """
-    if operator.index(smallest) < 1:
-        raise ValueError(f"smallest must be 1 or more, got {smallest}")
+    smallest = _checks.count("smallest", smallest)
 
     def small(path: Any, x: Any) -> Any:
         if isinstance(x, Quantized) or np.ndim(x) < 2 or np.size(x) < smallest:

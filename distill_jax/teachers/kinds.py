@@ -286,14 +286,14 @@ def precompute(
       >>> precompute(double, jnp.ones((3, 2)), batch_size=2).shape
       (3, 2)
     """
-    _checks.at_least(1.0, batch_size=batch_size)
+    batch_size = _checks.count("batch_size", batch_size)
     lengths = {np.shape(x)[:1] for x in jax.tree.leaves(inputs)}
     n = sum(max(lengths, default=()))
     if lengths != {(n,)} or n == 0:
         raise ValueError(
             f"inputs must be arrays [n, ...] with one n > 0, got the leading axes {sorted(lengths)}"
         )
-    batch_size = min(int(batch_size), n)
+    batch_size = min(batch_size, n)
     batches = []
     for start in range(0, n, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)

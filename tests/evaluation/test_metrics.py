@@ -268,9 +268,9 @@ def test_a_model_with_one_output_has_two_classes():
         ({"where": np.zeros(N, bool)}, {}, ValueError, "data must have a row that counts"),
         ({"where": np.ones(N)}, {}, TypeError, "where must be booleans"),
         ({"teacher_logits": np.ones((N, 3))}, {}, ValueError, "teacher_logits must have the shape"),
-        ({}, {"batch_size": 0}, ValueError, "batch_size must be .* 1.0, got 0"),
-        ({}, {"top_k": 0}, ValueError, "top_k must be .* 1"),
-        ({}, {"bins": 0}, ValueError, "bins must be .* 1"),
+        ({}, {"batch_size": 0}, ValueError, "batch_size must be 1 or more, got 0"),
+        ({}, {"top_k": 0}, ValueError, "top_k must be 1 or more, got 0"),
+        ({}, {"bins": 0}, ValueError, "bins must be 1 or more, got 0"),
     ],
 )
 @pytest.mark.usefixtures("library_errors")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from distill_jax.rules.binding._circuit import Builder, Interval, bounds
 from distill_jax.rules.binding.schema import Schema, category, nearest
+from distill_jax.rules.circuits._building import Builder, Interval, bounds
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error, unknown_name
 from distill_jax.rules.language.errors import RuleError

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from distill_jax.rules.binding._atoms import FLIPPED, Columns, FeatureAtoms, named
-from distill_jax.rules.binding._circuit import FALSE, TRUE, Builder
 from distill_jax.rules.binding.schema import Schema
+from distill_jax.rules.circuits._building import Builder
+from distill_jax.rules.circuits._circuit import FALSE, TRUE
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error, unknown_name
 

@@ -11,13 +11,16 @@ Everything made here is arrays, so that compiled functions take it as data.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from distill_jax.rules.binding._circuit import FALSE, TRUE, Circuit
+from distill_jax.rules.circuits._algebra import BOOLEAN, evaluate, first_nodes
+from distill_jax.rules.circuits._circuit import FALSE, TRUE, Circuit, Level
+from distill_jax.rules.circuits._graph import nodes_of
 
 SUMMED = {3: 16, 8: 4}
 """Label literals of a flat rule, at most, and how many parts one short sum then has."""
@@ -75,13 +78,13 @@ class Rest(NamedTuple):
     Attributes:
       rule: Places of these rules among all, ``[rest]``.
       crisp: Nodes over features alone, in the whole circuit.
-      levels: Conjunctions and disjunctions.
+      levels: Conjunctions and disjunctions, whose children are ``Join``s.
       root: The rules' violations, ``[rest]``.
     """
 
     rule: Any
     crisp: Any
-    levels: tuple[tuple[Join | None, Join | None], ...]
+    levels: tuple[Level, ...]
     root: Join
 
 
@@ -163,14 +166,14 @@ def _rest(graph: _Graph, rules: list[int], violated: Any, labels: int, total: in
         joins = []
         made: dict[int, int] = {}
         for kind, neutral in (("and", 2 * total), ("or", 2 * total + 1)):
-            own = [n for n in inner if (graph.level[n], graph.children(n)[0]) == (level, kind)]
+            own = [n for n in inner if graph.nodes[n][:2] == (kind, level)]
             lists = [[rows[c] for c in graph.children(n)[1]] for n in own]
             offset = start + len(made)
             made |= {node: offset + i for i, node in enumerate(own)}
             joins.append(_join(lists, neutral, start, labels, total, plain) if own else None)
         rows |= made
         start += len(made)
-        levels.append((joins[0], joins[1]))
+        levels.append(Level(*joins))
     root = _join([[rows[n]] for n in roots], 2 * total, start, labels, total, plain)
     return Rest(np.asarray(rules, np.int32), np.asarray(crisp, np.int32), tuple(levels), root)
 
@@ -223,27 +226,17 @@ def _table(lists: Sequence[Any], fill: int) -> np.ndarray:
 
 
 class _Graph:
-    """A circuit's nodes, looked at one by one."""
+    """A circuit's nodes on the host, and which of them depend on labels."""
 
     def __init__(self, circuit: Circuit):
         self.circuit = circuit
-        self.features = circuit.register.shape[0]
-        count = 2 + circuit.number_of_literals
-        self.of_labels = np.arange(count) >= 2 + self.features
-        self.level = np.full(count, -1)
-        self._children: dict[int, tuple[str, tuple[int, ...]]] = {}
-        for i, level in enumerate(circuit.levels):
-            for kind, table, neutral in (("and", level.ands, TRUE), ("or", level.ors, FALSE)):
-                for own in table:
-                    parts = tuple(int(c) for c in own if c != neutral)
-                    self._children[count] = kind, parts
-                    count += 1
-                depends = self.of_labels[table].any(1)
-                self.of_labels = np.concatenate([self.of_labels, depends])
-                self.level = np.concatenate([self.level, np.full(len(table), i)])
+        self.nodes = nodes_of(circuit)
+        self.of_labels = _depends_on_labels(circuit)
 
     def children(self, node: int) -> tuple[str, tuple[int, ...]]:
-        return self._children.get(node, ("", ()))
+        """``("and", parts)``, ``("or", parts)``, or ``("", ())`` of a literal."""
+        kind, _, children = self.nodes[node]
+        return (kind, children) if kind in ("and", "or") else ("", ())
 
     def conjunction(self, node: int) -> tuple[list[int], list[int]] | None:
         """Nodes over features, and label literals, whose conjunction a node is; else None."""
@@ -259,7 +252,7 @@ class _Graph:
 
     def row(self, node: int, total: int) -> int:
         """The row of a label literal."""
-        i = node - 2 - self.features
+        i = self.nodes[node].place
         return int(self.circuit.label[i]) + total * bool(self.circuit.negated[i])
 
     def below(self, roots: list[int]) -> list[int]:
@@ -271,3 +264,11 @@ class _Graph:
                     seen.add(child)
                     stack.append(child)
         return sorted(seen)
+
+
+def _depends_on_labels(circuit: Circuit) -> np.ndarray:
+    """Which nodes depend on labels: those of which any child does, ``[nodes]``."""
+    either = dataclasses.replace(BOOLEAN, conjunction=BOOLEAN.disjunction, true=False)
+    features, labels = circuit.register.shape[0], circuit.label.shape[0]
+    first = first_nodes(either, np.zeros((features, 1), bool), np.ones((labels, 1), bool))
+    return evaluate(circuit.levels, first, either)[:, 0]

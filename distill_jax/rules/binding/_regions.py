@@ -14,10 +14,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from distill_jax.rules.binding._circuit import FALSE, TRUE, bounds
 from distill_jax.rules.binding.book import Book
+from distill_jax.rules.circuits._building import bounds
+from distill_jax.rules.circuits._graph import nodes_of
+from distill_jax.rules.circuits._registers import registers
 from distill_jax.rules.language import formulas as f
 
 MAX = float(np.finfo(np.float32).max)
@@ -48,7 +51,11 @@ class Cases:
         self.domains += [(x, x) for x in constants] + [NUMBER] * steps
         self.registers = len(self.domains)
         self.whole = {i for i in range(columns) if self.domains[i] != NUMBER}
-        self._nodes = _nodes(book, self.registers)
+        self._nodes = nodes_of(circuit)
+        fields = (circuit.register, circuit.low, circuit.high, circuit.inverted)
+        self._intervals = list(zip(*(np.asarray(x).tolist() for x in fields), strict=True))
+        fields = (circuit.label, circuit.negated)
+        self._labels = list(zip(*(np.asarray(x).tolist() for x in fields), strict=True))
         self._known: dict[int, tuple[list[Box], bool]] = {}
 
     def boxes(self, node: int) -> list[Box]:
@@ -62,11 +69,15 @@ class Cases:
         return self._known[node]
 
     def _made(self, node: int) -> tuple[list[Box], bool]:
-        kind, content = self._nodes[node]
-        if kind == "literal":
-            box = self._literal(*content)
+        kind, place, children = self._nodes[node]
+        if kind == "interval":
+            box = self._interval(*self._intervals[place])
             return ([] if box is None else [box]), False
-        parts = [self._expand(child) for child in content]
+        if kind == "label":
+            label, negated = self._labels[place]
+            wanted = 0.0 if negated else 1.0
+            return [((self.registers + label, wanted, wanted),)], False
+        parts = [self._expand(child) for child in children]
         truncated = any(cut for _, cut in parts)
         if kind == "or":
             boxes = list(dict.fromkeys(box for part, _ in parts for box in part))
@@ -89,13 +100,11 @@ class Cases:
                 found[both] = None
         return list(found), False
 
-    def _literal(self, register: int, low: float, high: float, inverted: bool) -> Box | None:
-        """The bounds of a literal, tightened to values that its register can have."""
+    def _interval(self, register: int, low: float, high: float, inverted: bool) -> Box | None:
+        """The bounds of a literal on features, tightened to values that its register can have."""
         if inverted:
             constant = self.domains[register] != NUMBER and register not in self.whole
             return None if constant else ((register, *MISSING),)
-        if register >= self.registers:  # a label
-            return ((register, low, high),)
         least, most = self.domains[register]
         low, high = max(low, least), min(high, most)
         if register in self.whole:
@@ -146,7 +155,8 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
             bound = MISSING if code is None else (float(code), float(code))
         values[i] = _drawn(book, name, bound, draws, random, may_miss=MISSING in made.values())
     if made:
-        computed = _registers(book, values)
+        with np.errstate(all="ignore"):
+            computed = registers(jax.tree.map(np.asarray, book.circuit), values.T)
         fits = np.ones(draws, bool)
         for register, (low, high) in made.items():
             x = computed[register]
@@ -180,41 +190,6 @@ def _domain(book: Book, register: int) -> tuple[float, float]:
     if column.kind == "categorical":  # the code after the last is that of unknown categories
         return 0.0, float(len(column.categories))
     return (0.0, 1.0) if column.kind == "boolean" else NUMBER
-
-
-def _nodes(book: Book, registers: int) -> list[tuple[str, Any]]:
-    """Every node of the circuit: its kind, and its children or bounds."""
-    circuit = book.circuit
-    nodes: list[tuple[str, Any]] = [("or", ()), ("and", ())]  # FALSE, TRUE
-    bound = zip(
-        *(np.asarray(x).tolist() for x in (circuit.register, circuit.low, circuit.high)),
-        np.asarray(circuit.inverted).tolist(),
-        strict=True,
-    )
-    nodes += [("literal", literal) for literal in bound]
-    for label, negated in zip(
-        np.asarray(circuit.label).tolist(), np.asarray(circuit.negated).tolist(), strict=True
-    ):
-        wanted = 0.0 if negated else 1.0
-        nodes.append(("literal", (registers + label, wanted, wanted, False)))
-    for level in circuit.levels:
-        for kind, filler, rows in (("and", TRUE, level.ands), ("or", FALSE, level.ors)):
-            nodes += [(kind, [c for c in row if c != filler]) for row in np.asarray(rows).tolist()]
-    return nodes
-
-
-def _registers(book: Book, columns: np.ndarray) -> np.ndarray:
-    """Columns ``[columns, batch]``, constants, and what arithmetic makes of them."""
-    constants = np.asarray(book.circuit.constants, np.float32)
-    made = np.concatenate([columns, np.repeat(constants[:, None], columns.shape[1], 1)])
-    with np.errstate(all="ignore"):
-        for step in book.circuit.arithmetic:
-            left, right = made[np.asarray(step.left)], made[np.asarray(step.right)]
-            operator = np.asarray(step.operator)[:, None]
-            quotient = np.where(right == 0, np.float32(np.nan), left / right)
-            results = (left + right, left - right, left * right, quotient)
-            made = np.concatenate([made, np.choose(operator, results)])
-    return made
 
 
 def _expression(book: Book, register: int) -> f.Value:

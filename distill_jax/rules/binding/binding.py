@@ -10,19 +10,18 @@ import jax
 import numpy as np
 
 from distill_jax.rules.binding._atoms import Columns
-from distill_jax.rules.binding._circuit import FALSE, TRUE
 from distill_jax.rules.binding._ground import Grounder, Piece, head_of
 from distill_jax.rules.binding._plans import plan
-from distill_jax.rules.binding.book import Book, Info, Logic, Pieces
+from distill_jax.rules.binding.book import Book, Info, Pieces
 from distill_jax.rules.binding.contradictions import conflicts as find_conflicts
 from distill_jax.rules.binding.schema import Schema
+from distill_jax.rules.circuits._circuit import FALSE, TRUE
+from distill_jax.rules.circuits.fuzzy_logics import Logic, LogicName, find_logic
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error
 from distill_jax.rules.language.building import Built, formula
 from distill_jax.rules.language.errors import RuleError
 from distill_jax.rules.language.parsing import parse
-
-LOGICS = ("product", "lukasiewicz", "godel", "sigmoidal")
 
 
 class RuleWarning(UserWarning):
@@ -33,7 +32,7 @@ def bind(
     rules: str | Sequence[str | f.Rule | f.Formula | Built],
     schema: Schema,
     *,
-    logic: Logic = "product",
+    logic: LogicName | Logic = "product",
     widths: Mapping[str, float] | None = None,
     conflicts: Literal["raise", "warn", "ignore"] = "raise",
 ) -> Book:
@@ -43,8 +42,9 @@ def bind(
       rules: A text with one rule a line, or a list of texts, rules, and formulas that were built or
         parsed.
       schema: Columns and classes.
-      logic: For label sets, how truth is computed from probabilities; see ``truth``. Exclusive
-        classes have one exact answer and need none.
+      logic: For label sets, how truth is computed from probabilities: ``"product"``,
+        ``"lukasiewicz"``, ``"godel"``, ``"sigmoidal"`` (see ``truth``), or a ``Logic`` of your own.
+        Exclusive classes have one exact answer and need none.
       widths: Makes comparisons with a numeric column soft, so that gradients reach the column:
         ``{"age": 2.0}`` gives ``age > 55`` the truth sigmoid((age − 55) / 2). Keys are columns, or
         arithmetic as it prints.
@@ -72,7 +72,8 @@ def bind(
       >>> print(book)
       [w=2] smoking: smoker and age > 60 => disease
     """
-    _check_choices(schema, logic, conflicts)
+    chosen = find_logic(logic)
+    _check_choices(schema, conflicts)
     written = _as_rules(rules)
     definitions = tuple(rule for rule in written if _defines(rule, schema))
     kept = tuple(rule for rule in written if not _defines(rule, schema))
@@ -86,7 +87,7 @@ def bind(
     _check_widths_are_used(widths, grounder.columns)
     arrays = _arrays(grounder, kept, grounded)
     patterns = tuple(grounder.columns.patterns)
-    info = Info(schema, kept, definitions, patterns, logic, bool(widths))
+    info = Info(schema, kept, definitions, patterns, chosen, bool(widths))
     # All at once: an array at a time, each is a program to compile.
     book = jax.device_put(Book(**arrays, info=info))
     if conflicts != "ignore":
@@ -159,9 +160,7 @@ def _arrays(grounder: Grounder, rules: Sequence[f.Rule], grounded: _Grounded) ->
 # What is checked
 
 
-def _check_choices(schema: Schema, logic: str, conflicts: str) -> None:
-    if logic not in LOGICS:
-        raise ValueError(f"logic must be one of {LOGICS}, got {logic!r}")
+def _check_choices(schema: Schema, conflicts: str) -> None:
     if conflicts not in ("raise", "warn", "ignore"):
         raise ValueError(f"conflicts must be 'raise', 'warn' or 'ignore', got {conflicts!r}")
     if not isinstance(schema, Schema):

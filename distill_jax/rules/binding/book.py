@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
-from distill_jax.rules.binding._circuit import Circuit
 from distill_jax.rules.binding._plans import Plan
 from distill_jax.rules.binding.schema import Schema, encode_columns, missing, read
+from distill_jax.rules.circuits._circuit import Circuit
+from distill_jax.rules.circuits.fuzzy_logics import Logic
 from distill_jax.rules.language import formulas as f
-
-Logic = Literal["product", "lukasiewicz", "godel", "sigmoidal"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Book:
         """The rules as values of JSON, for the configuration of a run."""
         return {
             "rules": str(self).splitlines(),
-            "logic": self.info.logic,
+            "logic": self.info.logic.name,
             "strengths": np.asarray(self.strengths).tolist(),
         }
 

@@ -17,10 +17,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from distill_jax.rules.binding import _regions
 from distill_jax.rules.binding.book import Book
+from distill_jax.rules.circuits._algebra import BOOLEAN, evaluate, first_nodes
 
 MOST_CASES = 1_000
 """Boxes of one rule; of those that have more, the first ones are compared."""
@@ -256,17 +258,12 @@ def _with_labels(book: Book, sets: np.ndarray) -> np.ndarray:
 
     Formulas are in negation normal form: what does not hold so holds for no features.
     """
-    circuit, batch = book.circuit, len(sets)
-    label = np.asarray(circuit.label)
-    of_view = label >= sets.shape[1]
-    held = sets.T[np.where(of_view, 0, label)] ^ np.asarray(circuit.negated)[:, None]
-    features = np.ones((circuit.register.shape[0], batch), bool)
-    nodes = np.concatenate([np.zeros((1, batch), bool), np.ones((1, batch), bool), features])
-    nodes = np.concatenate([nodes, held | of_view[:, None]])
-    for level in circuit.levels:
-        ands, ors = nodes[np.asarray(level.ands)].all(1), nodes[np.asarray(level.ors)].any(1)
-        nodes = np.concatenate([nodes, ands, ors])
-    return nodes
+    circuit = jax.tree.map(np.asarray, book.circuit)
+    of_view = circuit.label >= sets.shape[1]
+    on_labels = sets.T[np.where(of_view, 0, circuit.label)] ^ circuit.negated[:, None]
+    on_features = np.ones((circuit.register.shape[0], len(sets)), bool)
+    first = first_nodes(BOOLEAN, on_features, on_labels | of_view[:, None])
+    return evaluate(circuit.levels, first, BOOLEAN)
 
 
 class _Search:

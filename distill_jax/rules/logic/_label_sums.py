@@ -1,15 +1,15 @@
 """Violations over label sets, summed over rules or rows without a table of rows times rules.
 
-Flat rules (see ``plans``) have their value and their gradient written out by hand: parts of a
-short sum stay in the processor's registers, and nothing is scattered. Other rules go through their
-part of the circuit with automatic differentiation, a plane of a tile at a time.
+Flat rules (see ``_plans``) are summed by hand, and so is their gradient: parts of a short sum stay
+in the processor's registers, and nothing is scattered. Other rules go through their part of the
+circuit with automatic differentiation. Either way one plane of a tile is computed at a time.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,23 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from distill_jax._programs import vary_alike
-from distill_jax.rules.binding._circuit import Circuit
 from distill_jax.rules.binding._plans import Join, Plan, Sums
-from distill_jax.rules.logic._tiles import (
-    cut,
-    holds,
-    joined,
-    nodes,
-    over_tiles,
-    padded,
-    registers,
-    take,
-    tiles_of,
-    write,
-)
-
-Outer = Callable[[Array], Array]
-"""What is made of a violation, elementwise; 0 at 0."""
+from distill_jax.rules.circuits._algebra import BITS, each_child, evaluate, take
+from distill_jax.rules.circuits._circuit import Circuit
+from distill_jax.rules.circuits._registers import registers
+from distill_jax.rules.circuits.fuzzy_logics import PRODUCT, Logic, Squared
+from distill_jax.rules.logic._tiles import cut, holds, nodes, over_tiles, padded, tiles_of, write
 
 
 def weighted(
@@ -44,10 +33,10 @@ def weighted(
     weights: Float[Array, " rules"],
     *,
     views: Float[Array, "batch seen"] | None = None,
-    logic: str = "product",
-    outer: Outer | None = None,
+    logic: Logic = PRODUCT,
+    squared: bool = False,
 ) -> Float[Array, " batch"]:
-    """Σ weight · outer(violation) over the rules, row by row.
+    """Σ weight · violation over the rules, row by row, or Σ weight · violation².
 
     The gradient to the probabilities is made with the value, that to the weights when it is asked
     for. No gradient reaches columns and views.
@@ -59,38 +48,16 @@ def weighted(
       probabilities: Of the labels.
       weights: Of the rules.
       views: Probabilities on other views, side by side.
-      logic: ``"product"``, ``"lukasiewicz"`` or ``"godel"``.
-      outer: See ``Outer``; None for the violation itself. One function, not a new one a call.
+      logic: How violations follow from probabilities. Its gradient is derived from its algebra.
+      squared: Whether violations are squared.
+
+    Returns:
+      ``[batch]``, float32 or better.
     """
     p, w = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (probabilities, weights))
     seen = jnp.zeros((p.shape[0], 0), p.dtype) if views is None else views.astype(p.dtype)
-    return _weighted((logic, outer), *vary_alike((plan, circuit, columns, seen, p, w)))
-
-
-def per_rule(
-    plan: Plan,
-    circuit: Circuit,
-    columns: Float[Array, "batch columns"],
-    probabilities: Float[Array, "batch labels"],
-    row_weights: Float[Array, " batch"],
-    number: int,
-    *,
-    views: Float[Array, "batch seen"] | None = None,
-    logic: str = "product",
-    outer: Outer | None = None,
-) -> Float[Array, " rules"]:
-    """Σ row weight · outer(violation) over the rows, rule by rule. Gradients do not pass.
-
-    Args:
-      plan, circuit, columns, probabilities, views, logic, outer: As for ``weighted``.
-      row_weights: A factor for each row.
-      number: Of rules.
-    """
-    p = jax.lax.stop_gradient(probabilities)
-    p = p.astype(jnp.promote_types(p.dtype, jnp.float32))
-    seen = jnp.zeros((p.shape[0], 0), p.dtype) if views is None else views.astype(p.dtype)
-    rows = jax.lax.stop_gradient(row_weights).astype(p.dtype)
-    return _per_rule((logic, outer), plan, circuit, columns, seen, p, rows, number)
+    rescale = Squared(logic.rescale) if squared else logic.rescale
+    return _weighted((logic.algebra, rescale), *vary_alike((plan, circuit, columns, seen, p, w)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -156,15 +123,15 @@ def _prepare(plan: Plan, circuit: Circuit, batch: _Batch, rows: int) -> Callable
 
     def prepare(first):
         found = nodes(circuit, cut(batch.values, first, rows))
-        chosen = [None if g is None else joined(operator.and_, found, g) for g in guards]
+        chosen = [None if g is None else BITS.conjunction(each_child(found, g)) for g in guards]
         return chosen, None if crisp is None else take(found, crisp)
 
     return prepare
 
 
 def _rows(static, plan, circuit, columns, seen, p, weights, differentiate):
-    """The penalty row by row, and its gradient to the probabilities or None."""
-    logic, outer = static
+    """The weighted sum row by row, and its gradient to the probabilities or None."""
+    algebra, rescale = static
     batch = _batch(circuit, columns, seen, p)
     tiles = tiles_of(batch.values.shape[1])
     prepare = _prepare(plan, circuit, batch, 8 * tiles.width)
@@ -182,15 +149,15 @@ def _rows(static, plan, circuit, columns, seen, p, weights, differentiate):
         value = jnp.zeros((1, tiles.width), p.dtype)
         gradient = jnp.zeros((p.shape[1], tiles.width), p.dtype)
         for flat, guard, factor, slope in zip(plan.flat, guards, factors, slopes, strict=True):
-            value += _flat_value(flat, q, guard, i, factor, logic, outer)
+            value += _flat_value(flat, q, guard, i, factor, algebra, rescale)
             if differentiate:
-                gradient += _flat_gradient(flat, q, guard, i, slope, logic, outer, first >= 0)
+                gradient += _flat_gradient(flat, q, guard, i, slope, algebra, rescale, first >= 0)
         if plan.rest is not None:
             held = _crisp(crisp, i, q)
             rest_weights = weights[plan.rest.rule][None, :]
 
             def of(q):
-                return rest_weights @ _rest_values(plan.rest, q, held, logic, outer)
+                return rest_weights @ _rest_values(plan.rest, q, held, algebra, rescale)
 
             if differentiate:
                 new, pull = jax.vjp(of, q)
@@ -216,7 +183,8 @@ def _rows(static, plan, circuit, columns, seen, p, weights, differentiate):
 
 
 def _per_rule(static, plan, circuit, columns, seen, p, row_weights, number):
-    logic, outer = static
+    """Σ row weight · rescale(violation) over the rows, rule by rule: the gradient to weights."""
+    algebra, rescale = static
     batch = _batch(circuit, columns, seen, p)
     tiles = tiles_of(batch.values.shape[1])
     prepare = _prepare(plan, circuit, batch, 8 * tiles.width)
@@ -231,10 +199,10 @@ def _per_rule(static, plan, circuit, columns, seen, p, row_weights, number):
         guards, crisp = prepared
         values = []
         for flat, guard in zip(plan.flat, guards, strict=True):
-            v = _outer(_and([take(q, child) for child in flat.children], logic), outer)
+            v = _rescaled(algebra.conjunction([take(q, child) for child in flat.children]), rescale)
             values.append(v if guard is None else jnp.where(holds(guard, i), v, 0.0))
         if plan.rest is not None:
-            values.append(_rest_values(plan.rest, q, _crisp(crisp, i, q), logic, outer))
+            values.append(_rest_values(plan.rest, q, _crisp(crisp, i, q), algebra, rescale))
         return [a + v @ w[0] for a, v in zip(totals, values, strict=True)], q
 
     zeros = [jnp.zeros(r.shape[0], p.dtype) for r in rules]
@@ -247,27 +215,28 @@ def _per_rule(static, plan, circuit, columns, seen, p, row_weights, number):
 # Flat rules
 
 
-def _flat_value(flat, q, guard, plane, factor, logic, outer):
-    """Σ weight · outer(violation) over the rules, ``[1, width]``."""
+def _flat_value(flat, q, guard, plane, factor, algebra, rescale):
+    """Σ weight · rescale(violation) over the rules, ``[1, width]``."""
 
     def part(index, factor):
         literals = [take(q, child[index]) for child in flat.children]
-        v = factor[:, None] * _outer(_and(literals, logic), outer)
+        v = factor[:, None] * _rescaled(algebra.conjunction(literals), rescale)
         return v if guard is None else jnp.where(holds(take(guard, index), plane), v, 0.0)
 
     sums = _short_sum(part, flat.chunks.index, factor)
     return jnp.ones((1, sums.shape[0]), q.dtype) @ sums
 
 
-def _flat_gradient(flat, q, guard, plane, slope, logic, outer, always):
+def _flat_gradient(flat, q, guard, plane, slope, algebra, rescale, always):
     """The gradient to the labels, ``[labels, width]``."""
 
     def part(slot, slope, own, *others):
         own, others = take(q, own), [take(q, other) for other in others]
-        d = slope[:, None] * _slope(own, others, logic)
-        if outer is not None:
-            v = _and([own, *others], logic)
-            d = d * jax.jvp(outer, (v,), (jnp.ones_like(v),))[1]
+
+        def violation(own):
+            return _rescaled(algebra.conjunction([own, *others]), rescale)
+
+        d = slope[:, None] * jax.jvp(violation, (own,), (jnp.ones_like(own),))[1]
         return d if guard is None else jnp.where(holds(take(guard, slot), plane), d, 0.0)
 
     # In a branch of its own, or XLA computes the short sums again wherever one is read.
@@ -295,36 +264,8 @@ def _summed(rows: Array, tree: tuple[Sums, ...]) -> Array:
     return rows
 
 
-def _and(parts: Sequence[Array], logic: str) -> Array:
-    if logic == "product":
-        return functools.reduce(operator.mul, parts)
-    if logic == "lukasiewicz":
-        return jnp.maximum(functools.reduce(operator.add, parts) - (len(parts) - 1.0), 0.0)
-    return functools.reduce(jnp.minimum, parts)
-
-
-def _or(parts: Sequence[Array], logic: str) -> Array:
-    if logic == "product":
-        return 1.0 - functools.reduce(operator.mul, [1.0 - part for part in parts])
-    if logic == "lukasiewicz":
-        return jnp.minimum(functools.reduce(operator.add, parts), 1.0)
-    return functools.reduce(jnp.maximum, parts)
-
-
-def _slope(own: Array, others: Sequence[Array], logic: str) -> Array:
-    """The derivative of a conjunction to one part; parts that are least alike share it."""
-    if logic == "product":
-        return functools.reduce(operator.mul, others, jnp.ones_like(own))
-    if logic == "lukasiewicz":
-        excess = functools.reduce(operator.add, others, own) - len(others)
-        return (excess > 0).astype(own.dtype)
-    least = functools.reduce(jnp.minimum, others, own)
-    alike = sum((other == own).astype(own.dtype) for other in others)
-    return jnp.where(own == least, 1.0 / (1.0 + alike), 0.0)
-
-
-def _outer(values: Array, outer: Outer | None) -> Array:
-    return values if outer is None else outer(values)
+def _rescaled(values: Array, rescale: Callable[[Array], Array] | None) -> Array:
+    return values if rescale is None else rescale(values)
 
 
 # Other rules
@@ -336,25 +277,18 @@ def _crisp(words: Array | None, plane: Any, like: Array) -> Array:
     return holds(words, plane).astype(like.dtype)
 
 
-def _rest_values(rest, q, crisp, logic, outer):
-    """outer(violation), ``[rest, width]``."""
-    rows = jnp.concatenate([q, crisp])
-    for ands, ors in rest.levels:
-        made = [
-            join([parts[:, j] for j in range(parts.shape[1])], logic)
-            for join, children in ((_and, ands), (_or, ors))
-            if children is not None
-            for parts in [_children(rows, children)]
-        ]
-        rows = jnp.concatenate([rows, *made])
-    return _outer(_children(rows, rest.root)[:, 0], outer)
+def _rest_values(rest, q, crisp, algebra, rescale):
+    """rescale(violation), ``[rest, width]``."""
+    rows = evaluate(rest.levels, jnp.concatenate([q, crisp]), algebra, gather=_summed_children)
+    return _rescaled(_summed_children(rows, rest.root)[0], rescale)
 
 
-def _children(rows: Array, join: Join) -> Array:
-    """``rows[children]``, whose gradient returns by sums."""
+def _summed_children(rows: Array, join: Join) -> list[Array]:
+    """The children's rows, whose gradient returns by sums."""
     n, fan_in = join.children.shape
     taken = _taken(rows, jnp.asarray(join.children).reshape(-1), join.tree)
-    return taken.reshape(n, fan_in, rows.shape[1])
+    taken = taken.reshape(n, fan_in, rows.shape[1])
+    return [taken[:, i] for i in range(fan_in)]
 
 
 @jax.custom_vjp

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +22,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from distill_jax._programs import vary_alike
-from distill_jax.rules.binding._circuit import Circuit
+from distill_jax.rules.circuits._algebra import BITS, each_child, evaluate, first_nodes, take
+from distill_jax.rules.circuits._circuit import Circuit
+from distill_jax.rules.circuits._registers import registers
 
 WIDTH = 1000
 """Bytes of a node in one tile, about: the nodes of a thousand rules then fit in caches."""
@@ -94,11 +95,6 @@ def write(into: Array, values: Array, first: Any) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(into, values, first, axis=1)
 
 
-def take(rows: Array, index: Any) -> Array:
-    """``rows[index]`` for an index that is known to lie inside, without a check a number."""
-    return rows.at[index].get(mode="promise_in_bounds")
-
-
 def padded(values: Array, fill: float) -> Array:
     """``[batch, …]`` with the rows that a tile needs at least."""
     missing = max(0, 128 - values.shape[0])
@@ -106,23 +102,6 @@ def padded(values: Array, fill: float) -> Array:
 
 
 # Nodes as bits
-
-
-def registers(circuit: Circuit, columns: Float[Array, "batch columns"]) -> Array:
-    """Columns, constants, and what arithmetic makes of them, ``[registers, batch]``."""
-    made = columns.T
-    if circuit.constants.shape[0]:
-        constants = circuit.constants.astype(made.dtype)[:, None]
-        constants = jnp.broadcast_to(constants, (constants.shape[0], made.shape[1]))
-        made = jnp.concatenate([made, constants])
-    for step in circuit.arithmetic:
-        a, b, op = made[step.left], made[step.right], step.operator[:, None]
-        # What is divided by 0 is unknown, as if it were missing.
-        quotient = jnp.where(b == 0, jnp.nan, a / jnp.where((op == 3) & (b != 0), b, 1.0))
-        result = jnp.where(op == 2, a * b, quotient)
-        result = jnp.where(op == 1, a - b, result)
-        made = jnp.concatenate([made, jnp.where(op == 0, a + b, result)])
-    return made
 
 
 def literals(
@@ -158,20 +137,9 @@ def nodes(
 ) -> UInt8[Array, "nodes width"]:
     """Every node for one tile of registers, eight rows a byte; labels are taken for possible."""
     held = literals(circuit, values, unknown=unknown)
-    width = held.shape[1]
-    ends = jnp.broadcast_to(jnp.array([[0], [255]], jnp.uint8), (2, width))
-    possible = jnp.full((circuit.label.shape[0], width), 255, jnp.uint8)
-    found = jnp.concatenate([ends, held, possible])
-    for level in circuit.levels:
-        ands = joined(operator.and_, found, level.ands)
-        ors = joined(operator.or_, found, level.ors)
-        found = jnp.concatenate([found, ands, ors])
-    return found
-
-
-def joined(join: Callable[[Any, Any], Any], rows: Array, children: Int[Any, "n fan_in"]) -> Array:
-    """Rows joined over each node's children; XLA's own reductions over a short axis are slow."""
-    return functools.reduce(join, (take(rows, children[:, j]) for j in range(children.shape[1])))
+    possible = jnp.full((circuit.label.shape[0], held.shape[1]), 255, jnp.uint8)
+    # XLA's own reductions over a short axis are slow, so children are gathered one by one.
+    return evaluate(circuit.levels, first_nodes(BITS, held, possible), BITS, gather=each_child)
 
 
 def holds(words: UInt8[Array, "n width"], plane: Any) -> Bool[Array, "n width"]:

@@ -31,7 +31,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -39,15 +38,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
-from distill_jax.rules.binding._circuit import Circuit
-from distill_jax.rules.binding.book import Book, number_of_columns
-from distill_jax.rules.logic import _label_sums, _tiles
-
-STEEPNESS = 9.0
-"""Of the sigmoidal implication, as in van Krieken et al. 2022, section 7."""
-
-Views = Mapping[str, Any]
-"""Probabilities ``[batch, classes]`` of other views of the examples, by name."""
+from distill_jax.rules.binding.book import Book
+from distill_jax.rules.circuits.fuzzy_logics import PRODUCT
+from distill_jax.rules.logic import _inputs, _label_sums, _predictions, _tiles
+from distill_jax.rules.logic._inputs import Views
+from distill_jax.rules.logic._nodes import crisp_nodes, fuzzy_nodes
 
 
 def fires(
@@ -79,15 +74,25 @@ def violation(
     *,
     views: Views | None = None,
 ) -> Float[Array, "batch rules"]:
-    """How far each rule is from being true: 1 − ``truth``, computed without cancellation."""
+    """How far each rule is from being true: 1 − ``truth``, computed without cancellation.
+
+    Args:
+      book: The rules.
+      columns: From ``encode``.
+      probabilities: Of the classes (each row sums to 1) or the labels (each from 0 to 1).
+      views: Logits on other views, as in ``truth``.
+
+    Returns:
+      ``[batch, rules]``, from 0 to 1, float32 or better; gradients as for ``truth``.
+    """
     columns, probabilities, arrays = _arguments(book, columns, probabilities, views)
     if book.schema.exclusive:
         weight = guards(book, columns, arrays) * (book.pieces.table @ probabilities.T)
         return jax.ops.segment_sum(weight, book.pieces.rule, len(book)).T
     everything = jnp.concatenate([probabilities, *arrays], axis=1)
-    nodes = _fuzzy(book.circuit, columns, everything, book.info.logic)
-    found = nodes[book.violated].T
-    return _sigmoidal(found) if book.info.logic == "sigmoidal" else found
+    logic = book.info.logic
+    found = fuzzy_nodes(book.circuit, columns, everything, logic.algebra)[book.violated].T
+    return found if logic.rescale is None else logic.rescale(found)
 
 
 def truth(
@@ -106,8 +111,10 @@ def truth(
       book: The rules.
       columns: From ``encode``.
       probabilities: Of the classes (each row sums to 1) or the labels (each from 0 to 1).
-      views: Probabilities on other views, by name; a rule that compares with one takes the two for
-        independent. No gradient passes to them.
+      views: Logits ``[batch, classes]`` on other views, or the model's ``Outputs`` on them, by
+        name; their probabilities are the softmax, or over label sets the sigmoid, in float32 or
+        better, so a class at ``-inf`` has probability 0. A rule that compares with a view takes
+        the two predictions for independent. No gradient passes to them.
 
     Returns:
       Float32 or better. Gradients reach the probabilities and, through soft comparisons, the
@@ -143,9 +150,9 @@ def energies(
       book: The rules.
       columns: From ``encode``.
       strengths: In place of the book's own, ``[rules]``; may be traced.
-      views: As in ``truth``.
+      views: Logits on other views, as in ``truth``.
     """
-    _exclusive(book, "energies")
+    _inputs.check_exclusive(book, "energies")
     columns, _, arrays = _arguments(book, columns, None, views)
     own = book.strengths if strengths is None else jnp.asarray(strengths)
     _checks.shape((len(book),), strengths=own)
@@ -155,7 +162,7 @@ def energies(
 
 def forbidden(book: Book, columns: Float[Any, "batch columns"]) -> Bool[Array, "batch classes"]:
     """Which classes the hard rules forbid on each example; exclusive classes only."""
-    _exclusive(book, "forbidden")
+    _inputs.check_exclusive(book, "forbidden")
     guards = _held(book, _columns(book, columns), book.pieces.guard, False)
     hard = book.hard[book.pieces.rule][:, None] * book.pieces.table
     return (guards.astype(hard.dtype) @ hard) > 0
@@ -176,15 +183,13 @@ def weighted_violation(
     comparisons.
     """
     columns, probabilities, arrays = _arguments(book, columns, probabilities, views)
-    weights = _wide(weights)
+    weights = _inputs.float32_or_wider(weights)
     _checks.shape((len(book),), weights=weights)
     if book.schema.exclusive and not squared:
         return (_against(book, columns, arrays, weights) * probabilities).sum(1)
-    if book.schema.exclusive or book.plan is None or _size(book, columns) <= SMALL_SUMS:
+    if book.schema.exclusive or book.plan is None or _at_once(book, columns, SMALL_SUMS):
         each = violation(book, columns, probabilities, views=views)
         return (each * each if squared else each) @ weights
-    smooth = book.info.logic == "sigmoidal"
-    outer = {(0, 0): None, (0, 1): jnp.square, (1, 0): _sigmoidal, (1, 1): _sigmoidal_squared}
     return _label_sums.weighted(
         book.plan,
         book.circuit,
@@ -192,26 +197,14 @@ def weighted_violation(
         probabilities,
         weights,
         views=jnp.concatenate(arrays, axis=1) if arrays else None,
-        logic="product" if smooth else book.info.logic,
-        outer=outer[smooth, squared],
+        logic=book.info.logic,
+        squared=squared,
     )
 
 
-def _exclusive(book: Book, who: str) -> None:
-    if not book.schema.exclusive:
-        raise ValueError(f"{who} is for exclusive classes, and the book's schema has label sets")
-
-
 def _columns(book: Book, columns: Any) -> Array:
-    width = number_of_columns(book)
-    if jnp.ndim(columns) != 2 or jnp.shape(columns)[1] != width:
-        raise ValueError(
-            f"columns must have shape [batch, {width}], as encode(book, table) gives it, got "
-            f"{jnp.shape(columns)}"
-        )
-    columns = jnp.asarray(columns)
     _checks.floating(columns=columns)
-    return columns.astype(jnp.promote_types(columns.dtype, jnp.float32))
+    return _inputs.encoded_columns(book, columns=columns)
 
 
 def _arguments(
@@ -219,25 +212,13 @@ def _arguments(
 ) -> tuple[Array, Any, list[Array]]:
     columns = _columns(book, columns)
     shape = (columns.shape[0], len(book.schema.classes))
-    views = dict(views or {})
-    if missing := set(book.schema.views) - set(views):
-        raise ValueError(
-            f"views must hold the probabilities of {sorted(missing)}, got {sorted(views)}"
-        )
-    arrays = [views[name] for name in book.schema.views]
-    for name, x in zip(book.schema.views, arrays, strict=True):
-        _checks.shape(shape, **{f"views[{name!r}]": x})
-    arrays = [jax.lax.stop_gradient(_wide(x)) for x in arrays]
+    logits = _inputs.view_logits(book, views, shape)
+    arrays = [_predictions.probabilities(book, x) for x in logits.values()]
     if probabilities is None:
         return columns, None, arrays
     _checks.floating(probabilities=probabilities)
     _checks.shape(shape, probabilities=probabilities)
-    return columns, _wide(probabilities), arrays
-
-
-def _wide(x: Any) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return columns, _inputs.float32_or_wider(probabilities), arrays
 
 
 SMALL, SMALL_SUMS = 1 << 21, 1 << 16
@@ -245,16 +226,20 @@ SMALL, SMALL_SUMS = 1 << 21, 1 << 16
 second holds for sums over label sets with their gradient."""
 
 
-def _size(book: Book, columns: Array) -> int:
-    circuit = book.circuit
-    inner = sum(level.ands.shape[0] + level.ors.shape[0] for level in circuit.levels)
-    return (circuit.number_of_literals + inner) * columns.shape[0]
+def _at_once(book: Book, columns: Array, most: int) -> bool:
+    """Whether all nodes of all rows are computed at once.
+
+    So they are where the number of rows is not known (``jax.export`` with a symbolic batch size):
+    that holds for any number, and tiles do not.
+    """
+    rows = columns.shape[0]
+    return not isinstance(rows, int) or book.circuit.number_of_nodes * rows <= most
 
 
 def _held(book: Book, columns: Array, wanted: Array, unknown: bool) -> Bool[Array, "batch wanted"]:
     """Where these nodes hold."""
-    if _size(book, columns) <= SMALL:
-        return _crisp(book.circuit, columns, unknown)[wanted].T
+    if _at_once(book, columns, SMALL):
+        return crisp_nodes(book.circuit, columns, unknown=unknown)[wanted].T
     return _tiles.held(book.circuit, columns, wanted, unknown=unknown)
 
 
@@ -263,10 +248,10 @@ def _against(
 ) -> Float[Array, "batch classes"]:
     """What the rules, with these weights, speak against each class."""
     scores = weights[book.pieces.rule][:, None] * book.pieces.table
-    if book.info.soft or _size(book, columns) <= SMALL:
+    if book.info.soft or _at_once(book, columns, SMALL):
         return guards(book, columns, views).T @ scores
     classes = len(book.schema.classes)
-    shown = jnp.concatenate(_shown(views), axis=1) if views else jnp.zeros((len(columns), 0))
+    shown = jnp.concatenate(_shown(views), axis=1) if views else jnp.zeros((columns.shape[0], 0))
     first = (classes + 1) * jnp.arange(len(views))
     where = _tiles.Guards(book.pieces.guard, book.pieces.seen + first[None, :], shown.T)
     return _tiles.scored(book.circuit, columns, where, scores)
@@ -280,77 +265,11 @@ def _shown(views: list[Array]) -> list[Array]:
 def guards(book: Book, columns: Array, views: list[Array]) -> Float[Array, "pieces batch"]:
     """Where each piece of a rule applies, and how probably the views show what it asks for."""
     if book.info.soft:
-        nodes = _fuzzy(book.circuit, columns, jnp.zeros((columns.shape[0], 0)), "product")
+        no_labels = jnp.zeros((columns.shape[0], 0))
+        nodes = fuzzy_nodes(book.circuit, columns, no_labels, PRODUCT.algebra)
     else:
-        nodes = _crisp(book.circuit, columns, False)
+        nodes = crisp_nodes(book.circuit, columns)
     found = nodes[book.pieces.guard].astype(columns.dtype)
     for v, shown in enumerate(_shown(views)):
         found = found * shown.T[book.pieces.seen[:, v]]
     return found
-
-
-# Circuits, feature-major: [nodes, batch]
-
-
-def _crisp(circuit: Circuit, columns: Array, unknown: bool) -> Bool[Array, "nodes batch"]:
-    """Every node as True or False. Labels are taken for possible."""
-    values = _tiles.registers(circuit, columns)[circuit.register]
-    inside = (circuit.low[:, None] <= values) & (values <= circuit.high[:, None])
-    held = inside ^ circuit.inverted[:, None]
-    if unknown:
-        held = held | (jnp.isnan(values) & ~_about_missing(circuit)[:, None])
-    batch = columns.shape[0]
-    possible = jnp.ones((circuit.label.shape[0], batch), bool)
-    nodes = jnp.concatenate([jnp.zeros((1, batch), bool), jnp.ones((1, batch), bool)])
-    nodes = jnp.concatenate([nodes, held, possible])
-    for level in circuit.levels:
-        ands, ors = nodes[level.ands].all(1), nodes[level.ors].any(1)
-        nodes = jnp.concatenate([nodes, ands, ors])
-    return nodes
-
-
-def _about_missing(circuit: Circuit) -> Bool[Array, " literals"]:
-    """Literals that ask whether a value is missing: they are never unknown."""
-    return (circuit.low == -jnp.inf) & (circuit.high == jnp.inf)
-
-
-def _fuzzy(
-    circuit: Circuit, columns: Array, labels: Array, logic: str
-) -> Float[Array, "nodes batch"]:
-    """Every node as a truth from 0 to 1."""
-    values = _tiles.registers(circuit, columns)[circuit.register]
-    known = ~jnp.isnan(values)
-    low, high = circuit.low[:, None], circuit.high[:, None]
-    crisp = ((low <= values) & (values <= high)) ^ circuit.inverted[:, None]
-    width = circuit.width[:, None]
-    safe, scale = jnp.where(known, values, 0.0), jnp.where(width > 0, width, 1.0)
-    above = jnp.where(jnp.isfinite(low), (safe - jnp.where(jnp.isfinite(low), low, 0.0)), jnp.inf)
-    below = jnp.where(jnp.isfinite(high), jnp.where(jnp.isfinite(high), high, 0.0) - safe, jnp.inf)
-    soft = jax.nn.sigmoid(above / scale) * jax.nn.sigmoid(below / scale)
-    held = jnp.where(width > 0, jnp.where(known, soft, 0.0), crisp.astype(values.dtype))
-    of_label = labels.T[circuit.label]
-    of_label = jnp.where(circuit.negated[:, None], 1.0 - of_label, of_label)
-    batch = columns.shape[0]
-    ends = jnp.broadcast_to(jnp.array([[0.0], [1.0]]), (2, batch))
-    nodes = jnp.concatenate([ends.astype(held.dtype), held, of_label.astype(held.dtype)])
-    for level in circuit.levels:
-        ands, ors = nodes[level.ands], nodes[level.ors]
-        if logic in ("product", "sigmoidal"):
-            ands, ors = ands.prod(1), 1.0 - (1.0 - ors).prod(1)
-        elif logic == "lukasiewicz":
-            ands = jnp.maximum(1.0 - (1.0 - ands).sum(1), 0.0)
-            ors = jnp.minimum(ors.sum(1), 1.0)
-        else:
-            ands, ors = ands.min(1), ors.max(1)
-        nodes = jnp.concatenate([nodes, ands, ors])
-    return nodes
-
-
-def _sigmoidal(violated: Array) -> Array:
-    """The sigmoidal implication, from the violation in product logic."""
-    low, high = jax.nn.sigmoid(-STEEPNESS / 2), jax.nn.sigmoid(STEEPNESS / 2)
-    return (jax.nn.sigmoid(STEEPNESS * (violated - 0.5)) - low) / (high - low)
-
-
-def _sigmoidal_squared(violated: Array) -> Array:
-    return _sigmoidal(violated) ** 2

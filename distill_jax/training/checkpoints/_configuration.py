@@ -1,10 +1,9 @@
-"""What makes a run that run, as values of JSON that can be compared in another process."""
+"""The configuration of a run: values of JSON that a resumed run is compared by."""
 
 from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -14,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from distill_jax._files import json_values
 from distill_jax._fingerprints import (
     checksum,
     dtype_and_shape,
     is_key,
+    key_words,
     leaves_by_path,
     shapes,
     tree_checksum,
@@ -27,7 +28,7 @@ from distill_jax.teachers import Teacher
 from distill_jax.training.step import Recipe, TrainState
 from distill_jax.types import Batch
 
-SHORT = 16  # numbers that are written out; of more than these a checksum is
+SHORT = 16  # longer arrays are listed by a checksum
 
 
 def configuration(
@@ -45,19 +46,20 @@ def configuration(
     """What a resumed run must share with the run before, and every process with the others.
 
     What may change between the two is left out: the number of steps, folders, devices, logs. What
-    cannot be listed, since it is hidden in functions, is caught by ``program``, a hash of the step
-    as it is traced. It is comparable only between equal ``versions``.
+    cannot be listed because it is hidden in functions is caught by ``program``, a hash of the
+    traced step, which can be compared only between equal ``versions``.
 
     Args:
-      recipe: Student and optimizer; without a layout, which may change.
-      objective: Its weights and options are listed by value.
-      teachers: Listed by shape and by a checksum of their variables, computed where they lie.
+      recipe: Student and optimizer. The layout may change.
+      objective: Its weights and options are listed by value. An option with a method ``describe``
+        is listed by what that returns.
+      teachers: Listed by the shapes and a checksum of their variables, computed on their devices.
       batch: One batch, of the size that a step takes; only shapes and dtypes matter.
       state: The state before the first step; only shapes and dtypes matter.
       programs: Hashes of the programs that make the state and take a step.
       key: The key of the run.
       decay: Of the moving average.
-      settings: More that is to be compared: values of JSON, NumPy's scalars, arrays, dtypes, and
+      settings: Further values to compare: values of JSON, NumPy's scalars, arrays, dtypes, and
         functions, which are compared by name.
 
     Returns:
@@ -81,7 +83,7 @@ def configuration(
             name: f"{x.dtype}[{', '.join(['batch', *map(str, x.shape[1:])])}]"
             for name, x in batch.items()
         },
-        "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
+        "key": list(key_words(key).values()),
         "teachers": {name: _teacher(t) for name, t in teachers.items()},
         "settings": _plain(settings),
         "program": "".join(programs),
@@ -91,7 +93,7 @@ def configuration(
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What two configurations differ in, a line each: where, the old value, the new one.
+    """The differences of two configurations, one line each: where, the old value, the new one.
 
     Example:
       >>> old = {"objective": {"teacher": {"weight": 1.0, "options": {"temperature": 4.0}}}}
@@ -106,9 +108,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if path.partition("/")[0] in hidden or before.get(path, _NONE) == after.get(path, _NONE):
             continue
         if path not in after:
-            lines.append(f"{path} was {_shown(before[path])}, is not there any more")
+            lines.append(f"{path} was {_shown(before[path])}, is missing now")
         elif path not in before:
-            lines.append(f"{path} was not there, is {_shown(after[path])}")
+            lines.append(f"{path} was missing, is {_shown(after[path])}")
         else:
             lines.append(f"{path} was {_shown(before[path])}, is {_shown(after[path])}")
     comparable = old.get("versions") == new.get("versions")
@@ -121,7 +123,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What to warn of where other versions made the old one; empty where the same did.
+    """A warning if other versions made the old configuration; empty if the same did.
 
     Example:
       >>> old, new = {"versions": {"jax": "0.9.0"}}, {"versions": {"jax": "0.10.0"}}
@@ -131,7 +133,7 @@ def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     before, after = old.get("versions"), new.get("versions")
     if before == after:
         return ""
-    # A file that somebody has edited may hold anything.
+    # A file that was edited by hand may hold anything.
     before, after = (x if isinstance(x, Mapping) else {} for x in (before, after))
     names = [n for n in {**before, **after} if before.get(n) != after.get(n)]
     changes = ", ".join(
@@ -141,8 +143,8 @@ def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if old.get("program") == new.get("program"):
         return text
     return (
-        f"{text}, and the compiled step cannot be compared: what is in no list, a changed learning "
-        "rate for example, would not be seen"
+        f"{text}, and the compiled step cannot be compared: a change that is not listed, of the "
+        "learning rate for example, would go unnoticed"
     )
 
 
@@ -184,9 +186,7 @@ def _value(x: Any) -> Any:
     x = _array(x)
     if x.size > SHORT or is_key(x):
         return f"{dtype_and_shape(x)} with checksum {int(checksum(x))}"
-    # NaN is no value of JSON, and not equal to itself.
-    numbers = np.asarray(x).astype(object)
-    return np.vectorize(_number, otypes=[object])(numbers).tolist() if x.size else []
+    return json_values(np.asarray(x).astype(object).tolist())
 
 
 def _plain(x: Any) -> Any:
@@ -198,19 +198,13 @@ def _plain(x: Any) -> Any:
     if x is None or isinstance(x, str):
         return x
     if isinstance(x, bool | int | float):
-        return _number(x)
+        return json_values(x)
     # Classes of NumPy's scalars have the attributes of an array too.
     if isinstance(x, np.dtype) or (hasattr(x, "dtype") and not hasattr(x, "__array__")):
         return jnp.dtype(x).name
     if isinstance(x, type):
         return jnp.dtype(x).name if issubclass(x, np.generic) else _name(x)
     return _name(x) if callable(x) else _value(x)
-
-
-def _number(x: Any) -> Any:
-    if isinstance(x, bool | int):
-        return x
-    return float(x) if math.isfinite(x) else str(float(x))
 
 
 def _array(x: Any) -> Any:

@@ -1,9 +1,8 @@
-"""One run a folder: a lock that the system takes back when its process ends, however it ends."""
+"""One run per folder: a lock that the system releases when its process ends, however it ends."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pathlib
 import socket
@@ -14,6 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from distill_jax._files import locked
+
 LOCK = ".lock"
 _held: set[BinaryIO] = set()
 
@@ -22,8 +23,8 @@ _held: set[BinaryIO] = set()
 def alone(folder: pathlib.Path) -> Iterator[None]:
     """Keeps other runs out of a folder.
 
-    The first of several processes holds the lock for all. Where system or file system know no
-    locks, nobody is kept out.
+    The first of several processes holds the lock for all. If the system or the file system has no
+    locks, no run is kept out.
 
     Raises:
       ValueError: in every process, if another run is in the folder.
@@ -35,7 +36,7 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
             refused = bool(multihost_utils.process_allgather(np.array([refused])).any())
         if refused:
             raise ValueError(
-                f"another run has {folder} open{holder or ''}: take another folder for this run, "
+                f"another run has {folder} open{holder or ''}: use another folder for this run, "
                 "or wait until that one ends"
             )
         yield
@@ -46,28 +47,22 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
 
 def _take(path: pathlib.Path) -> tuple[BinaryIO | None, str | None]:
     """The locked file, or else who holds it; neither where there are no locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None, None
     while True:
         try:
             file = path.open("a+b", buffering=0)
         except OSError:  # another user's
             return None, None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may just have deleted it: then this is not the file that others see.
-            if _is_at(file, path):
-                break
-        except OSError as error:
-            with file:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-                    return None, None
+        taken = locked(file)
+        # Whoever held the lock may just have deleted the file: then others see another one.
+        if taken and _is_at(file, path):
+            break
+        with file:
+            if taken is None:
+                return None, None
+            if not taken:
                 file.seek(0)
                 who = file.read(200).decode(errors="replace").strip()
                 return None, f" ({who})" if who else ""
-        file.close()
     with contextlib.suppress(OSError):  # a full disk
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -89,7 +84,7 @@ def _is_at(file: BinaryIO, path: pathlib.Path) -> bool:
 
 
 def _forget() -> None:
-    """In a forked process, which would hold the lock on after this one."""
+    """In a forked process, which would otherwise keep the lock after this one has ended."""
     while _held:
         _held.pop().close()
 

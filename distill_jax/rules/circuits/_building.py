@@ -1,90 +1,17 @@
-"""Formulas as arrays: a program whose size does not grow with the number of rules.
-
-A formula in negation normal form is a graph: literals at the bottom, then levels of conjunctions
-and disjunctions over earlier nodes. ``Builder`` makes the graph on the host, sharing equal nodes;
-``Circuit`` holds it as arrays.
-
-A literal on features is an interval: ``low <= register <= high``, or, ``inverted``, the opposite.
-Every comparison is one (``x > 3`` is an interval from the next float32 on), or a disjunction of two
-(``x != 3``). A register that is NaN lies in no interval, so that a comparison with an unknown value
-is false, and so is its negation; ``x is missing`` is the inverted interval of all numbers.
-"""
+"""Makes circuits on the host, one node at a time; equal nodes are shared."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-FALSE, TRUE = 0, 1
+from distill_jax.rules.circuits._circuit import FALSE, TRUE, Arithmetic, Circuit, Level
+
 FAN_IN = 8
 """Nodes with more children become trees, so that padding stays small."""
-
-
-class Arithmetic(NamedTuple):
-    """Registers made from earlier ones: operator 0 + 1 - 2 * 3 /, and where the operands lie."""
-
-    operator: Any
-    left: Any
-    right: Any
-
-
-class Level(NamedTuple):
-    """Conjunctions, then disjunctions, over nodes of lower levels.
-
-    Attributes:
-      ands: Children ``[n, fan in]``, filled up with TRUE.
-      ors: Children ``[n, fan in]``, filled up with FALSE.
-    """
-
-    ands: Any
-    ors: Any
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "constants", "arithmetic", "register", "low", "high", "inverted", "width",
-        "label", "negated", "levels",
-    ],
-    meta_fields=[],
-)  # fmt: skip
-@dataclasses.dataclass(frozen=True)
-class Circuit:
-    """A graph over columns and labels. Nodes: FALSE, TRUE, literals on features, those on labels,
-    then each level's conjunctions and disjunctions.
-
-    Attributes:
-      constants: Numbers that arithmetic uses, ``[constants]``; registers are the columns, the
-        constants, then what each step of ``arithmetic`` makes.
-      arithmetic: Steps, one a depth.
-      register, low, high, inverted: Literals on features, ``[literals]``.
-      width: Of a soft comparison, > 0; 0 for a crisp one.
-      label, negated: Literals on labels, ``[label literals]``: which probability, and whether it is
-        subtracted from 1. Labels of views follow the labels themselves.
-      levels: From the bottom up.
-    """
-
-    constants: Any
-    arithmetic: tuple[Arithmetic, ...]
-    register: Any
-    low: Any
-    high: Any
-    inverted: Any
-    width: Any
-    label: Any
-    negated: Any
-    levels: tuple[Level, ...]
-
-    @property
-    def number_of_literals(self) -> int:
-        """On features and on labels."""
-        return self.register.shape[0] + self.label.shape[0]
 
 
 class Interval(NamedTuple):
