@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import random
 
 import jax
@@ -13,100 +12,20 @@ import pytest
 
 from distill_jax.rules.binding._plans import plan
 from distill_jax.rules.circuits._building import Builder, Interval
-from distill_jax.rules.circuits._circuit import FALSE, TRUE, Circuit, Level
-from distill_jax.rules.circuits.fuzzy_logics import LOGICS
+from distill_jax.rules.circuits._circuit import FALSE, TRUE, Level
 from distill_jax.rules.logic import _label_sums, _tiles
+from distill_jax.rules.logic._nodes import fuzzy_nodes
 from tests import laws
-
-COLUMNS, LABELS, RULES, BATCH = (
-    4,
-    3,
-    20,
-    300,
-)  # 300 rows are three tiles, of which the last goes back
-
-
-def random_circuit(seed: int, rules: int, *, labels: bool, flat: bool = False):
-    """A builder, and the nodes of some formulas."""
-    draw = random.Random(seed)
-    build = Builder(COLUMNS)
-    registers = [*range(COLUMNS), build.arithmetic("-", 0, 1), build.constant(0.5)]
-
-    def literal():
-        kind = draw.random()
-        if labels and kind < 0.6:
-            return build.label(draw.randrange(2 * LABELS), draw.random() < 0.5)
-        low = draw.choice([-np.inf, -1.0, 0.0])
-        high = draw.choice([np.inf, 0.5, 1.0])
-        missing = draw.random() < 0.1
-        ends = (-np.inf, np.inf, True) if missing else (low, high, False)
-        return build.interval(Interval(draw.choice(registers), *ends))
-
-    def formula(depth):
-        if depth == 0:
-            return literal()
-        parts = [formula(depth - 1) for _ in range(draw.randint(2, 3))]
-        return build.all(parts) if draw.random() < 0.5 else build.any(parts)
-
-    if flat:
-        nodes = [build.all([literal() for _ in range(draw.randint(1, 5))]) for _ in range(rules)]
-    else:
-        nodes = [formula(draw.randint(0, 3)) for _ in range(rules)]
-    circuit, places = build.circuit(nodes)
-    return circuit, places
-
-
-def values_of(circuit: Circuit, columns: np.ndarray, labels: np.ndarray | None, logic: str):
-    """Every node, row by row and one after another, in float64. [nodes, batch]"""
-    registers = [*columns.T.astype(np.float64)]
-    registers += [np.full(len(columns), c) for c in np.asarray(circuit.constants)]
-    for step in circuit.arithmetic:
-        new = []
-        for op, a, b in zip(*(np.asarray(x) for x in step), strict=True):
-            assert op == 1
-            new.append(np.float32(registers[a]) - np.float32(registers[b]))
-        registers += new
-    nodes = [np.zeros(len(columns)), np.ones(len(columns))]
-    for register, low, high, inverted in zip(
-        *(np.asarray(x) for x in (circuit.register, circuit.low, circuit.high, circuit.inverted)),
-        strict=True,
-    ):
-        x = registers[register]
-        nodes.append((((low <= x) & (x <= high)) != inverted).astype(float))
-    for label, negated in zip(np.asarray(circuit.label), np.asarray(circuit.negated), strict=True):
-        q = np.ones(len(columns)) if labels is None else labels[:, label].astype(np.float64)
-        nodes.append(1 - q if negated and labels is not None else q)
-    for level in circuit.levels:
-        new = []
-        for children in np.asarray(level.ands):
-            parts = [nodes[c] for c in children]
-            new.append(
-                {
-                    "product": lambda p: np.prod(p, 0),
-                    "lukasiewicz": lambda p: np.maximum(0, 1 - (1 - np.array(p)).sum(0)),
-                    "godel": lambda p: np.min(p, 0),
-                }[logic](parts)
-            )
-        for children in np.asarray(level.ors):
-            parts = [nodes[c] for c in children]
-            new.append(
-                {
-                    "product": lambda p: 1 - np.prod(1 - np.array(p), 0),
-                    "lukasiewicz": lambda p: np.minimum(1, np.sum(p, 0)),
-                    "godel": lambda p: np.max(p, 0),
-                }[logic](parts)
-            )
-        nodes += new
-    return np.array(nodes)
-
-
-@functools.cache
-def table(batch: int = BATCH):
-    rng = np.random.default_rng(0)
-    columns = rng.choice([-2, -1.0, -0.3, 0.0, 0.5, 0.7, 1.0, 3.0, np.nan], (batch, COLUMNS))
-    probabilities = rng.uniform(0.02, 0.98, (batch, 2 * LABELS))
-    return columns.astype(np.float32), probabilities.astype(np.float32)
-
+from tests.rules.random_circuits import (
+    BATCH,
+    COLUMNS,
+    LABELS,
+    LOGICS,
+    RULES,
+    random_circuit,
+    table,
+    values_of,
+)
 
 # Bits
 
@@ -196,25 +115,6 @@ def test_scores_of_the_pieces_that_apply():
 # Label sets
 
 
-def naive(circuit, places, columns, probabilities, logic):
-    """Violations [rules, batch] by gathers over all rows at once."""
-    features = values_of(circuit, columns, None, "product")[2 : 2 + len(circuit.register)]
-    q = probabilities.T[circuit.label]
-    q = jnp.where(jnp.asarray(circuit.negated)[:, None], 1 - q, q)
-    ends = jnp.broadcast_to(jnp.array([[0.0], [1.0]]), (2, q.shape[1]))
-    rows = jnp.concatenate([ends, jnp.asarray(features, jnp.float32), q])
-    for level in circuit.levels:
-        a, o = rows[level.ands], rows[level.ors]
-        if logic == "product":
-            a, o = a.prod(1), 1 - (1 - o).prod(1)
-        elif logic == "lukasiewicz":
-            a, o = jnp.maximum(0, 1 - (1 - a).sum(1)), jnp.minimum(1, o.sum(1))
-        else:
-            a, o = a.min(1), o.max(1)
-        rows = jnp.concatenate([rows, a, o])
-    return rows[places]
-
-
 def setting(flat: bool, rules: int):
     circuit, places = random_circuit(2, rules, labels=True, flat=flat)
     columns, everything = table()
@@ -231,12 +131,15 @@ def setting(flat: bool, rules: int):
         (True, "product", True),
         (True, "lukasiewicz", False),
         (True, "godel", False),
+        (True, "einstein", False),
         (False, "product", False),
         (False, "lukasiewicz", False),
         (False, "godel", True),
+        (False, "einstein", True),
     ],
 )
 def test_value_and_gradients_of_the_penalty(flat, logic, squared):
+    """By sums over short lists, as the evaluator and its automatic gradient have it."""
     circuit, places, made, columns, p, seen, weights, slope = setting(flat, RULES)
     assert (made.rest is None) == flat
     assert made.flat
@@ -256,7 +159,9 @@ def test_value_and_gradients_of_the_penalty(flat, logic, squared):
     @jax.jit
     def theirs(p, weights):
         def rows(p, weights):
-            v = naive(circuit, places, columns, jnp.concatenate([p, seen], 1), logic)
+            everything = jnp.concatenate([p, seen], 1)
+            v = fuzzy_nodes(circuit, x, everything, LOGICS[logic].algebra)[places]
+            v = v if LOGICS[logic].rescale is None else LOGICS[logic].rescale(v)
             return weights @ (v * v if squared else v)
 
         found, pull = jax.vjp(rows, p, weights)
