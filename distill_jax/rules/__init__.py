@@ -1,7 +1,17 @@
 """Rules: written once, bound to columns and classes, and compiled to what a user needs.
 
 ``parse`` reads a text, ``bind`` turns it into a ``Book`` for a ``Schema``, and ``encode`` a table
-into the columns that the pure functions of this package take.
+into the columns that the pure functions of this package take. Later folders build on earlier ones:
+
+- ``language``: rules as text and as formulas; parsing, printing, building in Python;
+- ``circuits``: formulas as graphs of arrays, evaluated in any algebra; the fuzzy logics;
+- ``binding``: schemas of columns and classes, ``bind``, ``encode``; hard rules that clash;
+- ``exchange``: rules in files, and rules that other libraries have learned;
+- ``logic``: where rules fire, how true they are, and which classes they forbid;
+- ``levels``: rules in training and prediction, from soft to firm: penalties, budgets, teachers,
+  corrected predictions, hard constraints;
+- ``models``: networks and logistic regressions that start from rules;
+- ``inspection``: what rules do on a table, and why a prediction came out as it did.
 """
 
 from __future__ import annotations

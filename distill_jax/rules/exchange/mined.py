@@ -155,7 +155,7 @@ def from_rule_strings(
     if isinstance(strings, str):
         raise TypeError(f"strings must be a list, got the string {strings!r}")
     if p is not None and len(p) != len(strings):
-        raise ValueError(f"p must hold {len(strings)} numbers, one a rule, got {len(p)}")
+        raise ValueError(f"p must hold {len(strings)} numbers, one per rule, got {len(p)}")
     head = f.Name(then) if isinstance(then, str) else formula(then)
     known = None if feature_names is None else {name: None for name in feature_names}
     held = [f.Strength()] * len(strings) if p is None else [f.Strength("p", float(x)) for x in p]

@@ -52,7 +52,7 @@ from distill_jax.rules.logic._inputs import Views
 from distill_jax.rules.logic.evaluation import fires, forbidden, violation
 
 MOST_PAIRED = 2_000
-"""With more rules than this, pairs are not looked at."""
+"""With more rules than this, pairs are left out."""
 MOST_SETS = 64
 CHUNK = 1 << 22
 """Numbers of one kind in a chunk of rows, about; 16 MiB each."""
@@ -63,8 +63,8 @@ class Check:
     """What ``check`` found, as plain data that JSON can hold.
 
     Attributes:
-      rows: One mapping a rule; see the module for what the names mean. None where nothing can be
-        said: no labels, no logits, or the rule never fires.
+      rows: One mapping per rule; the module explains the names. A value is None where it is
+        undefined: without labels, without logits, or if the rule never fires.
       pairs: Pairs of rules that clash or overlap most.
       summary: Of the whole book.
     """
@@ -84,14 +84,14 @@ def check(
     views: Views | None = None,
     most_pairs: int = 20,
 ) -> Check:
-    """What each rule does on a table: how often it fires, is right, and is violated.
+    """How often each rule fires on a table, agrees with the labels, and is violated by a model.
 
     Args:
       book: The rules.
       table: A table, or the columns from ``encode``, ``[batch, columns]``.
       labels: Classes ``[batch]``, integers; for label sets ``[batch, labels]`` of 0 and 1.
       where: Rows whose label is known, ``[batch]``; all by default.
-      logits: What a model says, ``[batch, classes]``.
+      logits: A model's logits, ``[batch, classes]``.
       views: The model's logits on other views, where the rules use them.
       most_pairs: How many pairs of rules are listed, of clashes and of overlaps each.
 

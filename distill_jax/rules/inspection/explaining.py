@@ -90,8 +90,7 @@ def explain(
     _checks.finite(strengths=strengths)
     hard = np.asarray(book.hard)
     strengths = np.where(hard, 0.0, strengths)
-    fired = np.asarray(fires(book, columns)[0])
-    possible = np.asarray(fires(book, columns, unknown=True)[0])
+    fired, possible = (np.asarray(x[0]) for x in _fires_and_may_fire(book, columns))
     if book.schema.exclusive:
         found = _classes(book, columns, np.asarray(z[0], np.float64), strengths, seen)
     else:
@@ -210,6 +209,12 @@ def _labels(
         "probabilities": dict(zip(classes, np.asarray(p[0]).tolist(), strict=True)),
     }
     return rows, summary
+
+
+@jax.jit
+def _fires_and_may_fire(book: Book, columns: Any) -> tuple[Any, Any]:
+    """Where rules fire, and where they would with missing values taken for what is asked."""
+    return fires(book, columns), fires(book, columns, unknown=True)
 
 
 @jax.jit

@@ -1,4 +1,4 @@
-"""Dual ascent: how much each rule must weigh to keep its violations within a budget."""
+"""Dual ascent: weights of rules that keep their mean violations within a budget."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def dual_ascent(
     where: str | Callable | None = None,
     reads: Mapping[str, Any] | None = None,
 ) -> Term:
-    r"""A term that finds by itself how much each rule must weigh to keep to a budget.
+    r"""A term that adapts the weight of each rule until its mean violation meets a budget.
 
     The penalty is Σ multiplier · violation. After each step a rule's multiplier moves by
     ``step_size`` times what its mean violation in the batch exceeds the budget by, and stays >= 0:
@@ -36,12 +36,13 @@ def dual_ascent(
     on the multipliers of the Lagrangian of "mean violation at most the budget".)
 
     The multipliers are the term's state, ``{"multipliers": [rules]}``, from 0. No gradient passes
-    to them. Since they look at the mean over a batch, the term cannot be computed on a part of one.
+    to them. Since they depend on the mean over a batch, the term cannot be
+    computed on part of a batch.
 
     Args:
       name: The term's name.
       weight: A factor for the penalty; 1 unless there is a reason.
-      book: The rules. Their strengths are not looked at.
+      book: The rules. Their strengths are ignored.
       budget: The mean violation, over all rows that count, that is allowed: a number, ``[rules]``,
         or a schedule. 0 is never reached exactly: the multipliers then only grow.
       step_size: How fast multipliers move, > 0.

@@ -52,11 +52,11 @@ SURE = 1e4
 def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs.identity) -> Model:
     """A model that cannot violate the book's hard rules.
 
-    It has the parameters and the state of ``model``. Rules that are not hard are not looked at.
+    It has the parameters and the state of ``model``. Rules that are not hard are ignored.
 
     Over exclusive classes, where hard rules contradict each other on an example so that no class is
     left, they are ignored there. A label that hard rules forbid has an infinite loss: leave such
-    rows out of the loss on labels, with ``where`` a column made from ``forbidden``, or mend them.
+    rows out of the loss on labels, with a ``where`` made from ``forbidden``, or correct them.
     Over label sets train ``model`` itself with ``max_constraint_loss``, as in the paper, and
     enforce the rules on what comes out, or train the enforced model with any loss.
 
@@ -68,7 +68,7 @@ def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs
         model has to cope with it.
 
     Returns:
-      A model; made twice from the same arguments, it is compiled once.
+      A model; made twice from the same arguments, it compiles once.
 
     Raises:
       ValueError: if classes differ, or no rule is hard.

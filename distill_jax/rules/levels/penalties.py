@@ -1,21 +1,21 @@
-r"""Rules as penalties: what a violated rule adds to the objective.
+r"""Rules as penalties: what violated rules add to the objective.
 
-An example's penalty is a sum over the rules, each with its weight:
+The penalty of an example is a weighted sum over the rules of one of these:
 
-- ``"linear"``: the violation, the probability that the rule does not hold. Its gradient fades where
-  the model is sure of a violation.
+- ``"linear"``: the violation, the probability that the rule does not hold. Its gradient vanishes
+  where the model is certain of a violation.
 - ``"log"``: −log of the truth (the semantic loss). Its gradient is largest there. Infinite, with
-  gradient 0, where nothing that the model thinks possible satisfies the rule.
-- ``"squared"``: the violation squared, which cares most for the worst.
+  gradient 0, where no class of non-zero probability satisfies the rule.
+- ``"squared"``: the violation squared, which weighs large violations most.
 
 By default a rule's weight is its strength, and
 
 - a hard rule has ``HARD_WEIGHT``, since a penalty cannot forbid; see ``enforce`` and ``project``;
-- a rule marked ``[learn]`` has weight 1, like one with nothing written: a penalty has nothing to
-  learn from but itself, and would learn 0. ``teach`` learns strengths from labels, and
+- a rule marked ``[learn]`` has weight 1, like a rule without a strength: minimising a penalty over
+  its own weight would give 0. ``teach`` learns strengths from labels, and
   ``dual_ascent`` finds the weights that keep to a budget;
 - a rule with a negative strength is refused: as a penalty it would reward violations, without
-  bound. ``teach`` and ``project`` can hold it.
+  bound. ``teach`` and ``project`` take it.
 
 ``columns`` come from ``encode``; ``views`` are the student's logits (or ``Outputs``) on other views
 of the examples, by name. No gradient passes to them.
@@ -60,7 +60,7 @@ def penalty(
     weights: Float[Any, " rules"] | None = None,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
-    """What the rules add to the objective, example by example.
+    """The penalty of each example: a weighted sum over the rules.
 
     Args:
       student_logits: Of exclusive classes or of labels, ``[batch, classes]``.
@@ -69,7 +69,7 @@ def penalty(
       rules: The book.
       kind: See the module.
       weights: In place of the rules' strengths, ``[rules]``, >= 0; see the module.
-      where: Rows to count; the others get value 0 and gradient 0, whatever they hold.
+      where: Rows to count; the others contribute neither value nor gradient.
 
     Returns:
       ``[batch]``, not reduced, float32 or better. Gradients reach the logits, the weights and,

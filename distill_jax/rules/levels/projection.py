@@ -1,12 +1,12 @@
-r"""The rules' correction of a distribution: predicted with, taught with, learned.
+r"""Predictions as rules correct them.
 
-Over exclusive classes the distribution that is closest to the model's own and pays for violations,
+Over exclusive classes the distribution closest to the model's own under a cost for violations,
 
 .. math:: q(y|x) \propto p(y|x) \exp\Big(-\sum_r w_r \, \text{violation}_r(x, y)\Big),
 
 has this closed form (posterior regularisation). Strengths :math:`w_r` are log-odds: a rule of
-strength 2 multiplies the odds of all that satisfies it by e². Hard rules leave a violating class no
-probability. So soft rules shift a prediction, and hard rules hold.
+strength 2 multiplies the odds of the classes that satisfy it by e². Hard rules give a class that
+violates them probability 0. So soft rules shift a prediction, and hard rules always hold.
 
 - ``project`` corrects predictions;
 - ``teach`` distils the corrected distribution into the student that it is made from;
@@ -54,7 +54,7 @@ def project(
       columns: From ``encode``.
       logits: What the model says, ``[batch, classes]``.
       strengths: In place of the book's own, ``[rules]``; may be traced. Those of hard rules are
-        not looked at.
+        ignored.
       views: The model's logits on other views, where the rules use them.
 
     Returns:

@@ -24,7 +24,7 @@ def rule_teacher(
     strengths: Float[Any, " rules"] | None = None,
     columns: Callable[[Any], Any] = _inputs.identity,
 ) -> Teacher:
-    """Rules alone, as a teacher: it predicts from the columns, and has seen no data.
+    """A teacher made of rules alone: it predicts from the columns, without training.
 
     Args:
       book: Rules over exclusive classes, without views.

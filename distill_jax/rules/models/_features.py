@@ -1,7 +1,8 @@
-"""What rule-made models see of a table: plain columns, and the atoms of rules as 0 and 1.
+"""The features of models made from rules: plain columns, and the atoms of rules as 0 and 1.
 
-A model takes the encoded columns and computes the rest inside, so that it can be given raw tables
-at prediction. A value that is missing is 0 in every feature that it would have decided.
+A model takes the encoded columns and computes these features itself, so that prediction needs
+nothing but the table. A missing value leaves every feature at 0 that it would have
+decided.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def clauses_of(rules: Sequence[f.Rule]) -> dict[str, list[f.Rule]]:
 
 
 class Raw:
-    """Columns as features: numbers standardised, booleans 0 and 1, a category one of as many 0/1.
+    """Columns as features: numbers standardised, booleans as 0 and 1, categories one-hot.
 
     Attributes:
       names: Of the features, ``"age"`` or ``"sex == 'F'"``.
@@ -69,7 +70,7 @@ class Raw:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Atoms:
-    """Atoms of rules as 0/1 features. One that is unknown, for a missing value, is 0.
+    """Atoms of rules as 0/1 features; 0 where a missing value leaves an atom unknown.
 
     For atoms that stand negated there is one more feature each, 1 where the atom is unknown: what
     is not known to be false does not make ``not`` true.
@@ -77,7 +78,7 @@ class Atoms:
     Attributes:
       formulas: Each atom once.
       negated: Which of them also stand negated.
-      book: A rule an atom, that fires where it holds; None if there is no atom.
+      book: One rule per atom, which fires where the atom holds; None if there is no atom.
       places: Of the book's columns among the inputs.
     """
 
@@ -88,7 +89,7 @@ class Atoms:
 
     @functools.cached_property
     def place(self) -> dict[f.Formula, int]:
-        """Where each atom stands."""
+        """The index of each atom."""
         return {formula: i for i, formula in enumerate(self.formulas)}
 
     @functools.cached_property

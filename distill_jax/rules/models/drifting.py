@@ -1,4 +1,4 @@
-"""From a trained model back to its rules: how far each has moved."""
+"""From a trained model back to its rules: how far training moved each one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Unit(NamedTuple):
       name: ``"minus_35/1"``, ``"promoter"``.
       text: The rule that it was made from.
       layer: Key of its layer in the params.
-      column: Its column in that layer's kernel.
-      rows: Of the kernel, those that the rule speaks of.
+      column: Its column in the kernel of that layer.
+      rows: The rows of the kernel that the rule mentions.
     """
 
     name: str
@@ -56,16 +56,16 @@ class RuleModel(Model):
 
 
 def drift(model: Model, before: Params, after: Params, *, most: int = 3) -> list[dict[str, Any]]:
-    """Each rule, with how its weights have moved in training.
+    """How far training moved the weights of each rule.
 
     Args:
       model: From ``to_network`` or ``to_logistic_regression``.
       before: Its params at the start.
-      after: Its params now, without further axes.
-      most: How many of the weights that moved most to name.
+      after: Its params after training, without an axis for runs.
+      most: How many weights to name, of those that moved most.
 
     Returns:
-      A row a rule, plain data for ``report.show``: ``unit``, ``rule``, ``bias_before``,
+      One row per rule, plain data for ``report.show``: ``unit``, ``rule``, ``bias_before``,
       ``bias_after``; ``moved``, the root of the mean squared move of the weights that the rule
       speaks of; ``biggest`` and ``new``, as text, the largest moves of those weights and of all
       others; and ``weights``, a list of ``{"atom", "before", "after"}``.

@@ -13,6 +13,7 @@ from tests.rules import small_books
 from tests.rules.levels import problem
 
 
+@pytest.mark.quick
 def test_multipliers_move_by_the_mean_of_the_rows_that_count():
     logits, columns, views = small_books.data()
     where = jnp.array([True, True, False, True, False, True, True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import jax
@@ -63,7 +64,7 @@ def inputs(rng, n=64):
 
 
 def wild(key, columns):
-    return 3.0 * jax.random.normal(key, (3, 4))
+    return 3.0 * jax.random.normal(key, (columns.shape[1], 4))
 
 
 def linear(params, columns):
@@ -78,43 +79,66 @@ def predict(book, params, columns):
     return enforce(WILD, book).predict(params, {}, columns).logits
 
 
+@functools.cache
+def theories():
+    """Twelve random theories in one book, which is compiled once: a row obeys the one it names."""
+    rng = np.random.default_rng(0)
+    rules = []
+    for group in range(12):
+        drawn = [(group, *condition(rng), rng.random(4) < 0.6) for _ in range(5)]
+        rules += [rule for rule in drawn if rule[-1].any()]
+    text = "\n".join(
+        f"[hard] w == {group} and {text} => {' or '.join(np.array(CLASSES)[allowed])}"
+        for group, text, _, allowed in rules
+    )
+    return rules, bound(text + "\n[w=9] x > 0 => a", Schema((*NUMBERS, Column("w")), CLASSES))
+
+
 @settings(max_examples=12)
 @given(seeds)
 def test_forbidden_classes_are_never_predicted(seed):
+    rules, book = theories()
     rng = np.random.default_rng(seed)
-    rules = [(*condition(rng), rng.random(4) < 0.6) for _ in range(5)]
-    rules = [(text, holds, allowed) for text, holds, allowed in rules if allowed.any()]
-    text = "\n".join(
-        f"[hard] {text} => {' or '.join(np.array(CLASSES)[allowed])}" for text, _, allowed in rules
+    group = np.repeat(np.arange(12, dtype=np.float32), 64)
+    columns = np.concatenate([inputs(rng, len(group)), group[:, None]], 1)
+    params = jnp.asarray(3.0 * rng.normal(size=(4, 4)), jnp.float32)
+    logits = np.asarray(predict(book, params, columns))
+    allowed = np.all(
+        [~((group == g) & holds(columns))[:, None] | ok for g, _, holds, ok in rules], axis=0
     )
-    if not text:
-        return
-    rules_hold = bound(text + "\n[w=9] x > 0 => a", Schema(NUMBERS, CLASSES))
-    columns = inputs(rng)
-    params = jnp.asarray(3.0 * rng.normal(size=(3, 4)), jnp.float32)
-    logits = np.asarray(predict(rules_hold, params, columns))
-    allowed = np.all([~holds(columns)[:, None] | ok for _, holds, ok in rules], axis=0)
     left = allowed.any(1)
     p = np.asarray(jax.nn.softmax(logits))
     assert np.isfinite(p).all()
     assert (p[left][~allowed[left]] == 0).all()
     assert allowed[left][np.arange(left.sum()), logits[left].argmax(1)].all()
     raw = np.asarray(linear(params, jnp.asarray(columns)))
-    np.testing.assert_allclose(logits[left][allowed[left]], raw[left][allowed[left]], rtol=1e-5)
-    np.testing.assert_allclose(logits[~left], raw[~left], rtol=1e-5)
+    close = {"rtol": 1e-5, "atol": 2e-5}
+    np.testing.assert_allclose(logits[left][allowed[left]], raw[left][allowed[left]], **close)
+    np.testing.assert_allclose(logits[~left], raw[~left], **close)
 
 
-def implications(rng):
-    """Rules ``condition and labels => label``, circles among them, and each in parts."""
+NAMES = np.array([f"{name}{theory}" for theory in range(12) for name in "abcde"])
+
+
+@functools.cache
+def implications():
+    """Twelve random theories, each over five labels of its own, in one book.
+
+    Rules ``condition and labels => label``, circles among them, and each in parts.
+    """
+    rng = np.random.default_rng(1)
     rules = []
-    for _ in range(6):
-        body = rng.choice(5, rng.integers(0, 3), replace=False)
-        head = int(rng.choice([k for k in range(5) if k not in body]))
-        guarded = len(body) == 0 or rng.random() < 0.3
-        text, holds = condition(rng) if guarded else ("", lambda c: np.ones(len(c), bool))
-        whole = " and ".join([*([text] if text else []), *("abcde"[k] for k in body)])
-        rules.append((f"[hard] {whole} => {'abcde'[head]}", holds, list(map(int, body)), head))
-    return rules
+    for theory in range(12):
+        for _ in range(6):
+            body = rng.choice(5, rng.integers(0, 3), replace=False)
+            head = int(rng.choice([k for k in range(5) if k not in body]))
+            guarded = len(body) == 0 or rng.random() < 0.3
+            text, holds = condition(rng) if guarded else ("", lambda c: np.ones(len(c), bool))
+            body, head = 5 * theory + body, 5 * theory + head
+            whole = " and ".join([*([text] if text else []), *NAMES[body]])
+            rules.append((f"[hard] {whole} => {NAMES[head]}", holds, list(map(int, body)), head))
+    schema = Schema(NUMBERS, tuple(NAMES.tolist()), exclusive=False)
+    return rules, bound("\n".join(r[0] for r in rules), schema)
 
 
 def closed(rules, logits, columns):
@@ -141,10 +165,9 @@ def constrain(book, columns, logits, threshold):
 @given(seeds, st.sampled_from([0.0, 1.5, -2.0]))
 def test_implications_between_labels_always_hold(seed, threshold):
     rng = np.random.default_rng(seed)
-    rules = implications(rng)
-    book = bound("\n".join(r[0] for r in rules), Schema(NUMBERS, tuple("abcde"), exclusive=False))
+    rules, book = implications()
     columns = inputs(rng)
-    logits = (2 * rng.normal(size=(64, 5))).astype(np.float32)
+    logits = (2 * rng.normal(size=(64, len(NAMES)))).astype(np.float32)
     out, violated = constrain(book, columns, logits, threshold)
     assert (violated == 0).all()
     np.testing.assert_array_equal(out, closed(rules, logits, columns))
@@ -175,6 +198,9 @@ def reference(logits, targets):
     return total
 
 
+quick_loss = small_books.quick(max_constraint_loss)
+
+
 @small_books.quick
 def loss(logits, targets, where):
     def total(logits):
@@ -201,7 +227,7 @@ def test_max_constraint_loss_is_that_of_the_paper():
         np.testing.assert_allclose(rows, reference(logits, targets), rtol=1e-5)
         slopes = small_books.slopes(lambda x, y=targets: reference(x, y), logits)
         np.testing.assert_allclose(grads, slopes, rtol=1e-4, atol=1e-5)
-        plain = max_constraint_loss(jnp.asarray(logits), targets > 0.5, rules=HIERARCHY)
+        plain = quick_loss(jnp.asarray(logits), targets > 0.5, rules=HIERARCHY)
         np.testing.assert_allclose(plain[2:], rows[2:], rtol=1e-6)
 
 
@@ -228,7 +254,7 @@ def test_max_constraint_loss_at_the_ends():
     np.testing.assert_array_equal(grads, np.where(where[:, None], clean, 0.0))
     for x in loss(dirty * np.nan, targets, jnp.zeros(8, bool)):
         np.testing.assert_array_equal(x, 0.0)
-    short = max_constraint_loss(jnp.asarray(logits, jnp.bfloat16), targets, rules=HIERARCHY)
+    short = quick_loss(jnp.asarray(logits, jnp.bfloat16), targets, rules=HIERARCHY)
     assert short.dtype == jnp.float32
 
 
@@ -236,10 +262,11 @@ def test_conditions_on_columns_imply_labels():
     schema = Schema((Column("x"),), ("a", "b"), exclusive=False)
     rules = bind("[hard] x > 0 => a\n[hard] x > 1 and a => b", schema)
     columns = jnp.array([[-1.0], [0.5], [2.0], [jnp.nan]])
-    out = max_constraint(rules, columns, -jnp.ones((4, 2)))
+    constrained = small_books.quick(max_constraint)
+    out = constrained(rules, columns, -jnp.ones((4, 2)))
     np.testing.assert_array_equal(out, [[-1, -1], [SURE, -1], [SURE, SURE], [-1, -1]])
     targets = jnp.array([[0, 0], [1, 0], [1, 1], [0, 0]])
-    rows = max_constraint_loss(-jnp.ones((4, 2)), targets, rules=rules, columns=columns)
+    rows = quick_loss(-jnp.ones((4, 2)), targets, rules=rules, columns=columns)
     p = np.log1p(np.exp(-1.0))  # of a label that is absent, and so predicted
     np.testing.assert_allclose(rows, [2 * p, p, 0.0, 2 * p], rtol=1e-6)
     with pytest.raises(ValueError, match="columns are needed.*x > 0 => a"):
@@ -271,7 +298,8 @@ def test_what_cannot_be_enforced_is_named(rule):
 def test_clauses_over_columns_may_stand_in_bodies():
     schema = Schema((Column("x"),), ("a", "b"), exclusive=False)
     rules = bind("big :- x > 0.\n[hard] big and a => b", schema)
-    out = max_constraint(rules, jnp.array([[1.0], [-1.0]]), jnp.array([[2.0, 0.0]] * 2))
+    columns, logits = jnp.array([[1.0], [-1.0]]), jnp.array([[2.0, 0.0]] * 2)
+    out = small_books.quick(max_constraint)(rules, columns, logits)
     np.testing.assert_array_equal(out, [[2, 2], [2, 0]])
 
 
@@ -338,7 +366,8 @@ def test_a_model_may_be_trained_enforced():
     assert np.isfinite(metrics["loss"]).all() and metrics["loss"][-1] < metrics["loss"][0]
     logits = model.predict(end.params, end.state, jnp.asarray(inputs)).logits
     assert (np.asarray(logits).argmax(1) == labels).mean() > 0.95
-    assert violation(rules, jnp.asarray(inputs), jax.nn.softmax(logits)).max() == 0.0
+    p = jax.nn.softmax(logits)
+    assert small_books.quick(violation)(rules, jnp.asarray(inputs), p).max() == 0.0
 
 
 def test_a_hierarchy_is_trained_by_its_loss_and_enforced_afterwards():
@@ -359,10 +388,11 @@ def test_a_hierarchy_is_trained_by_its_loss_and_enforced_afterwards():
     assert metrics["loss"][-1] < 0.6 * metrics["loss"][0]
     columns = jnp.asarray(inputs[:, :1])
 
+    @small_books.quick
     def wrong(logits):
         present = (logits > 0).astype(jnp.float32)
         hard = violation(HIERARCHY, columns, present)[:, :3]
-        return float(hard.max()), float((present != targets).mean())
+        return hard.max(), (present != targets).mean()
 
     logits = model.predict(end.params, end.state, jnp.asarray(inputs)).logits
     before, after = wrong(logits), wrong(max_constraint(HIERARCHY, None, logits))

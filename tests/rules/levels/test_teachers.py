@@ -47,6 +47,7 @@ def test_teachers_of_rules_and_corrected_ones():
     np.testing.assert_array_equal(found.features["hidden"], safe)
 
 
+@pytest.mark.quick
 def test_teachers_of_one_kind_share_a_program():
     traces = []
 

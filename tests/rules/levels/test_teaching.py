@@ -78,6 +78,7 @@ def test_masked_rows_teach_nothing():
         np.testing.assert_array_equal(x, 0.0)
 
 
+@pytest.mark.quick
 def test_schedules_of_the_paper_and_of_the_code():
     code = imitation(0.95, steps_per_epoch=7)
     for batch in (1, 3, 700):  # get_pi(cur_iter=batch * 1. / n_batches, params=[.95, 0])

@@ -100,6 +100,7 @@ def found(book, columns, logits, left, right):
     return out, slopes
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_views_are_logits_in_every_function(exclusive):
     x, logits, left, right = data()

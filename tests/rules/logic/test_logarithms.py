@@ -26,6 +26,7 @@ def logarithm(rules, columns, logits, counted=True):
     return found, *grads
 
 
+@pytest.mark.quick
 def test_of_classes_it_does_not_underflow_and_keeps_its_digits_near_1():
     rules = bind("a\na or b", Schema((), ("a", "b", "c")))
     logits = jnp.array(

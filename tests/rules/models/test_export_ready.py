@@ -101,6 +101,9 @@ CASES: dict[str, Callable[[], Case]] = {
 
 # A symbol in a shape is no int, which annotations ask for.
 @pytest.mark.usefixtures("library_errors", "no_shapes_of_traced_arrays")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=[pytest.mark.quick] if x == "rule_teacher" else []) for x in CASES],
+)
 def test_a_loaded_program_predicts_for_any_batch_size(name: str) -> None:
     assert_predicts_for_any_batch_size(CASES[name]())

@@ -23,6 +23,7 @@ from distill_jax.rules import (
     pull_to_start,
     to_logistic_regression,
 )
+from tests.rules import small_books
 
 COLUMNS = (
     Column("age", mean=50.0, std=10.0),
@@ -42,7 +43,8 @@ WHOLE = ROWS[~np.isnan(ROWS).any(1)]
 
 def start(model, inputs=ROWS):
     params, state = model.init(jax.random.key(0), inputs)
-    return params["linear"], np.asarray(model.predict(params, state, jnp.asarray(inputs)).logits)
+    logits = small_books.quick(model.predict)(params, state, jnp.asarray(inputs)).logits
+    return params["linear"], np.asarray(logits)
 
 
 RULES = {
@@ -70,7 +72,7 @@ RULES = {
 @pytest.mark.parametrize("schema", RULES, ids=["two", "three"])
 def test_start_is_minus_the_energies_up_to_a_shift(schema: Schema) -> None:
     model = to_logistic_regression(RULES[schema], schema)
-    want = -np.asarray(energies(bind(RULES[schema], schema), ROWS))
+    want = -np.asarray(small_books.quick(energies)(bind(RULES[schema], schema), ROWS))
     _, got = start(model)
     np.testing.assert_allclose(got - got[:, :1], want - want[:, :1], atol=1e-5)
 
@@ -125,7 +127,7 @@ def test_columns_are_standardised_within_the_model() -> None:
     params["linear"]["kernel"] = jnp.array([[1.0], [10.0], [100.0], [1000.0], [10000.0]])
     inputs = encode(bind("a => sick", TWO), {"age": [70, None], "a": [1, 0], "b": [None, 1],
                                              "sex": ["M", None]})  # fmt: skip
-    logits = model.predict(params, state, jnp.asarray(inputs)).logits
+    logits = small_books.quick(model.predict)(params, state, jnp.asarray(inputs)).logits
     np.testing.assert_allclose(logits[:, 1], [2 + 10 + 10000, 100])
 
 
