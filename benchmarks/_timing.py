@@ -1,4 +1,4 @@
-"""Timing that is fair on a machine that is not quiet: cases take turns, round after round."""
+"""Fair timing on a machine that is not quiet: cases are interleaved, round after round."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def first_calls(cases: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[str, float]]:
-    """Each case's result, to be compared, and the seconds of the call, which compiles."""
+    """Each case's result, for comparison, and the seconds of its first call, which compiles."""
     results, seconds = {}, {}
     for name, call in cases.items():
         start = time.perf_counter()
@@ -30,19 +30,20 @@ def interleaved(
 ) -> dict[str, dict[str, Any]]:
     """Times calls in rounds, so that whatever slows the machine down slows all cases alike.
 
-    Each case has been called before, so that nothing compiles. A sample is the mean of as many
-    calls as take ``sample`` seconds, after one call that is not timed where that is short: threads
-    that the case before left spinning have stopped by then, and the caches hold this case's arrays.
+    Each case must have been called before, so that nothing compiles. A sample is the mean over as
+    many calls as take ``sample`` seconds. Short calls are preceded by one that is not timed: by
+    then, spinning threads of the previous case have stopped, and the caches hold this case's
+    arrays.
 
     Args:
       cases: By name; each returns when its work is done.
-      seconds: About how long all rounds may take.
-      least: Rounds at least, over time or not.
-      most: Rounds at most.
-      sample: Seconds in one sample at least.
+      seconds: Approximate time for all rounds together.
+      least: Minimum number of rounds, even if they take longer.
+      most: Maximum number of rounds.
+      sample: Minimum seconds per sample.
 
     Returns:
-      By name: ``median``, seconds of a call, and ``samples``, one for each round.
+      By name: ``median``, in seconds per call, and ``samples``, one per round.
     """
     calls = {name: max(1, round(sample / _least(call))) for name, call in cases.items()}
     samples: dict[str, list[float]] = {name: [] for name in cases}
@@ -69,13 +70,13 @@ def interleaved(
 
 
 def times_faster(timed: Mapping[str, Mapping[str, Any]], ours: str, theirs: str) -> float:
-    """How many times faster: the median over rounds of the ratio within a round."""
+    """How many times faster ours is: the median over rounds of the ratio within a round."""
     pairs = zip(timed[theirs]["samples"], timed[ours]["samples"], strict=True)
     return statistics.median(a / b for a, b in pairs)
 
 
 def emit(**values: Any) -> None:
-    """One JSON line."""
+    """Prints one JSON line."""
     print(json.dumps(values), flush=True)
 
 

@@ -1,15 +1,16 @@
-"""Divergences with their gradient: time and memory, against optax and PyTorch.
+"""Divergences with their gradient: time and memory, compared with Optax and PyTorch.
 
     python benchmarks/losses.py            # three to four minutes on two CPU cores
     python benchmarks/losses.py --quick    # tiny shapes, without torch.compile
     python benchmarks/losses.py --all      # every divergence at every shape
 
-Each case is the sum over rows and its gradient with respect to the student's logits, float32. What
-is ours is the plain loss at small shapes and ``logits.total`` at large ones; "two devices" is
-``total`` with the rows over two host devices. All results are compared before anything is timed.
-``limit`` is the time of adding the two inputs, which moves the same bytes and computes nothing.
+Each case is the sum over rows and its gradient with respect to the student's logits, in float32.
+Ours is the plain loss at small shapes and ``logits.total`` at large ones; "two devices" is
+``total`` with the rows sharded over two host devices. All results are compared before anything is
+timed. ``limit`` is the time to add the two inputs, which moves the same bytes without computing
+anything.
 
-PyTorch comes with ``pip install 'distill_jax[bench]'``; without it only JAX is measured.
+PyTorch is installed by ``pip install 'distill_jax[bench]'``; without it only JAX is measured.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-# Before jax is imported: XLA's CPU backend runs most of an elementwise program on one core for
-# each device, so two cores want two devices.
+# Before JAX is imported: XLA's CPU backend runs most of an elementwise program on one core per
+# device, so two cores need two devices.
 _FLAG = "--xla_force_host_platform_device_count"
 if __name__ == "__main__" and _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=2".strip()
@@ -46,7 +47,7 @@ except ImportError:  # an extra
 
 Spec = jax.sharding.PartitionSpec
 SHAPES = [(256, 100), (4096, 1000), (2048, 32000)]
-LARGE = 1_000_000  # logits from which ours is `total`
+LARGE = 1_000_000  # number of logits from which ours is `total`
 PEERS = ("torch eager", "torch.compile", "optax", "jax.numpy")
 T = 4.0
 
@@ -60,7 +61,7 @@ def _optax_kl(s: Any, t: Any) -> Any:
 
 
 def _jnp_mixture(s: Any, t: Any, alpha: float) -> Any:
-    """KL of the teacher to ``alpha`` teacher + (1 - alpha) student, with optax where it helps."""
+    """KL of the teacher to ``alpha`` teacher + (1 - alpha) student, with Optax where possible."""
     log_q, log_p = _log_softmax(s, t)
     log_m = jnp.logaddexp(log_p + math.log(alpha), log_q + math.log1p(-alpha))
     return optax.losses.kl_divergence_with_log_targets(log_m, log_p).sum()
@@ -81,7 +82,7 @@ def _torch_mixture(s: Any, t: Any, alpha: float) -> Any:
     return torch.nn.functional.kl_div(log_m, log_p, log_target=True, reduction="sum")
 
 
-# By name: ours with its options, the same sum with optax, and the same sum with PyTorch.
+# By name: our loss with its options, the same sum with Optax, and the same sum with PyTorch.
 CASES: dict[str, tuple[Callable, dict[str, float], Callable, Callable]] = {
     "soft_targets": (
         losses.soft_targets,
@@ -146,8 +147,8 @@ CASES: dict[str, tuple[Callable, dict[str, float], Callable, Callable]] = {
     ),
 }
 
-# Optax has nothing for these: the peer is written with jax.numpy, and for one order of alpha and
-# beta, where ours takes any.
+# Optax does not have these: their peer is written with jax.numpy, for one value of alpha and beta,
+# whereas ours takes any.
 NOT_IN_OPTAX = ("total_variation", "alpha_beta", "renyi")
 
 
@@ -156,7 +157,7 @@ def _half(log_softmax: Callable, exp: Callable, s: Any, t: Any) -> Any:
 
 
 def measure(name: str, shape: tuple[int, int], seconds: float, compiled: bool) -> dict[str, Any]:
-    """All ways to compute one loss at one shape: checked, timed, printed."""
+    """Compares, times and prints all ways to compute one loss at one shape."""
     loss, options, with_optax, with_torch = CASES[name]
     rng = np.random.default_rng(0)
     student, teacher = (3.0 * rng.standard_normal(shape, np.float32) for _ in range(2))
@@ -199,7 +200,7 @@ def measure(name: str, shape: tuple[int, int], seconds: float, compiled: bool) -
     _check(name, results)
     del results
     timed = interleaved(cases, seconds=seconds)
-    # Bytes that the program wants beside its arguments and results, on each device.
+    # Bytes that the program needs besides its arguments and results, per device.
     memory = {
         n: f.lower(*a).compile().memory_analysis().temp_size_in_bytes
         for n, (f, a) in jitted.items()
@@ -240,7 +241,7 @@ def _torch_cases(loss: Callable, student: np.ndarray, teacher: np.ndarray, compi
 
     cases = {"torch eager": lambda: call(loss)}
     if compiled:
-        torch._dynamo.reset()  # no shape of an earlier case is remembered as "dynamic"
+        torch._dynamo.reset()  # otherwise shapes of earlier cases would make this one "dynamic"
         made = torch.compile(loss, dynamic=False)
         cases["torch.compile"] = lambda: call(made)
     return cases
@@ -261,7 +262,7 @@ def _ms(seconds: float) -> float:
 
 
 def _rows(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the result file: ours by the route for that size, and again over two devices."""
+    """Rows of the result file: ours by the route for that size, and on two devices."""
     rows = []
     for m in measured:
         ms = {case: _ms(times["median"]) for case, times in m["timed"].items()}
@@ -288,7 +289,7 @@ def _rows(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _goals(rows: list[dict[str, Any]]) -> None:
     by_name = {row["name"]: row for row in rows}
-    goals: list[tuple[str, float, float]] = []  # what, the figure, at least
+    goals: list[tuple[str, float, float]] = []  # description, value, minimum
     for shape in SHAPES:
         row = by_name.get(f"soft_targets {shape[0]}x{shape[1]}")
         if row and "torch.compile" in row["times_faster"]:
@@ -311,7 +312,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
     parser.add_argument("--quick", action="store_true", help="tiny shapes, no torch.compile")
     parser.add_argument("--all", action="store_true", help="every divergence at every shape")
-    parser.add_argument("--only", nargs="+", choices=CASES, help="these divergences")
+    parser.add_argument("--only", nargs="+", choices=CASES, help="only these divergences")
     parser.add_argument("--out", type=pathlib.Path, help="result file")
     args = parser.parse_args(argv)
     here = pathlib.Path(__file__).parent / "results" / "losses.json"
@@ -344,7 +345,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             }
             for row in rows
         ],
-        title="value and gradient, ms; temporary memory, MB a device; times faster than",
+        title="value and gradient, ms; temporary memory, MB per device; times faster than",
     )
     _goals(rows)
     command = " ".join(["python benchmarks/losses.py", *(sys.argv[1:] if argv is None else argv)])

@@ -1,20 +1,20 @@
-"""What lowers the memory of a step, and what it costs: recomputing, bfloat16, smaller teachers.
+"""What lowers the memory of a step, and its cost: rematerialisation, bfloat16, compact teachers.
 
     python benchmarks/memory.py            # about ten minutes on two CPU cores
     python benchmarks/memory.py --quick    # tiny
 
-"gradient": the temporary memory of one compiled gradient of a student, as the compiler reports it
-(``memory_analysis``), by way of keeping the forward pass: all of it (plain), ``jax.checkpoint``
-around the whole with two policies, one around each layer by hand where there are layers to put it
-around, ``models.remat``, and the same in bfloat16. ``kept`` is what passes from the forward to the
-backward pass before the compiler has seen it, on any device. All gradients are compared with the
-plain one first. ``limit`` is the forward pass alone.
+"gradient" rows: the temporary memory of one compiled gradient of a student, as reported by the
+compiler (``memory_analysis``), for different ways of storing the forward pass: all of it (plain),
+``jax.checkpoint`` around the whole with two policies, around each layer by hand where there are
+layers, ``models.remat``, and the same in bfloat16. ``kept`` is what passes from the forward to the
+backward pass before compilation, on any device. All gradients are first compared with the plain
+one. ``limit`` is the forward pass alone.
 
-"teacher": the bytes that a teacher's arrays hold, for a trained MLP; ``kl`` is the mean divergence
-of its soft targets from those of the float32 teacher on test rows, ``agrees`` the share of rows
-with the same first class. "scan" is the temporary memory of a training loop under it.
+"teacher" rows: the bytes of a teacher's arrays, for a trained MLP. ``kl`` is the mean divergence of
+its soft targets from those of the float32 teacher on test rows, ``agrees`` the share of rows with
+the same top class, and "scan" the temporary memory of a training loop with it.
 
-Data: MNIST, or scikit-learn's digits where that is not on disk.
+Data: MNIST, or scikit-learn's digits if MNIST is not on disk.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def students(quick: bool) -> dict[str, tuple[dict[str, Model], Any]]:
             jax.random.normal(KEY, images),
         ),
     }
-    # What a deep model takes to compile is no matter of its size.
+    # Deep models are slow to compile at any size.
     return dict(list(found.items())[:1]) if quick else found
 
 
@@ -108,7 +108,7 @@ def gradient_rows(quick: bool, seconds: float) -> list[dict[str, Any]]:
         params, state = jax.jit(plain.init)(KEY, inputs)
         labels = jnp.arange(len(inputs)) % 10
         policies = jax.checkpoint_policies
-        bfloat16 = models.compute_in(plain, jnp.bfloat16)
+        bfloat16 = models.cast(plain, jnp.bfloat16)
         forwards = {case: _forward(model, state) for case, model in given.items()}
         forwards["whole"] = jax.checkpoint(_forward(plain, state))
         forwards["whole dots"] = jax.checkpoint(
@@ -134,10 +134,10 @@ def gradient_rows(quick: bool, seconds: float) -> list[dict[str, Any]]:
         results, first = first_calls(calls)
         cosines = {case: _cosine(gradient, results["plain"]) for case, gradient in results.items()}
         for case, cosine in cosines.items():
-            # A second program may round otherwise; another gradient would be far off.
+            # Another program may round differently; a wrong gradient would be far off.
             least = 0.99 if "bfloat16" in case else 1.0 - 1e-5
             if cosine < least:
-                raise AssertionError(f"{name}, {case}: another gradient, cosine {cosine}")
+                raise AssertionError(f"{name}, {case}: the gradient differs, cosine {cosine}")
         timed = interleaved(calls, seconds=seconds, least=3)
         temporary = {case: _temporary(program) for case, program in programs.items()}
         for case in calls:
@@ -307,7 +307,7 @@ def _temporary(program: Any) -> float:
 
 
 def _cosine(a: Any, b: Any) -> float:
-    # Reduced on the host: the gradients are not to take part in what is measured.
+    # Reduced on the host, so that it does not affect the measurement.
     x, y = (np.concatenate([np.ravel(v) for v in jax.tree.leaves(t)]).astype(float) for t in (a, b))
     return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
 
@@ -327,13 +327,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     report.show(
         [
             {"": row["name"], "MB": row["ours"], "before": before, "limit": row["limit"]}
-            | {"times less": before / row["ours"], "times faster": times}
+            | {"times smaller": before / row["ours"], "times faster": times}
             for row in rows
             for before, times in [
                 (next(iter(row["peers"].values())), next(iter(row["times_faster"].values())))
             ]
         ],
-        title="memory, and that of the plain gradient or the float32 teacher",
+        title="memory, compared with the plain gradient or the float32 teacher",
     )
     command = " ".join(["python benchmarks/memory.py", *(sys.argv[1:] if argv is None else argv)])
     result = report.result_file(__file__, rows, command)

@@ -1,28 +1,28 @@
-"""Rules on a table: where they fire, and the penalty of labels with its gradient.
+"""Rules on a table: where they fire, and the penalty on labels with its gradient.
 
     python benchmarks/rules.py            # five to ten minutes on two CPU cores
-    python benchmarks/rules.py --quick    # tiny, for a look at whether it runs
+    python benchmarks/rules.py --quick    # tiny, to check that it runs
 
-1,000 rules of three atoms over 30 columns, 100,000 rows, float32; speeds are in millions of rows
-times rules a second.
+1,000 rules of three atoms over 30 columns and 100,000 rows, float32; speeds are in millions of
+rows times rules per second.
 
-- ``crisp``: a table of booleans, rows times rules: where the body of each rule holds. Against a
-  loop of NumPy over whole columns, one ``DataFrame.eval`` a rule, and Snorkel's ``LFApplier`` with
-  one labelling function a rule; the last two on a part of the rules or rows, whose size their speed
-  does not depend on.
+- ``crisp``: a table of booleans, rows times rules, that says where the body of each rule holds. It
+  is compared with a NumPy loop over whole columns, one ``DataFrame.eval`` per rule, and Snorkel's
+  ``LFApplier`` with one labelling function per rule; the last two on a part of the rules or rows,
+  which does not affect their speed.
 - ``fuzzy gradient``: product logic over 30 labels, the weighted mean of all violations and its
-  gradient to the probabilities. Against PyTorch, one rule after another, with its autograd: as one
-  writes it first, ``p[:, i]`` in each rule (``torch indexed``), and with the columns taken apart
-  and subtracted from 1 once for all rules (``torch``), ten times faster. As ``autodiff`` the same
-  formula in JAX, for a part of the rows, since it holds rows times rules.
-- ``coverage`` counts in how many rows each rule fires; ``energies`` sums what rules say against 10
-  classes. ``cost`` rows show how compile time, time and memory grow.
+  gradient with respect to the probabilities. It is compared with PyTorch and its autograd, rule by
+  rule: as one would first write it, with ``p[:, i]`` in each rule (``torch indexed``), and with the
+  columns unbound and subtracted from 1 once for all rules (``torch``), which is ten times faster.
+  ``autodiff`` is the same formula in JAX, for a part of the rows, since it stores rows times rules.
+- ``coverage`` counts in how many rows each rule fires; ``energies`` sums each class's penalty under
+  the rules, for 10 classes. ``cost`` rows show how compile time, time and memory grow.
 
 All results are compared before anything is timed. ``limit`` is the speed of writing the table.
-NumPy asks the system for large memory pages by itself, and XLA does not: the script starts itself
-again with ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``, which does.
+NumPy asks the system for large memory pages, and XLA does not: the script restarts itself with
+``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``, which does.
 
-The peers come with ``pip install 'distill_jax[bench]'``; what is missing is left out.
+The peers are installed by ``pip install 'distill_jax[bench]'``; missing ones are left out.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ COMPARE = {
 
 
 class Crisp:
-    """Rules over features, their table, and the same rules in other forms."""
+    """Rules over features, a table, and the same rules for the other libraries."""
 
     def __init__(self, rules: int, rows: int, classes: int = CLASSES):
         rng = np.random.default_rng(0)
         self.rules, self.rows = rules, rows
         self.names = [f"c{i}" for i in range(COLUMNS)]
-        # Feature-major for NumPy, as its loop likes it; row-major for ours, as users have it.
+        # Column-major for NumPy, which suits its loop; row-major for ours, as users have it.
         self.by_column = rng.standard_normal((COLUMNS, rows), np.float32)
         self.columns = jnp.asarray(self.by_column.T)
         place = np.argsort(rng.random((rules, COLUMNS)), axis=1)[:, :ATOMS]
@@ -138,7 +138,7 @@ class Crisp:
 
 
 class Fuzzy:
-    """Rules over label sets, and probabilities."""
+    """Rules over label sets, and probabilities of the labels."""
 
     def __init__(self, rules: int, rows: int, labels: int = LABELS):
         rng = np.random.default_rng(1)
@@ -181,7 +181,7 @@ class Fuzzy:
 
         def run():
             p.grad = None
-            columns = list(p)  # indexing for each rule makes autograd six times slower
+            columns = list(p)  # indexing in each rule would make autograd six times slower
             opposite = [1.0 - column for column in columns]
             total = torch.zeros(())
             for weight, ((a, not_a), (b, not_b), (c, not_c)) in zip(weights, literals, strict=True):
@@ -214,8 +214,8 @@ class Fuzzy:
 
 
 def compiled(function: Callable, *arguments: Any) -> tuple[Callable[[], Any], float, int]:
-    """A call that is ready when it returns, seconds to compile, and temporary bytes."""
-    jax.clear_caches()  # or a program that an earlier case had compiled is taken
+    """A call that blocks until its result is ready, seconds to compile, and temporary bytes."""
+    jax.clear_caches()  # otherwise a program that an earlier case compiled would be reused
     start = time.perf_counter()
     program = jax.jit(function).lower(*arguments).compile()
     seconds = time.perf_counter() - start
@@ -233,7 +233,7 @@ def crisp(rules: int, rows: int, seconds: float) -> list[dict[str, Any]]:
         _tiles.counted, book.circuit, task.columns, jnp.asarray(book.fires)
     )
     fill, *_ = compiled(lambda x: jnp.broadcast_to(x, (rows, rules)), jnp.zeros((), bool))
-    # What is slow gets a part: its speed is the same.
+    # Slow cases run on a part, which does not affect their speed.
     some_rules, few_rules, some_rows = min(rules, 40), min(rules, 50), min(rows, 400)
     cases = {"ours": held, "numpy": task.numpy, "coverage": counted, "count": task.coverage}
     sizes = dict.fromkeys([*cases, "limit"], rules * rows)
@@ -274,7 +274,7 @@ def crisp(rules: int, rows: int, seconds: float) -> list[dict[str, Any]]:
 
 
 def _energies(task: Crisp, seconds: float) -> dict[str, Any]:
-    """What rules speak against each class; the peer multiplies NumPy's table."""
+    """Each class's penalty under the rules; the peer multiplies NumPy's table."""
     guards, scores, arguments = _pieces(task)
     ours, compile_seconds, size = compiled(_tiles.scored, *arguments)
     node = np.asarray(guards.node)
@@ -347,7 +347,7 @@ def fuzzy(rules: int, rows: int, seconds: float) -> list[dict[str, Any]]:
             "autodiff_compile_seconds": round(naive_compile, 3),
             "bind_seconds": round(task.bind_seconds, 3),
             "temp_megabytes": round(size / 1e6, 3),
-            # Of a part of the rows, for as many rows as ours has.
+            # Measured on a part of the rows, scaled to all.
             "autodiff_temp_megabytes": round(naive_size / 1e6 * rows / part, 3),
         }
     ]
@@ -425,7 +425,7 @@ def _row(
     peers: Sequence[str],
     names: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """A row of the result file; how many times faster is the median of the ratio in a round."""
+    """A row of the result file; "times faster" is the median over rounds of the ratio."""
     names = names or {}
 
     def speed(case):
@@ -489,7 +489,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             | {"compile s": row["compile_seconds"], "temporary MB": row["temp_megabytes"]}
             for row in rows
         ],
-        title="millions of rows times rules a second; times faster than",
+        title="millions of rows times rules per second; times faster than",
     )
     _goals(rows)
     command = " ".join(["python benchmarks/rules.py", *(sys.argv[1:] if argv is None else argv)])

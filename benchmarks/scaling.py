@@ -4,18 +4,18 @@
     python benchmarks/scaling.py --quick    # tiny
 
 Teacher 784-1200-1200-10, student 784-800-800-10, soft targets at T = 4, SGD with momentum, through
-``fit`` in calls of a few steps. A sample is one ``fit``; its seconds a step are taken between the
-records of a log, from the first call on, which leaves starting and compiling out, and leaves what
-``fit`` does between calls in. Cases of a section take turns.
+``fit`` in calls of a few steps. A sample is one ``fit``. Its seconds per step are measured between
+log records after the first call, which excludes start-up and compilation, and includes what ``fit``
+does between calls. The cases of a section are interleaved.
 
-Before anything is timed, results are compared: ``fit`` with the compiled step alone, to the bit;
-several devices, processes and pieces of a batch with one, to rounding; with checkpoints, with a
-thread that draws ahead, and without, to the bit.
+Results are compared before anything is timed: ``fit`` with the compiled step alone, bit for bit;
+several devices, processes and microbatches with one, up to rounding; with and without checkpoints,
+and with and without prefetching, bit for bit.
 
-Devices are virtual ones of one CPU, and processes are of one machine: they share its cores, so two
-are not faster than one. What is seen is what cutting, collectives and other processes cost.
-``limit`` is the compiled step alone with its batches on the device (of checkpoints: no checkpoints;
-of input: the longer of the step and the wait for a batch).
+Devices are virtual ones of one CPU, and processes run on one machine. They share its cores, so two
+are not faster than one: the figures show what sharding, collectives and separate processes cost.
+``limit`` is the compiled step alone with its batches on the device (for checkpoints: no
+checkpoints; for input: the longer of the step and the wait for a batch).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from distill_jax import report, teachers, training
 from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.models import mlp
 from distill_jax.objectives import term, weighted_sum
-from distill_jax.training.compiled import init, steps_of
+from distill_jax.training.step._compiled import init, steps_of
 
 FULL = {"features": 784, "wide": 1200, "narrow": 800, "call": 4}
 QUICK = {"features": 12, "wide": 16, "narrow": 8, "call": 2}
@@ -53,7 +53,7 @@ LAYOUTS = {"data_parallel": training.data_parallel, "fsdp": lambda: training.fsd
 
 
 class Setting:
-    """The models and one start, made once: tasks of one batch size share their programs."""
+    """The models and one initial state, made once, so that tasks can share compiled programs."""
 
     def __init__(self, features: int, wide: int, narrow: int, call: int):
         self.features, self.call = features, call
@@ -71,7 +71,7 @@ class Setting:
 
 
 class Task:
-    """A data set, cut into batches of one size."""
+    """A data set, split into batches of one size."""
 
     def __init__(self, setting: Setting, rows: int, batch: int):
         self.key = jax.random.key(0)
@@ -81,29 +81,29 @@ class Task:
         self.data = {"inputs": inputs, "labels": rng.integers(0, 10, rows).astype(np.int32)}
 
     def batches(self, steps: int) -> Iterator[dict[str, Any]]:
-        """The batches that ``fit`` takes with this key."""
+        """The batches that ``fit`` draws with this key."""
         order = jax.random.split(self.key)[1]
         return data_.batches(self.data, key=order, batch_size=self.batch, steps=steps)
 
     def fit(self, steps: int, data: Any = None, **options: Any) -> tuple[float, dict[str, Any]]:
-        """Seconds a step after the first call, and what came out."""
-        given, told = self.setting, []
+        """Seconds per step after the first call, and the results."""
+        given, times = self.setting, []
         if data is None:
             data, options["batch_size"] = self.data, self.batch
         state, history = training.fit(
             given.student, given.objective, given.optimizer, data,
             key=self.key, steps=steps, teachers=given.teachers, initial=given.start,
-            steps_per_call=self.call, log=lambda step, metrics: told.append(time.perf_counter()),
+            steps_per_call=self.call, log=lambda step, metrics: times.append(time.perf_counter()),
             progress=False, **options,
         )  # fmt: skip
-        seconds = (told[-1] - told[self.call - 1]) / (len(told) - self.call)
+        seconds = (times[-1] - times[self.call - 1]) / (len(times) - self.call)
         return seconds, {"losses": history["loss"], "params": state.params}
 
     def case(self, steps: int, **options: Any) -> Callable[[], tuple[float, dict[str, Any]]]:
         return lambda: self.fit(steps, **options)
 
     def arguments(self, microbatches: int = 1) -> tuple[Any, ...]:
-        """Of ``steps_of``, the program that ``fit`` calls."""
+        """The arguments of ``steps_of``, the program that ``fit`` calls."""
         given = self.setting
         recipe = training.Recipe(given.student, given.optimizer, microbatches=microbatches)
         group = [{n: jnp.asarray(x) for n, x in b.items()} for b in self.batches(self.call)]
@@ -111,7 +111,7 @@ class Task:
         return recipe, 1, None, state, group, given.objective, given.teachers, None
 
     def alone(self, steps: int) -> Callable[[], tuple[float, dict[str, Any]]]:
-        """The compiled step alone, over and over the same batches."""
+        """The compiled step alone, repeatedly on the same batches."""
         calls = steps // self.call
 
         def case():
@@ -141,7 +141,7 @@ def close(found: dict, wanted: dict, who: str) -> None:
 def measured(
     section: str, cases: dict[str, Callable], check: Callable[[dict], None], seconds: float, **about
 ) -> dict[str, dict[str, Any]]:
-    """Runs every case once and compares; then times them in rounds. Seconds a step by case."""
+    """Compares the results of all cases, then times them in rounds: seconds per step, by case."""
     check({name: case()[1] for name, case in cases.items()})
     samples: dict[str, list[float]] = {name: [] for name in cases}
     end = time.perf_counter() + seconds
@@ -161,7 +161,7 @@ def measured(
 def row(
     name: str, timed: dict[str, dict], ours: str, limit: float, peers: dict[str, str], **more: Any
 ) -> dict[str, Any]:
-    """A row of the result file; ``peers`` are cases by the names they get."""
+    """A row of the result file; ``peers`` maps names in the file to cases."""
     return {
         "name": name,
         "ours": _ms(timed[ours]["median"]),
@@ -181,7 +181,7 @@ def _ms(seconds: float) -> float:
 
 
 def sizes(setting: Setting, seconds: float, quick: bool) -> list[dict]:
-    """Rows of the data set, and rows of a batch: fit against the step alone."""
+    """``fit`` against the step alone, for different sizes of data set and batch."""
     steps = (3 if quick else 11) * setting.call
     numbers = (64,) if quick else (1_000, 10_000, 100_000)
     batches = (8,) if quick else (8, 32, 128, 512)
@@ -238,7 +238,7 @@ def checkpoints(setting: Setting, seconds: float, quick: bool) -> list[dict]:
 
     def saving(asynchronous: bool) -> Callable:
         def case():
-            with tempfile.TemporaryDirectory() as folder:  # a run that finds its own goes on
+            with tempfile.TemporaryDirectory() as folder:  # a new one, or the run would resume
                 saved = training.Checkpoints(folder, every=every, asynchronous=asynchronous)
                 return task.fit(steps, checkpoints=saved)
 
@@ -266,7 +266,7 @@ def checkpoints(setting: Setting, seconds: float, quick: bool) -> list[dict]:
 
 
 def prefetching(setting: Setting, seconds: float, quick: bool) -> list[dict]:
-    """A source that lets one wait for each batch about as long as a step takes."""
+    """A source whose batches each take about as long as a step."""
     task = Task(setting, *(64, 16) if quick else (10_000, 128))
     steps = (3 if quick else 11) * task.call
     task.alone(steps)()
@@ -292,7 +292,7 @@ def prefetching(setting: Setting, seconds: float, quick: bool) -> list[dict]:
 
 
 def devices(setting: Setting, seconds: float, quick: bool) -> list[dict]:
-    """One device here; two virtual ones, and two processes, in children that take turns with it."""
+    """One device here; two virtual devices, and two processes, in child processes."""
     rows, batch = (64, 16) if quick else (10_000, 128)
     made = {"quick": quick, "rows": rows, "batch": batch}
     task = Task(setting, rows, batch)
@@ -317,7 +317,7 @@ def devices(setting: Setting, seconds: float, quick: bool) -> list[dict]:
 
 @contextlib.contextmanager
 def workers(processes: int, each: int, made: dict) -> Iterator[Callable]:
-    """Children that run ``fit`` when told to; a function that tells them."""
+    """Child processes that run ``fit`` on request, and the function that requests it."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -336,11 +336,11 @@ def workers(processes: int, each: int, made: dict) -> Iterator[Callable]:
             stack.callback(_end, child)
             children.append(child)
 
-        def told(steps: int, layout: str) -> tuple[float, dict[str, Any]]:
+        def request(steps: int, layout: str) -> tuple[float, dict[str, Any]]:
             path = pathlib.Path(folder) / "result.npz"
             order = {"steps": steps, "layout": layout, "path": os.fspath(path)}
             for child in children:
-                with contextlib.suppress(BrokenPipeError):  # it has no answer then
+                with contextlib.suppress(BrokenPipeError):  # _answer reports the child that ended
                     child.stdin.write(json.dumps(order) + "\n")  # type: ignore[union-attr]
                     child.stdin.flush()  # type: ignore[union-attr]
             answers = [_answer(child) for child in children]
@@ -348,14 +348,14 @@ def workers(processes: int, each: int, made: dict) -> Iterator[Callable]:
                 leaves = [file[name] for name in file.files]
             return max(answers), {"losses": leaves[0], "params": leaves[1:]}
 
-        yield told
+        yield request
 
 
 def _answer(child: subprocess.Popen) -> float:
     for line in child.stdout:  # type: ignore[union-attr]
-        if line.startswith("{"):  # the library for collectives prints lines of its own
+        if line.startswith("{"):  # the collectives library prints lines of its own
             return json.loads(line)["seconds"]
-    raise RuntimeError("a worker ended; its error stands above")
+    raise RuntimeError("a worker ended; its error is above")
 
 
 def _end(child: subprocess.Popen) -> None:
@@ -368,7 +368,7 @@ def _end(child: subprocess.Popen) -> None:
 
 
 def work(port: int, processes: int, process: int, quick: bool, rows: int, batch: int) -> None:
-    """A child: an order a line, an answer a line."""
+    """A child process: reads one request per line, writes one answer per line."""
     if processes > 1:
         jax.distributed.initialize(f"localhost:{port}", num_processes=processes, process_id=process)
     task = Task(Setting(**QUICK if quick else FULL), rows, batch)
@@ -405,7 +405,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             | {f"{n}, %": x for n, x in r.get("overhead_percent", {}).items()}
             for r in rows
         ],
-        title="ms a step",
+        title="ms per step",
     )
     command = " ".join(["python benchmarks/scaling.py", *(sys.argv[1:] if argv is None else argv)])
     result = report.result_file(__file__, rows, command)

@@ -1,23 +1,23 @@
-"""Many small students: a sweep, against the same students one after another and in PyTorch.
+"""Many small students: a sweep, compared with sequential training and with PyTorch.
 
     python benchmarks/sweep.py            # about six minutes on two CPU cores
     python benchmarks/sweep.py --quick    # tiny
 
 64 students 784-H-10 over 4 temperatures x 4 weights x 4 seeds, Adam, weight x soft targets plus the
-rest x cross-entropy, in batches of 128 of 6,400 synthetic rows, the teacher's logits computed
-beforehand. All students see the same batches; each sample trains from the starts to the end. The
-first losses of all students are compared between the ways before anything is timed.
+rest x cross-entropy, in batches of 128 of 6,400 synthetic rows, with precomputed teacher logits.
+All students see the same batches; each sample trains from the initial weights to the end. The first
+losses of all students are compared between the methods before anything is timed.
 
-- ours: ``training.sweep``, which chooses the way to run blocks on its own, on one host device for
-  each core. Its first call, which compiles and measures, is apart.
-- jax sequential: one compiled scan a student, in plain JAX and Optax.
+- ours: ``training.sweep``, which chooses how to run blocks by itself, on one host device per core.
+  Its first call, which compiles and measures, is reported separately.
+- jax sequential: one compiled scan per student, in plain JAX and Optax.
 - torch sequential: eager, fused Adam.
 - torch.func: ``vmap`` of a whole step over stacked students, Adam included. torch.func fused: of
-  the gradient alone, and PyTorch's own fused Adam, in place, on the stacked parameters.
-- limit: the matrix products alone, in the faster of two ways: those of a block's students side by
-  side, or one student's after another's; on all devices.
+  the gradient alone, with PyTorch's own fused Adam in place on the stacked parameters.
+- limit: the matrix products alone, in the faster of two ways, for a block of students together or
+  for one student after another, on all devices.
 
-Where a way takes long, a sample of it trains fewer students or steps; figures are a student-step.
+For slow methods, a sample trains fewer students or steps; figures are per student and step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-# Elementwise work runs on one core of each device, so two cores want two devices.
+# Elementwise work runs on one core per device, so two cores need two devices.
 _FLAG = "--xla_force_host_platform_device_count"
 if __name__ == "__main__" and _FLAG not in os.environ.get("XLA_FLAGS", ""):
     _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -61,7 +61,7 @@ GOALS = {"H=32": {"torch sequential": 6.0, "torch.func": 3.3}}
 
 
 class Task:
-    """The students, the data, and one start for all ways."""
+    """The students, the data, and the initial weights, shared by all methods."""
 
     def __init__(self, features: int, width: int, rows: int, batch: int, steps: int, seeds: int):
         self.features, self.width, self.steps, self.batch = features, width, steps, batch
@@ -77,7 +77,7 @@ class Task:
         }
         self.key, self.order, self.seeds = jax.random.key(2), jax.random.key(3), seeds
         self.grid = {"temperature": list(TEMPERATURES), "weight": list(WEIGHTS)}
-        # A row a student, in the order of the sweep.
+        # One entry per student, in the order of the sweep.
         self.students = [
             (t, w, s) for t in TEMPERATURES for w in WEIGHTS for s in range(self.seeds)
         ]
@@ -249,7 +249,7 @@ def torch_func(task: Task, steps: int, *, fused: bool) -> Callable[[], np.ndarra
 
 
 def products(task: Task, students: int, steps: int) -> Callable[[], Any]:
-    """The matrix products of a few students' steps and nothing else, spread over the devices."""
+    """Only the matrix products of a few students' steps, on all devices."""
     devices, key = jax.devices(), jax.random.key(0)
     each = -(-students // len(devices))
     (features, width), (_, classes) = _shapes(task)
@@ -283,7 +283,7 @@ def _shapes(task: Task) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _start(task: Task, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Kernels as PyTorch has them, [out, in], and biases."""
+    """Kernels in PyTorch's layout, ``[out, in]``, and biases."""
     params = task.starts[seed]
     layers = (params["hidden"]["0"], params["head"])
     return [(np.array(layer["kernel"]).T.copy(), np.array(layer["bias"])) for layer in layers]
@@ -296,7 +296,7 @@ def _tensors(task: Task, steps: int) -> tuple[Any, Any, Any, list[Any]]:
 
 
 def measure(task: Task, few: int, seconds: float, rounds: int) -> dict[str, Any]:
-    """One row of the result file; ``few`` is how much of the work the slow ways do in a sample."""
+    """One row of the result file; slow methods do ``1 / few`` of the work in a sample."""
     name = f"H={task.width}"
     students, steps = len(task.students), task.steps
     some, short = max(1, students // few), max(3, steps // few)
@@ -312,12 +312,12 @@ def measure(task: Task, few: int, seconds: float, rounds: int) -> dict[str, Any]
     limits = {"limit side by side": 16, "limit one by one": 1}
     results, first = first_calls(cases)
     for case, losses in results.items():
-        # Rounding grows as training goes on; the first losses are the same computation.
+        # Rounding differences grow during training; the first losses must agree.
         np.testing.assert_allclose(
             losses[:, :3], results["ours"][: len(losses), :3], rtol=1e-3, err_msg=case
         )
     modes = cases["ours"].modes  # pyright: ignore
-    cases["ours"]()  # the way is known now, and its block may still have to be compiled
+    cases["ours"]()  # the mode is chosen now, but its block may still have to be compiled
     for case, wide in limits.items():
         together = wide * len(jax.devices())
         cases[case] = products(task, together, short)
@@ -382,8 +382,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--quick", action="store_true", help="tiny students, few steps")
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 32, 128, 512])
-    parser.add_argument("--seconds", type=float, default=50.0, help="to time a width")
-    parser.add_argument("--rounds", type=int, default=5, help="to time a width, at least")
+    parser.add_argument("--seconds", type=float, default=50.0, help="timing budget per width")
+    parser.add_argument("--rounds", type=int, default=5, help="minimum number of rounds per width")
     parser.add_argument("--out", type=pathlib.Path, help="result file")
     args = parser.parse_args(argv)
     here = pathlib.Path(__file__).parent / "results" / "sweep.json"
@@ -395,7 +395,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         task = Task(features=6, width=4, rows=64, batch=16, steps=4, seeds=1)
         rows.append(measure(task, few=4, seconds=0.01, rounds=2))
     for width in [] if args.quick else args.widths:
-        # About a second of work a sample, whatever the width.
+        # About a second of work per sample, for any width.
         steps = 300 if width <= 32 else 120 if width <= 128 else 60
         task = Task(features=784, width=width, rows=6400, batch=128, steps=steps, seeds=4)
         rows.append(measure(task, few=8, seconds=args.seconds, rounds=args.rounds))
@@ -406,7 +406,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             | {"mode": row["mode"]}
             for row in rows
         ],
-        title="microseconds a student-step; times faster than",
+        title="microseconds per student and step; times faster than",
     )
     _goals(rows)
     command = " ".join(["python benchmarks/sweep.py", *(sys.argv[1:] if argv is None else argv)])

@@ -1,16 +1,16 @@
-"""Distilling an MLP: examples a second, against a PyTorch loop.
+"""Distilling an MLP: examples per second, compared with a PyTorch loop.
 
     python benchmarks/training.py            # about three minutes on two CPU cores
     python benchmarks/training.py --quick    # tiny, without torch.compile
 
 Teacher 784-1200-1200-10, student 784-800-800-10, batches of 128 synthetic rows from memory, Adam,
 0.9 x soft targets at T = 4 plus 0.1 x cross-entropy. "live" runs the teacher in every step,
-"cached" reads its logits from a column. Each sample trains for the same number of steps from the
-same start over the same batches, all host work included; the first losses of all loops are compared
-before anything is timed. ``limit`` is the speed of the step's matrix products alone.
+"cached" reads its logits from a column. Each sample trains for the same number of steps, from the
+same initial weights, on the same batches, including all host work. The first losses of all loops
+are compared before anything is timed. ``limit`` is the speed of the step's matrix products alone.
 
-The PyTorch loop holds its tensors in memory, takes rows by index, and uses fused Adam; it comes
-with ``pip install 'distill_jax[bench]'``. Without it only JAX is measured.
+The PyTorch loop keeps its tensors in memory, selects rows by index, and uses fused Adam; PyTorch is
+installed by ``pip install 'distill_jax[bench]'``. Without it only JAX is measured.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RATE = 1e-3
 
 
 class Task:
-    """The models, the data, and one start for all loops."""
+    """The models, the data, and one initial state for all loops."""
 
     def __init__(self, features: int, wide: int, narrow: int, rows: int, batch: int, steps: int):
         self.batch_size, self.steps = batch, steps
@@ -76,7 +76,7 @@ class Task:
 
 
 def jax_loops(task: Task, cached: bool) -> dict[str, Callable[[], np.ndarray]]:
-    """Loops by name; each gives the loss of every step."""
+    """Loops by name; each returns the loss of every step, ``[steps]``."""
     data = task.cached if cached else task.live
     taught = {} if cached else {"teacher": task.teacher}
     common: dict[str, Any] = {
@@ -86,7 +86,7 @@ def jax_loops(task: Task, cached: bool) -> dict[str, Callable[[], np.ndarray]]:
         "teachers": taught,
         "initial": task.start,
     }
-    # In memory once, as the PyTorch loop's tensors are.
+    # On the device beforehand, as the tensors of the PyTorch loop are.
     device_data = {name: jnp.asarray(column) for name, column in data.items()}
 
     def run():
@@ -177,7 +177,7 @@ def _torch_mlp(sizes: tuple[int, ...], params: Any) -> Any:
 
 
 def products(task: Task, cached: bool) -> Callable[[], Any]:
-    """The matrix products of all steps, one after another, and nothing else."""
+    """Only the matrix products of all steps, one after another."""
     key = jax.random.key(0)
     kernels = {
         name: [0.01 * jax.random.normal(key, pair) for pair in zip(sizes[:-1], sizes[1:])]  # noqa: B905
@@ -213,7 +213,7 @@ def measure(task: Task, name: str, cached: bool, seconds: float, compiled: bool)
     loops = jax_loops(task, cached) | torch_loops(task, cached, compiled)
     cases: dict[str, Callable[[], Any]] = {**loops, "limit": products(task, cached)}
     results, first = first_calls(cases)
-    # Rounding grows as training goes on; the first losses are the same computation.
+    # Rounding differences grow during training; the first losses must agree.
     for loop in loops:
         np.testing.assert_allclose(results[loop][:5], results["run"][:5], rtol=1e-3, err_msg=loop)
     timed = interleaved(cases, seconds=seconds, least=3)
@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="tiny models, no torch.compile")
-    parser.add_argument("--steps", type=int, default=60, help="steps in one sample")
+    parser.add_argument("--steps", type=int, default=60, help="steps per sample")
     parser.add_argument("--out", type=pathlib.Path, help="result file")
     args = parser.parse_args(argv)
     here = pathlib.Path(__file__).parent / "results" / "training.json"
@@ -294,7 +294,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             | {f"/ {peer}": times for peer, times in row["times_faster"].items()}
             for row in rows
         ],
-        title="examples a second; times faster than",
+        title="examples per second; times faster than",
     )
     _goals(rows)
     command = " ".join(["python benchmarks/training.py", *(sys.argv[1:] if argv is None else argv)])

@@ -8,6 +8,7 @@ was expected and what came. ``chex.disable_asserts()`` switches these comparison
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -125,6 +126,21 @@ def finite(**values: Any) -> None:
         x = known(value)
         if x is not None and not np.isfinite(x).all():
             raise ValueError(f"{name} must be finite, got {value}")
+
+
+def count(name: str, value: Any, *, least: int = 1) -> int:
+    """A number of things, given as an integer of any kind, as a Python integer."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(f"{name} must be a Python int, not traced: name it in static_argnames")
+    try:
+        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if number < least:
+        raise ValueError(f"{name} must be {least} or more, got {number}")
+    return number
 
 
 def labels_below(num_classes: int, **arrays: Any) -> None:

@@ -1,10 +1,10 @@
-"""Functions as traced programs: cut into pieces, whose order the compiler has to keep."""
+"""Functions as traced programs, split into pieces whose order the compiler has to keep."""
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +17,9 @@ class Program(NamedTuple):
     """A function as a list of equations.
 
     Attributes:
-      equations: In the order in which they are to run.
+      equations: In the order in which they run.
       takes: The variables of the flat arguments.
-      gives: Those of the flat results, or literals.
+      gives: The variables of the flat results, or literals.
       constants: The values of further variables.
       structure: Of the result.
       source: What was traced.
@@ -43,10 +43,10 @@ class Piece(NamedTuple):
 
 
 def trace(function: Callable[..., Any], leaves: Sequence[Any], batch: int) -> Program:
-    """Traces ``function(*leaves)``; the first ``batch`` leaves are what a batch brings.
+    """Traces ``function(*leaves)``, whose first ``batch`` leaves come from a batch.
 
-    Whatever does not depend on those (casts of params, masks of dropout) is put where it is needed
-    first, so that it need not be held from the start.
+    Equations that do not depend on the batch (casts of params, masks of dropout) are moved to where
+    their results are first used, so that these need not be held from the start.
     """
     traced, shapes = jax.make_jaxpr(function, return_shape=True)(*leaves)
     source = traced.jaxpr
@@ -61,9 +61,9 @@ def trace(function: Callable[..., Any], leaves: Sequence[Any], batch: int) -> Pr
 
 
 def pieces(program: Program, edges: Sequence[int]) -> list[Piece]:
-    """The program cut at ``edges``, numbers of equations from 0 to their number.
+    """The program split at ``edges``, indices of equations from 0 to their number.
 
-    Variables come in the order of the program, so that every process compiles the same one.
+    Variables are in the order of the program, so that every process compiles the same pieces.
     """
     found = []
     later = set(variables(program.gives))
@@ -88,30 +88,54 @@ def pieces(program: Program, edges: Sequence[int]) -> list[Piece]:
 
 
 def result(program: Program, known: dict[Any, Any]) -> Any:
-    """What the function returns, once the values of all variables are known."""
+    """What the function returns, given the values of all variables."""
     made = [v.val if isinstance(v, core.Literal) else known[v] for v in program.gives]
     return jax.tree.unflatten(program.structure, made)
 
 
 def variables(atoms: Sequence[Any]) -> list[Any]:
-    """Those that are no literals."""
+    """The atoms that are not literals."""
     return [v for v in atoms if not isinstance(v, core.Literal)]
 
 
-def after(values: Any, arrived: Any) -> Any:
-    """The same values, but known only once all of ``arrived`` is.
+def inner_jaxprs(program: Any) -> Iterator[Any]:
+    """A jaxpr and all those inside it, open and closed ones, each once."""
+    seen: set[int] = set()
+    ahead = [program]
+    while ahead:
+        jaxpr = ahead.pop()
+        if id(jaxpr) in seen:
+            continue
+        seen.add(id(jaxpr))
+        yield jaxpr
+        for equation in jaxpr.eqns:
+            parts = jax.tree.leaves(list(equation.params.values()))
+            ahead += [x for x in parts if isinstance(x, core.ClosedJaxpr | core.Jaxpr)]
 
-    So that the compiler neither does work earlier than it is needed, nor shares what is done twice
-    on purpose.
+
+def has_convolution(program: Any) -> bool:
+    """Whether a jaxpr holds a convolution, which XLA's CPU backend runs slowly inside a loop."""
+    return any(
+        equation.primitive.name == "conv_general_dilated"
+        for jaxpr in inner_jaxprs(program)
+        for equation in jaxpr.eqns
+    )
+
+
+def after(values: Any, arrived: Any) -> Any:
+    """The same values, available only once all of ``arrived`` is.
+
+    The compiler then neither computes earlier than needed, nor merges what is computed twice on
+    purpose.
     """
     found = [x for x in jax.tree.leaves(arrived) if _is_number(x) and x.size]
     if not found:
         return values
     late, found = jax.lax.optimization_barrier((values, found))
     if jax.default_backend() == "cpu":
-        # XLA's CPU backend drops barriers before it orders the work. No number is above inf, NaN
-        # included: nothing is ever replaced, but that is not known beforehand. All of them are
-        # looked at, since some may be constants.
+        # XLA's CPU backend drops barriers before it schedules. No number is above inf, nor is NaN,
+        # so nothing is ever replaced, but the compiler cannot know that. All of them are compared,
+        # since some may be constants.
         firsts = [jnp.ravel(x)[0].astype(jnp.promote_types(x.dtype, jnp.float32)) for x in found]
         never = functools.reduce(operator.or_, [x > jnp.inf for x in firsts])
         late = jax.tree.map(functools.partial(_unless, never), late)

@@ -1,9 +1,9 @@
 """From logits to rows: the two drivers that every loss over classes runs through.
 
 A *core* is ``core(student, teacher, *options) -> rows`` over dense, clean, float32 blocks
-``[..., classes]``. It knows nothing of masks, dtypes or memory. ``rows`` gives unreduced values and
-composes with every transform; ``total`` gives a weighted sum, takes the gradient block by block in
-the forward pass, and so never holds an array of the size of the logits but the gradient itself.
+``[..., classes]``. It knows nothing of masks, dtypes or memory. ``rows`` returns unreduced values
+and composes with every transform. ``total`` returns a weighted sum and computes the gradient block
+by block in the forward pass, so the gradient is the only array of the size of the logits.
 """
 
 from __future__ import annotations
@@ -24,9 +24,15 @@ Core = Callable[..., Array]
 
 
 def two_class(logits: Float[Array, "*batch outputs"]) -> Float[Array, "*batch classes"]:
-    """A single output ``z`` as the two classes ``[0, z]``; anything wider as it is.
+    """A single output ``z`` as the logits ``[0, z]`` of two classes; wider logits are unchanged.
 
-    The softmax of the result is ``[1 - sigmoid(z), sigmoid(z)]``, and argmax says ``z > 0``.
+    The result's softmax is ``[1 - sigmoid(z), sigmoid(z)]``, and its argmax is 1 where ``z > 0``.
+
+    Args:
+      logits: ``[..., outputs]``.
+
+    Returns:
+      ``[..., 2]`` for one output, otherwise ``logits``.
 
     Example:
       >>> two_class(jnp.array([[2.0], [-1.0]]))
@@ -47,18 +53,18 @@ def rows(
 ) -> Float[Array, "*batch"]:
     """Runs a core over two dense arrays: checks, float32 or better, masks.
 
-    Masked rows are replaced before the core sees them, so that whatever they hold, NaN included,
-    reaches neither value nor gradient.
+    Masked rows are replaced before the core sees them, so they contribute neither value nor
+    gradient, even if they hold NaN.
 
     Args:
       core: ``core(student, teacher, *options) -> rows``.
       student_logits: ``[..., classes]``.
       teacher_logits: Same shape.
       *options: Scalars, cast to the dtype of the arithmetic.
-      where: Rows to count, ``[...]``; the others get value 0 and gradient 0.
+      where: Rows to count, ``[...]``; the others have value 0 and gradient 0.
 
     Returns:
-      ``[...]``, float32 or better.
+      One value per row, ``[...]``, float32 or better.
     """
     _checks.floating(student_logits=student_logits, teacher_logits=teacher_logits)
     _checks.classes_axis(student_logits=student_logits)
@@ -85,22 +91,22 @@ def total(
     chunk: int | None = None,
     **options: Any,
 ) -> tuple[Float[Array, ""], Float[Array, "*batch"]]:
-    """The weighted sum of a loss over all rows, with the gradient made in the forward pass.
+    """The weighted sum of a loss over all rows, with the gradient computed in the forward pass.
 
     Equal to ``(weights * loss(student_logits, against, where=where, **options)).sum()`` and its
-    gradient, in less time and memory when there are many classes: a block of rows is read once,
-    gives its values and its gradient, and is forgotten. Only gradients that are asked for are
-    computed. Reverse mode and jvp-of-grad work; direct forward mode does not.
+    gradient, in less time and memory if there are many classes: values and gradient of a block of
+    rows are computed in one pass over it. Only the gradients that are needed are computed. Reverse
+    mode and jvp-of-grad work; direct forward mode does not.
 
     Args:
-      loss: A loss of this package over logits, for example ``forward_kl`` or ``cross_entropy``;
-        not one that couples examples.
+      loss: A loss of this package over logits, such as ``forward_kl`` or ``cross_entropy``, that
+        does not couple examples.
       student_logits: ``[..., classes]``.
-      against: What the loss takes second: the teacher's logits or target probabilities,
+      against: The loss's second argument: the teacher's logits or target probabilities,
         ``[..., classes]``, or labels, ``[...]``.
       where: Rows to count, ``[...]``.
       weights: A factor for each row, ``[...]``; 1 where None.
-      chunk: Rows in one block; None takes about a megabyte of logits.
+      chunk: Rows per block; None takes about a megabyte of logits.
       **options: The loss's scalar options, traced or not.
 
     Returns:
@@ -129,7 +135,7 @@ def total(
     if chunk is not None:
         _checks.integer(chunk=chunk)
         _checks.positive(chunk=chunk)
-    # Checked here, where options are still known; in the blocks they are traced.
+    # Checked here, where options are still concrete; in the blocks they are traced.
     jax.eval_shape(lambda s, a, m: loss(s, a, where=m, **options), student_logits, against, where)
     dtype = jnp.promote_types(student_logits.dtype, jnp.float32)
     count = math.prod(batch)
@@ -160,7 +166,7 @@ def _total(static, pair, options, weights, live):
 
 
 def _total_fwd(static, pair, options, weights, live):
-    # Symbolic zeros tell which inputs a gradient is asked for; the others cost nothing.
+    # Symbolic zeros show which gradients are needed; the others cost nothing.
     loss, chunk = static
     values = tuple(x.value for x in pair), {name: x.value for name, x in options.items()}
     wants = [i for i, x in enumerate(pair) if x.perturbed]
@@ -197,7 +203,7 @@ def _weighted(weights: Array, rows: Array) -> Array:
 
 
 def _scan(block: Callable, chunk: int, arrays: Any) -> tuple[Any, Any]:
-    """Sums ``block``'s first result over blocks of rows, and concatenates its second."""
+    """The sum of ``block``'s first results over blocks of rows, and all of its second results."""
     count = len(jax.tree.leaves(arrays)[0])
     whole = count // chunk * chunk
     heads = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk, *x.shape[1:]), arrays)
@@ -220,7 +226,7 @@ def _scan(block: Callable, chunk: int, arrays: Any) -> tuple[Any, Any]:
 
 
 def _even(count: int, most: int) -> int:
-    """Rows in a block, ``most`` or fewer: blocks of one size, if that leaves them half as large.
+    """Rows per block, ``most`` or fewer: of one size, if that is more than half of ``most``.
 
     A last block of another size costs a copy of all the others.
     """

@@ -1,4 +1,4 @@
-"""Words that every floor shares: what a model is, what it returns, what a batch is."""
+"""The types that every floor shares: a model, its outputs, a batch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jaxtyping import Array, PyTree
 
 Batch = Mapping[str, Any]
 """Named arrays, of JAX or NumPy, with one leading axis: ``inputs``, often ``labels`` or
-``targets``, and optionally ``where`` (``[batch]`` booleans: False rows are padding and count
-in no loss; they do enter the statistics of a batch norm, as zeros). ``columns`` is an encoded
-table for rules, in which NaN stands for a missing value; ``inputs:clause`` the inputs of another
-view of the examples, named ``clause``."""
+``targets``, and optionally ``where`` (``[batch]`` booleans: rows that are False are padding and
+contribute to no loss; they do enter the statistics of a batch norm, as zeros). ``columns`` is an
+encoded table for rules, in which NaN stands for a missing value; ``inputs:clause`` holds the inputs
+of another view of the examples, named ``clause``."""
 
 Params = PyTree
 """Arrays that gradients reach."""
@@ -23,7 +23,7 @@ State = PyTree
 
 
 class Outputs(NamedTuple):
-    """What a model says about a batch.
+    """What a model returns for a batch.
 
     Attributes:
       logits: Unnormalised log-probabilities, ``[batch, ..., classes]``. There are always two
@@ -42,7 +42,7 @@ class Model:
     ``params, state = model.init(key, inputs)`` and
     ``outputs, state = model.apply(params, state, inputs, key=key, train=True)``.
 
-    Hashed by its functions, so that one model object is compiled once: make it once, and keep it.
+    Hashed by its functions, so one model object is compiled once: create it once, and keep it.
 
     Attributes:
       init: ``(key, inputs) -> (params, state)``; only shape and dtype of ``inputs`` matter.

@@ -1,14 +1,14 @@
-"""Where well-known formulas of distillation go wrong, in numbers.
+"""Numerical comparison of the losses with widely used formulas.
 
     python examples/correctness.py --json correctness.json
 
-Each row is a case that was met in a library in wide use: the truth in float64, what distill_jax
-gives, and what the other formula gives. The other formulas are written out below, in a few lines
-each, from the documentation or the source of the project named; Optax is called itself, and Keras
-too where it is installed. Projects change: read a row as "this formula does that", and try your own
-the same way.
+Each row is a case that was found in a library in wide use: the true value in float64, the value of
+distill_jax, and the value of the other formula. The other formulas are written out below in a few
+lines each, following the documentation or the source of the named project; Optax is called itself,
+and so is Keras where it is installed. Projects change: read a row as "this formula gives that", and
+test your own the same way.
 
-The verdict says what holds for the numbers in its row. Takes less than 20 seconds on a CPU.
+The verdict holds for the numbers in its row. Takes less than 20 seconds on a CPU.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ def logits(seed: int, shape: tuple[int, ...] = (8, 10), scale: float = 2.0) -> t
 
 
 def kl64(teacher: Any, student: Any) -> np.ndarray:
-    """Rows of KL(teacher || student) of logits, in float64: the truth of most cases."""
+    """KL(teacher || student) per row, ``[...]``, in float64: the true value in most cases."""
     p, q = (log_softmax(np.asarray(x, np.float64), axis=-1) for x in (teacher, student))
     return (np.exp(p) * np.where(np.isneginf(p), 0.0, p - q)).sum(-1)
 
 
 def same(x: np.ndarray, y: np.ndarray) -> float:
-    """Cosine of two gradients."""
+    """Cosine similarity of two gradients."""
     return float((x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y))
 
 
-# Scale, reduction, direction.
+# Scale, reduction and direction.
 
 
 def clipped_kl(y_true: Any, y_pred: Any) -> Any:
@@ -148,9 +148,9 @@ def jsd64(student: Any, teacher: Any, beta: float) -> np.ndarray:
 
 @case("Jensen-Shannon that weights the other side", "GKD's JSD, 0.9", "DistiLLM js_distance")
 def beta_of_the_other_side() -> Case:
-    # Its weight, lam, is the student's; GKD's, beta, is the teacher's.
+    # Its lam weights the student; GKD's beta weights the teacher.
     student, teacher = logits(4)
-    student /= 10  # a flat student of a sharp teacher
+    student /= 10  # a flat student and a sharp teacher
     ours = losses.jensen_shannon(jnp.asarray(student), jnp.asarray(teacher), beta=0.9).mean()
     other = jsd64(student, teacher, beta=1 - 0.9).mean()
     return jsd64(student, teacher, beta=0.9).mean(), float(ours), float(other)
@@ -158,8 +158,8 @@ def beta_of_the_other_side() -> Case:
 
 @case("forward KL put in at beta 0", "jump from beta 0.0001 to 0", "TRL generalized_jsd_loss")
 def jump_at_the_end() -> Case:
-    # The definition goes to 0 with beta; the branch for beta == 0 returns the KL itself. Ours has
-    # both, without a jump: jensen_shannon goes to 0, scaled_jensen_shannon to the KL.
+    # By definition the value goes to 0 with beta; the branch for beta == 0 returns the KL instead.
+    # We have both, each continuous: jensen_shannon goes to 0, scaled_jensen_shannon to the KL.
     student, teacher = logits(5)
     near = jsd64(student, teacher, beta=1e-4).mean()
     pair = jnp.asarray(student), jnp.asarray(teacher)
@@ -227,18 +227,18 @@ def mean_of_means() -> Case:
 @case("[4, 10] against [4, 1, 10]", "losses for 4 examples", "Optax kl_divergence, called")
 def quiet_broadcast() -> Case:
     student, teacher = map(jnp.asarray, logits(9, (4, 10)))
-    with jax.numpy_rank_promotion("allow"):  # as JAX has it, if nobody says otherwise
+    with jax.numpy_rank_promotion("allow"):  # the default of JAX
         other = optax.losses.kl_divergence(
             jax.nn.log_softmax(student), jax.nn.softmax(teacher[:, None])
         )
     try:
         count = forward_kl(student, teacher[:, None]).size
-    except (TypeError, ValueError):  # it names the argument, and the caller mends it
+    except (TypeError, ValueError):  # the message names the argument, and the caller fixes it
         count = forward_kl(student, teacher).size
     return 4, count, other.size
 
 
-# Numbers.
+# Precision.
 
 
 def nearly_equal(classes: int) -> tuple[Any, Any]:
@@ -296,7 +296,7 @@ def forbidden_class() -> Case:
 
 @case("a target of 0", "gradient to the teacher, its sum", "Optax kl_divergence, called")
 def gradient_at_zero() -> Case:
-    # Probabilities sum to 1 whatever the logits, so the gradient to logits sums to 0.
+    # Probabilities sum to 1 for all logits, so the gradient with respect to the logits sums to 0.
     student, teacher = map(jnp.asarray, logits(13))
     teacher = teacher.at[:, 3].set(-jnp.inf)
 
@@ -334,7 +334,7 @@ def logarithm_of_zero() -> Case:
     return float(kl64(teacher, student)), float(forward_kl(s, t)), float(other)
 
 
-# Formulas, vocabularies.
+# Formulas and vocabularies.
 
 
 @case("top 2 classes, renormalised on both sides", "KL", "Tunix, MaxText top-k")
@@ -352,14 +352,14 @@ def padded_heads() -> Case:
     extra = (0, 0), (0, 6)
     wide = np.pad(teacher, extra, constant_values=-30.0)  # its last six classes are unused
     other = kl64(wide, np.pad(student, extra))
-    # A class that is not there has probability 0, on both sides.
+    # A missing class has probability 0 on both sides.
     both = (jnp.asarray(np.pad(x, extra, constant_values=-np.inf)) for x in (student, teacher))
     return kl64(teacher, student).mean(), float(forward_kl(*both).mean()), float(other.mean())
 
 
 @case("alpha-beta divergence on the axis", "alpha 0.5, beta 0", "ABKD, released code")
 def alpha_beta_on_the_axis() -> Case:
-    # The limit of the definition has 1 / alpha²; 1 / alpha is a jump away from its neighbours.
+    # The limit of the definition has 1 / alpha²; with 1 / alpha the function is discontinuous.
     student, teacher = logits(16)
     p, q = (softmax(x.astype(np.float64), -1) for x in (teacher, student))
     terms = np.sqrt(p) * 0.5 * np.log(p / q) - np.sqrt(p) + np.sqrt(q)
@@ -368,12 +368,12 @@ def alpha_beta_on_the_axis() -> Case:
 
 
 def is_right(value: float, truth: float) -> bool:
-    """To 1e-5 of the truth, or 1e-6 where it is 0."""
+    """Whether the relative error is at most 1e-5, or the absolute one 1e-6 if the truth is 0."""
     return math.isclose(value, truth, rel_tol=1e-5, abs_tol=1e-6 if truth == 0 else 0.0)
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    parser = argparse.ArgumentParser(description="Losses against float64, and against others.")
+    parser = argparse.ArgumentParser(description="Losses against float64 and other formulas.")
     parser.add_argument("--json", metavar="FILE", help="also write the rows to this file")
     args = parser.parse_args(argv)
     rows = []

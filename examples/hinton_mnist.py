@@ -1,24 +1,23 @@
-"""Hinton, Vinyals and Dean 2015, section 3, on all of MNIST: the published figures beside ours.
+"""Hinton, Vinyals and Dean 2015, section 3, on all of MNIST: our results beside the published ones.
 
     python -m distill_jax.data mnist                     # or DISTILL_JAX_DATA=folder-with-mnist
     python examples/hinton_mnist.py --out benchmarks/results/hinton_mnist.json
 
-About an hour on two CPU cores. Each stage is kept in ``--cache``, so that an interrupted run goes
-on where it was; ``--quick`` is the same in seconds, on little data, and says nothing about the
-paper.
+About an hour on two CPU cores. Each stage is saved in ``--cache``, so an interrupted run resumes.
+``--quick`` runs the same code in seconds on little data; its results mean nothing.
 
-One teacher, 2 x 1200 ReLU with dropout, max-norm and images moved by up to two pixels, is trained
-on all 60,000 rows. Its logits on those rows, not moved, are computed once. Students have no
-regularisation, and see labels with a weight of 0.1, or none where digits are left out of the
-transfer set. Each line is the mean over several starts, of the last epoch. Nothing is chosen on
-test rows, except the corrected biases where that is what the paper did; beside them stand the same
-corrections chosen on the 60,000 training rows, most or some of which the student has seen. How
-long each trains was set by the time there was; the students at T=20 and the sweeps were lengthened
-once, after a first run.
+The teacher, 2 x 1200 ReLU with dropout, max-norm and images shifted by up to two pixels, is trained
+on all 60,000 training images. Its logits on the unshifted images are computed once. Students have
+no regularisation. Labels have a weight of 0.1, or of 0 where digits are left out of the transfer
+set. Each row is the mean over several seeds, after the last epoch. Nothing is chosen on test
+images, except the corrected biases, as in the paper; next to them are the same corrections chosen
+on the 60,000 training images, most or some of which the student has seen. Training lengths were set
+by the available time; those of the students at T=20 and of the sweeps were increased once, after a
+first run.
 
-The students of all seeds, and all temperatures, train at once by ``vmap``. Measured on two cores
-with other work beside it, a step of one student took 51 ms, against 57 one run after another, at
-800 units, and 2.5 against 3.9 ms at 30.
+The students of all seeds and temperatures are trained at once with ``vmap``. Measured on two cores
+with other work running, a step of one student took 51 ms this way and 57 ms sequentially with 800
+units, and 2.5 and 3.9 ms with 30.
 
 References:
   `Distilling the Knowledge in a Neural Network <https://arxiv.org/abs/1503.02531>`_, 2015.
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     def students(name: str, settings: dict[str, Any], rows: np.ndarray | None = None) -> Arrays:
         subset = knows if rows is None else {column: x[rows] for column, x in knows.items()}
-        # Where a bias is corrected, the training rows are looked at as well.
+        # To choose a bias on training rows, predictions on all of them are needed.
         seen = {"test": test["inputs"]} | ({} if rows is None else {"training": train["inputs"]})
         origin = source | {"seeds": args.seeds}
         if settings["labels"] < 1.0:
@@ -158,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def train_teacher(config: dict[str, Any], train: Arrays, test: Arrays) -> Arrays:
-    """One large regularised net; what is kept of it are its logits, each computed once."""
+    """Trains a large regularised network, and returns its logits on training and test images."""
     model = mlp(
         config["sizes"], 10, dropout=config["dropout"], input_dropout=config["input_dropout"]
     )
@@ -169,7 +168,7 @@ def train_teacher(config: dict[str, Any], train: Arrays, test: Arrays) -> Arrays
         weighted_sum(term("labels", 1.0, cross_entropy)),
         optax.chain(optax.adam(rate), training.max_norm(config["max_norm"])),
         train,
-        # Dropout draws a million numbers a step, which this generator makes faster on CPU.
+        # Dropout draws a million numbers per step; this generator is faster on a CPU.
         key=jax.random.key(0, impl="rbg"),
         steps=steps,
         batch_size=config["batch"],
@@ -183,7 +182,7 @@ def train_teacher(config: dict[str, Any], train: Arrays, test: Arrays) -> Arrays
 
 
 def jitter(pixels: int, key: jax.Array, batch: dict[str, Any]) -> dict[str, Any]:
-    """Moves every image by up to ``pixels``, each way and each image on its own."""
+    """Shifts each image independently by up to ``pixels`` in each direction."""
     images = batch["inputs"]
     padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)))
     corners = jax.random.randint(key, (len(images), 2), 0, 2 * pixels + 1)
@@ -197,7 +196,7 @@ def jitter(pixels: int, key: jax.Array, batch: dict[str, Any]) -> dict[str, Any]
 def train_students(
     config: dict[str, Any], rows: Arrays, seen: dict[str, np.ndarray], seeds: int
 ) -> Arrays:
-    """Logits ``[temperatures * seeds, n, 10]`` of every student on each of ``seen``."""
+    """Logits ``[temperatures * seeds, n, 10]`` of all students on each of the inputs ``seen``."""
     model = mlp(config["sizes"], 10)
     steps = config["epochs"] * len(rows["labels"]) // config["batch"]
     optimizer = optax.adam(optax.cosine_decay_schedule(config["rate"], steps))
@@ -235,9 +234,9 @@ def train_students(
 def corrected(
     logits: Arrays, chosen: str, labels: np.ndarray, classes: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Test logits with what each student should add to its biases of ``classes``, and the addends.
+    """Test logits after adding an offset to each student's biases of ``classes``, and the offsets.
 
-    Each is the one with the fewest errors on the rows ``chosen``; the middle one of equals.
+    The offset minimises the errors on the rows ``chosen``; among equals it is the median.
     """
     moved = np.isin(np.arange(10), classes)
     offsets, best = np.linspace(-20.0, 20.0, 401), []
@@ -257,7 +256,7 @@ def _row(
     bias: np.ndarray | None = None,
     published_bias: float | None = None,
 ) -> dict[str, Any]:
-    """Mean and spread, the mean's 95% t-interval, and where the published figure lies to it."""
+    """Mean, standard deviation, 95% interval of the mean, and where the published figure lies."""
     found = report.mean_std(values)
     row = {"name": name, "mean": found["mean"], "std": found["std"], "seeds": found["n"]}
     row |= {"unit": "test errors", "better": "lower", "published": published, "values": values}
@@ -274,7 +273,7 @@ def _row(
 def _staged(
     folder: pathlib.Path, name: str, config: dict[str, Any], make: Callable[[], Arrays]
 ) -> Arrays:
-    """What ``make`` gives, or what it gave when the same configuration was run before."""
+    """The result of ``make``, loaded if the same configuration was run before."""
     wanted, path = json.dumps(config, sort_keys=True), folder / f"{name}.npz"
     if path.exists():
         try:
@@ -282,9 +281,9 @@ def _staged(
                 found = dict(np.load(file))
             if str(found.pop("config")) == wanted:
                 return found
-            print(f"{name}: {path} is of another configuration, so it is made anew")
+            print(f"{name}: {path} has another configuration, so this stage runs again")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            print(f"{name}: {path} is damaged ({error}), so it is made anew")
+            print(f"{name}: {path} is damaged ({error}), so this stage runs again")
     start = time.perf_counter()
     made = make()
     print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
@@ -311,7 +310,7 @@ def _load(quick: bool) -> tuple[Arrays, Arrays]:
             raise
         from sklearn.datasets import load_digits
 
-        print(f"MNIST is missing, so scikit-learn's digits take its place: {error}")
+        print(f"MNIST is missing, so scikit-learn's digits are used instead: {error}")
         inputs, labels = load_digits(return_X_y=True)
         inputs = np.asarray(inputs, np.float32).reshape(-1, 8, 8) / 16.0
         every = {"inputs": inputs, "labels": np.asarray(labels, np.int32)}
@@ -323,14 +322,14 @@ def _load(quick: bool) -> tuple[Arrays, Arrays]:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Section 3 of Hinton et al. 2015, on MNIST.")
-    parser.add_argument("--quick", action="store_true", help="in seconds, and of no meaning")
-    parser.add_argument("--seeds", type=int, default=5, help="students a line (default 5)")
+    parser.add_argument("--quick", action="store_true", help="takes seconds; results mean nothing")
+    parser.add_argument("--seeds", type=int, default=5, help="students per row (default 5)")
     parser.add_argument("--out", type=pathlib.Path, help="where to write the result as JSON")
     parser.add_argument(
         "--cache",
         type=pathlib.Path,
         default=cache() / "hinton_mnist",
-        help="folder that keeps each stage (default %(default)s)",
+        help="folder that stores each stage (default %(default)s)",
     )
     args = parser.parse_args(argv)
     if args.seeds < 1:

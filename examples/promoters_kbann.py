@@ -3,24 +3,24 @@
     DISTILL_JAX_DATA=folder-with-promoters python examples/promoters_kbann.py
 
 The folder ``promoters`` holds the UCI data set "Molecular Biology (Promoter Gene Sequences)":
-``promoters.data`` and ``theory.pl``, the clauses of biologists. Taken literally they call nothing a
-promoter, and so are wrong on 53 of 106. Here they become a network (Towell and Shavlik's KBANN),
-which is trained on 105 sequences and asked about the one left out; all 106 networks are trained by
-one ``vmap``. Beside it stand a network of as many units without rules (backpropagation), and
-logistic regression.
+``promoters.data`` and ``theory.pl``, the clauses of biologists. Taken literally, they call nothing
+a promoter and so misclassify 53 of 106. Here they become a network (Towell and Shavlik's KBANN),
+which is trained on 105 sequences and tested on the remaining one; all 106 networks are trained with
+one ``vmap``. It is compared with a network of as many units without rules (backpropagation) and
+with logistic regression.
 
-Nothing is chosen on what is left out. For every seed the sequences are dealt into 10 groups. For
-each pair of groups a network is trained without both; so each group has 9 networks that never saw
-it, and each of those is judged on the other group it did not see. The learning rate, pull towards
-the start, and number of steps with the lowest cross-entropy there are used for all sequences of the
-group, by networks trained on all but one. What is tried is the same for each model; the list
-itself, and the ±0.1 that KBANN's weights start with, were written down after a look at the
-leave-one-out errors of a few such runs, so all figures may be a little too good.
+Nothing is chosen on held-out sequences. For every seed the sequences are split into 10 groups. For
+each pair of groups a network is trained without both, so each group has 9 networks that never saw
+it, and each of those is evaluated on the other group that it did not see. The learning rate, pull
+towards the initial weights and number of steps with the lowest cross-entropy there are used for all
+sequences of the group, by networks trained on all sequences but one. The candidates are the same
+for each model. They, and the ±0.1 noise of KBANN's initial weights, were fixed after a look at the
+leave-one-out errors of a few such runs, so all figures may be slightly optimistic.
 
-ω = 4 as in the paper. Every seed draws the near-zero links, or the first weights, and the groups
-anew; "seeds together" are the errors of the mean of their probabilities. Unlike the paper's, these
-networks see full batches, and Adam in place of plain gradient descent. The figure shows why one
-trains gently: errors over steps, each sequence with the rate and pull chosen for it.
+ω = 4 as in the paper. Every seed draws the near-zero links or the initial weights and the groups
+anew; "seeds together" are the errors of their mean probabilities. Unlike the paper's, these
+networks use full batches, and Adam instead of gradient descent. The figure shows why training
+should be gentle: errors over steps, each sequence with the rate and pull chosen for it.
 
 Prints tables, and writes promoters_kbann.json and .png. About three minutes on two CPU cores.
 
@@ -64,12 +64,12 @@ COLUMNS = {
     "errors": "errors of 106",
     "together": "seeds together",
     "published": "published",
-    "often": "chosen most often: rate, pull, steps",
+    "often": "most frequent choice: rate, pull, steps",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Trains, prints the table and the theory's drift, writes JSON and figure."""
+    """Trains, prints the tables of errors and of the theory's drift, writes JSON and figure."""
     args = _parse(argv)
     start = time.perf_counter()
     table, labels, theory = load()
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     book = rules.bind(theory, schema)
     columns = rules.encode(book, table)
     kbann = rules.to_network(book, noise=0.1)
-    # The same one-hot inputs that KBANN's units see; 16 hidden units to its 17.
+    # The one-hot inputs of KBANN's units; 16 hidden units, where KBANN has 17.
     one_hot = (columns[:, :, None] == np.arange(4)).reshape(len(columns), -1).astype(np.float32)
     competitors: dict[str, tuple[Model, np.ndarray]] = {
         "KBANN": (kbann, columns),
@@ -102,8 +102,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     settings = next(row["choices"][0][:3] for row in rows if row["name"] == "KBANN")
     moved = refined(kbann, columns, labels, *settings)
     report.show(rows, title="Promoters, leave-one-out: mean ± std over seeds", columns=COLUMNS)
-    shown = {"unit": "unit", "moved": "moved", "biggest": "most in the rule", "new": "most beside"}
-    report.show(moved, title="What training on all 106 did to the rules", columns=shown)
+    shown = {
+        "unit": "unit",
+        "moved": "moved",
+        "biggest": "largest changes in the rule",
+        "new": "largest changes elsewhere",
+    }
+    report.show(moved, title="What training on all 106 changed in the rules", columns=shown)
     command = "python examples/promoters_kbann.py" + args.said
     result = report.result_file(__file__, rows, command)
     result |= {"drift": moved, "seconds": time.perf_counter() - start}
@@ -117,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def load() -> tuple[dict[str, np.ndarray], np.ndarray, str]:
-    """A column of bases a position, labels ``[sequences]``, and the theory's text."""
+    """One column of bases per position, labels ``[sequences]``, and the text of the theory."""
     place = data_.folder("promoters")
     missing = [x for x in ("promoters.data", "theory.pl") if not (place / x).is_file()]
     if missing:
@@ -136,7 +141,7 @@ def load() -> tuple[dict[str, np.ndarray], np.ndarray, str]:
 def leave_one_out(
     model: Model, inputs: np.ndarray, labels: np.ndarray, seeds: int, steps: int
 ) -> dict[str, Any]:
-    """Errors on what was left out, ``[seeds]``, and what was chosen for it."""
+    """Leave-one-out errors, ``[seeds]``, and the chosen hyperparameters."""
     found = [held_out(model, inputs, labels, seed, steps) for seed in range(seeds)]
     log_odds, picked = (np.stack(x) for x in zip(*found, strict=True))
     wrong = (log_odds > 0) != labels[None, :, None]
@@ -155,24 +160,24 @@ def leave_one_out(
 def held_out(
     model: Model, inputs: np.ndarray, labels: np.ndarray, seed: int, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What networks say of the sequence that each has not seen.
+    """Predictions for each sequence by a network that has not seen it.
 
     Returns:
-      Its log-odds while training, ``[sequences, steps / EVERY]``, and what inner validation chose
-      for it, ``[sequences, 2]``: a place in ``TRIED``, and one among those steps.
+      Its log-odds during training, ``[sequences, steps / EVERY]``, and the choice of the inner
+      validation for it, ``[sequences, 2]``: an index into ``TRIED`` and one into those steps.
     """
     n, key = len(labels), jax.random.key(seed)
     settings = np.array(TRIED, np.float32)
-    # Without a look at labels: one that is left out has no say in anything.
+    # Groups ignore labels: the label of a held-out sequence must not influence anything.
     groups = np.random.default_rng(seed).permutation(n) % GROUPS
     pairs = np.array(list(itertools.combinations(range(GROUPS), 2)))
-    # Without two groups, every setting: [settings * pairs] networks at once.
+    # Every setting without each pair of groups: [settings * pairs] networks at once.
     seen = (groups != pairs[:, :1]) & (groups != pairs[:, 1:])
     every, seen = np.repeat(settings, len(pairs), 0), np.tile(seen, (len(settings), 1))
     logits = train(model, steps, inputs, labels, key, every, seen)
     inner = surprise(logits, labels).reshape(len(settings), len(pairs), -1, n)
     picked = np.array([choose(inner, pairs, groups, g) for g in range(GROUPS)])[groups]
-    # Without one sequence, the setting of its group: [sequences] networks at once.
+    # The setting of a sequence's group, without the sequence: [sequences] networks at once.
     logits = train(
         model, steps, inputs, labels, key, settings[picked[:, 0]], ~np.eye(n, dtype=bool)
     )
@@ -180,13 +185,13 @@ def held_out(
 
 
 def choose(inner: np.ndarray, pairs: np.ndarray, groups: np.ndarray, g: int) -> tuple[int, int]:
-    """Setting and place of the step with the lowest cross-entropy without group ``g``.
+    """Indices of the setting and step with the lowest cross-entropy, ignoring group ``g``.
 
     Args:
       inner: Cross-entropy ``[settings, pairs, steps, sequences]`` of networks without two groups.
-      pairs: Which two, ``[pairs, 2]``.
-      groups: Of the sequences, ``[sequences]``.
-      g: The group that has no say.
+      pairs: The two groups that each network was trained without, ``[pairs, 2]``.
+      groups: The group of each sequence, ``[sequences]``.
+      g: The group to ignore.
     """
     total = np.zeros((inner.shape[0], inner.shape[2]))
     for p, pair in enumerate(pairs):
@@ -201,7 +206,7 @@ def choose(inner: np.ndarray, pairs: np.ndarray, groups: np.ndarray, g: int) -> 
 def _train(model: Model, steps: int, inputs, labels, key, settings, seen) -> Any:
     def one(setting: Any, seen: Any) -> Any:
         optimizer = optax.chain(rules.pull_to_start(setting[1]), optax.adam(setting[0]))
-        # Rows are left out of the loss, not of the data, so that all networks share one array.
+        # Rows are masked in the loss, not removed from the data, so all networks share one array.
         data = {"inputs": inputs, "labels": labels, "seen": seen}
         go_on = functools.partial(
             training.run, model, OBJECTIVE, optimizer, data, key=key, steps=EVERY,
@@ -226,12 +231,12 @@ def _train(model: Model, steps: int, inputs, labels, key, settings, seen) -> Any
 def train(
     model: Model, steps: int, inputs: Any, labels: Any, key: Any, settings: Any, seen: Any
 ) -> np.ndarray:
-    """Log-odds ``[networks, steps / EVERY, sequences]`` of all sequences while training.
+    """Log-odds ``[networks, steps / EVERY, sequences]`` of all sequences during training.
 
     Args:
       model, steps, inputs, labels, key: Shared by all networks; full batches.
       settings: Learning rate and pull, ``[networks, 2]``.
-      seen: Which sequences each is trained on, ``[networks, sequences]``.
+      seen: The sequences that each is trained on, ``[networks, sequences]``.
     """
     arrays = (jnp.asarray(x) for x in (inputs, labels))
     return np.asarray(_train(model, steps, *arrays, key, jnp.asarray(settings), jnp.asarray(seen)))
@@ -245,7 +250,7 @@ def surprise(log_odds: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def refined(
     model: Model, inputs: Any, labels: Any, rate: float, pull: float, steps: int
 ) -> list[dict[str, Any]]:
-    """The rules of a network trained on all sequences, beside those that it started from."""
+    """The rules of a network trained on all sequences, compared with its initial ones."""
     key, seen = jax.random.key(0), np.ones(len(labels), bool)
     optimizer = optax.chain(rules.pull_to_start(pull), optax.adam(rate))
     data = {"inputs": inputs, "labels": labels, "seen": seen}
@@ -271,8 +276,8 @@ def _row(name: str, values: Sequence[int]) -> dict[str, Any]:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="KBANN on E. coli promoters, leave-one-out.")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"default {SEEDS}")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"at most; default {STEPS}")
-    parser.add_argument("--out", type=pathlib.Path, default="out/promoters", help="folder to fill")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"maximum; default {STEPS}")
+    parser.add_argument("--out", type=pathlib.Path, default="out/promoters", help="output folder")
     args = parser.parse_args(argv)
     if args.seeds < 1 or args.steps < EVERY or args.steps % EVERY:
         parser.error(f"--seeds must be 1 or more, --steps a multiple of {EVERY}")

@@ -2,21 +2,22 @@
 
     python examples/quickstart.py
 
-A large MLP, the teacher, learns from D_T. On new data D_S, a logistic regression and a small MLP
-learn twice each: from the labels alone, and distilled, from labels and teacher. All predict D_P.
-There are three cases: 50 rows of D_S have a label, and the teacher speaks to every row; 40% of the
-labels of D_S are replaced at random; all labels of D_S are correct.
+A large MLP, the teacher, is trained on D_T. On new data D_S, a logistic regression and a small MLP
+are each trained twice: on the labels alone, and distilled, from labels and teacher. All are
+evaluated on D_P. There are three cases: 50 rows of D_S have a label while the teacher covers every
+row; 40% of the labels of D_S are replaced at random; all labels of D_S are correct.
 
 The data are the 1,797 images of 8 x 8 pixels that come with scikit-learn. D_P (597 rows) and D_V
-(200) are set aside first. Each of 10 seeds cuts the other 1,000 rows into D_T and D_S (500 each),
-draws which labels are kept or replaced, and starts teacher and students; the two ways of learning
+(200) are set aside first. Each of 10 seeds splits the other 1,000 rows into D_T and D_S (500 each),
+draws which labels are kept or replaced, and initialises teacher and students; both ways of training
 share all of that. Intervals are over seeds, not over other digits.
 
-Each student in each case and way gets the learning rate from RATES that is best on D_V, by correct
-labels and for all alike. Nothing else is tuned, nothing is chosen on D_P, the last step counts.
+Each student in each case and way gets the learning rate from RATES with the best mean accuracy on
+D_V, whose labels are correct; it is the same for all seeds. Nothing else is tuned, nothing is
+chosen on D_P, and the last step counts.
 
 Prints tables, and writes quickstart.json and quickstart.png. Takes less than a minute on two CPU
-cores. Fails if distilling does not help where labels are few or wrong.
+cores. Fails if distillation does not help where labels are few or wrong.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ COLUMNS = {
 
 
 def load() -> tuple[Any, Any, Any, Any]:
-    """D_P and D_V; D_T and D_S with an axis of seeds in front."""
+    """D_P and D_V, and D_T and D_S with a leading axis of seeds."""
     pixels, labels = load_digits(return_X_y=True)
     rows = {"inputs": pixels.astype(np.float32) / 16, "labels": labels.astype(np.int32)}
     d_v, rest, d_p = data.split(rows, [200, 1000, 597], key=jax.random.key(0))
@@ -65,7 +66,7 @@ def load() -> tuple[Any, Any, Any, Any]:
 
 
 def spoil(d_s: dict[str, Any]) -> dict[str, Any]:
-    """D_S with an axis of cases in front, and a column that says which rows have a label."""
+    """D_S with a leading axis of cases, and a boolean column for the labelled rows."""
     rng, labels = np.random.default_rng(0), d_s["labels"]
     random = np.where(rng.random(labels.shape) < 0.4, rng.integers(10, size=labels.shape), labels)
     every = np.ones(labels.shape, bool)
@@ -76,7 +77,7 @@ def spoil(d_s: dict[str, Any]) -> dict[str, Any]:
 
 
 def train_teachers(d_t: dict[str, Any], keys: jax.Array, steps: int) -> teachers.Teacher:
-    """A teacher for each seed, stacked in one pytree."""
+    """One teacher per seed, stacked in one pytree."""
     objective, optimizer = weighted_sum(term("labels", 1.0, losses.cross_entropy)), optax.adam(3e-3)
 
     def one(d_t, key):
@@ -87,7 +88,7 @@ def train_teachers(d_t: dict[str, Any], keys: jax.Array, steps: int) -> teachers
 
 
 def train_students(model: Model, d_s: dict[str, Any], keys: jax.Array, steps: int) -> Any:
-    """Parameters and states of students [case, way, rate, seed], from one compiled program."""
+    """Parameters and states of students ``[case, way, rate, seed]``, from one compiled program."""
 
     def one(d_s, weights, rate, key):
         objective = weighted_sum(
@@ -107,12 +108,12 @@ def train_students(model: Model, d_s: dict[str, Any], keys: jax.Array, steps: in
 
 
 def pick(trained: Any, *place: int) -> Any:
-    """Some of many models whose arrays are stacked."""
+    """A selection from stacked models."""
     return jax.tree.map(lambda x: x[place], trained)
 
 
 def measure(model: Model, trained: Any, rows: Any, teacher: teachers.Teacher) -> dict[str, Any]:
-    """Means and spreads over seeds, each seed's model beside its own teacher, and all values."""
+    """Means and standard deviations over seeds, with each model's own teacher, and all values."""
     params, state = trained
     found = evaluation.evaluate_many(
         model, params, state, rows, teacher=teacher, stacked_teacher=True, batch_size=200
@@ -126,7 +127,7 @@ def measure(model: Model, trained: Any, rows: Any, teacher: teachers.Teacher) ->
 
 
 def compare(students: dict[str, Any], d_v: Any, d_p: Any, teacher: teachers.Teacher) -> list[Any]:
-    """On D_P, each student in each case and way, with the learning rate that is best on D_V."""
+    """Each student in each case and way on D_P, with the learning rate that is best on D_V."""
     rows = []
     for name, trained in students.items():
         for i, j in np.ndindex(len(CASES), len(WAYS)):
@@ -139,7 +140,7 @@ def compare(students: dict[str, Any], d_v: Any, d_p: Any, teacher: teachers.Teac
 
 
 def gains(rows: list[Any]) -> list[Any]:
-    """Accuracy of the distilled student less that of the other, seed by seed."""
+    """The distilled student's accuracy minus the other's, seed by seed."""
     found = []
     for alone, distilled in zip(rows[::2], rows[1::2], strict=True):
         a, b = (np.array(row["by_seed"]["accuracy_percent"]) for row in (alone, distilled))
@@ -151,7 +152,7 @@ def gains(rows: list[Any]) -> list[Any]:
 
 
 def costs(trained: dict[str, Any], inputs: Any) -> list[Any]:
-    """What each model costs, and how many times less that is than what the teacher costs."""
+    """The cost of each model, and the ratio of the teacher's cost to it."""
     found = {
         name: evaluation.cost({"teacher": LARGE, **SMALL}[name], params, state, inputs, repeats=100)
         for name, (params, state) in trained.items()
@@ -166,7 +167,7 @@ def costs(trained: dict[str, Any], inputs: Any) -> list[Any]:
 
 
 def draw(rows: list[Any], teacher: dict[str, Any]) -> Figure:
-    """Errors on D_P, a panel for each student."""
+    """Errors on D_P, one panel per student."""
     figure = Figure(figsize=(8.0, 3.8), layout="constrained")
     figure.suptitle(f"Errors on new digits: mean and standard deviation of {SEEDS} seeds")
     panels = figure.subplots(1, len(SMALL), sharey=True)
@@ -189,7 +190,7 @@ def draw(rows: list[Any], teacher: dict[str, Any]) -> Figure:
 
 
 def standard(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the result file begins like those of all others."""
+    """A row of the result file, with the columns that all result files share first."""
     accuracy = row["accuracy_percent"]
     return {
         "name": f"{row['model']}, labels {row['labels']}, {row['learns']}",
@@ -203,18 +204,18 @@ def standard(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def demand(gained: list[Any]) -> None:
-    """Ends the program if distilling does not help where labels are few or wrong."""
+    """Exits with an error if distillation does not help where labels are few or wrong."""
     hard = [x for x in gained if x["labels"] != "all correct"]
     failed = [f"{x['model']}, labels {x['labels']}" for x in hard if x["distilling"] != "helps"]
     if failed:
-        raise SystemExit(f"distilling should help here, and does not: {'; '.join(failed)}")
+        raise SystemExit(f"distillation should help here, but does not: {'; '.join(failed)}")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description="Where a teacher helps, and where it does not.")
-    parser.add_argument("--out", type=pathlib.Path, default="out/quickstart", help="folder to fill")
+    parser.add_argument("--out", type=pathlib.Path, default="out/quickstart", help="output folder")
     parser.add_argument(
-        "--steps", type=int, default=STEPS, help="fewer for a trial, without demands"
+        "--steps", type=int, default=STEPS, help="fewer for a trial, without the final check"
     )
     args = parser.parse_args(argv)
     start = time.perf_counter()
@@ -222,25 +223,25 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     d_p, d_v, d_t, d_s = load()
     teacher_keys, student_keys = jax.random.split(jax.random.key(100), (2, SEEDS))
     teacher = train_teachers(d_t, teacher_keys, args.steps)
-    # The teacher is asked once for all students: its answers are one more column of D_S.
+    # The teacher runs once for all students: its logits become a column of D_S.
     d_s["teacher_logits"] = jax.jit(jax.vmap(lambda t, x: t(x).logits))(teacher, d_s["inputs"])
     d_s = spoil(d_s)
     students = {n: train_students(m, d_s, student_keys, args.steps) for n, m in SMALL.items()}
 
-    wise = teacher.params, teacher.state
+    trained = teacher.params, teacher.state
     teacher_row = {"model": "teacher", "labels": "all of D_T", "learns": "(the teacher)"}
-    teacher_row["accuracy_percent"] = measure(LARGE, wise, d_p, teacher)["accuracy_percent"]
+    teacher_row["accuracy_percent"] = measure(LARGE, trained, d_p, teacher)["accuracy_percent"]
     rows = compare(students, d_v, d_p, teacher)
     gained = gains(rows)
-    firsts = {"teacher": pick(wise, 0)} | {n: pick(x, 0, 0, 0, 0) for n, x in students.items()}
+    firsts = {"teacher": pick(trained, 0)} | {n: pick(x, 0, 0, 0, 0) for n, x in students.items()}
     cost = costs(firsts, d_p["inputs"][:200])
 
     for name in SMALL:
         title = f"{name} on D_P: mean ± standard deviation of {SEEDS} seeds"
         shown = [row for row in rows if row["model"] == name]
         report.show([*shown, teacher_row], title=title, columns=COLUMNS)
-    report.show(gained, title="Points of accuracy gained by distilling: mean [95% interval]")
-    report.show(cost, title="Cost, and how many times less than the teacher's")
+    report.show(gained, title="Points of accuracy gained by distillation: mean [95% interval]")
+    report.show(cost, title="Cost, and how many times lower it is than the teacher's")
 
     command = f"python examples/quickstart.py --steps {args.steps}"
     results = report.result_file(__file__, [standard(r) for r in (teacher_row, *rows)], command)

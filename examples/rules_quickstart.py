@@ -1,36 +1,39 @@
-"""A teacher, rules and 20 labels in one objective: which cells are malignant?
+"""A teacher, rules and 20 labels in one objective: which tumours are malignant?
 
     python examples/rules_quickstart.py
 
-The data are the 569 breast masses that come with scikit-learn: 30 measures of the nuclei in a
-needle aspirate. The student is a logistic regression, and learns on D_S, 200 cases of which 20 have
-a label. Three things are known besides:
+The data are the 569 breast masses that come with scikit-learn: 30 measurements of the cell nuclei
+in a fine-needle aspirate. The student is a logistic regression, trained on D_S: 200 cases, 20 of
+them labelled. There are three sources of knowledge:
 
-- **rules**, from what grades a carcinoma under the microscope (Robinson et al. 1994): nuclei that
-  are large, differ in size, have notched margins or coarse chromatin speak for malignancy, small,
-  even, smooth and fine ones against it. Each speaks three to one. What counts as large is half a
-  standard deviation above the mean of D_S, whatever the labels. At twice that distance size alone
-  decides: those two rules are hard, and no case of D_T contradicts them.
-- **a teacher**, an MLP that has learnt from 60 other labelled cases, D_T, which are not shown.
+- **rules**, from the microscopic grading of carcinomas (Robinson et al. 1994): nuclei that are
+  large, vary in size, or have notched margins or coarse chromatin indicate malignancy; small, even,
+  smooth and fine ones indicate the opposite. Each rule has odds of three to one. "Large" means half
+  a standard deviation above the mean of D_S, irrespective of the labels. Beyond twice that distance
+  size alone decides: those two rules are hard, and no case of D_T contradicts them.
+- **a teacher**, an MLP trained on 60 other labelled cases, D_T, which the student does not see.
 - the **labels** themselves.
 
-Rules alone are a logistic regression over the rules' bodies, LR(W_K, b_K), as they stand, without
-any training. The teacher alone is imitated on D_S without labels. All predict D_P, the other 309
-cases; who knows the rules has the hard ones enforced. Each of ten seeds cuts the cases anew, and
-hard violations are counted over all of them. All students have the same rate and steps, and the
-weights of labels and teacher are those of quickstart.py, so there is nothing to choose on a D_V.
+"Rules alone" is LR(W_K, b_K), a logistic regression on the rules' bodies whose weights come from
+the rules, without any training. "Teacher alone" imitates the teacher on D_S without labels. All are
+evaluated on D_P, the other 309 cases; a student that knows the rules has the hard ones enforced.
+Each of ten seeds splits the cases anew, and hard violations are counted over all seeds. All
+students have the same learning rate and number of steps, and the weights of labels and teacher are
+those of quickstart.py, so there is nothing to choose on a validation set.
 
-The other lines say who brings what. Rules imitated on D_S, without label and teacher, are as good
-as all three. LR(W_K, b_K) trained on labels is better than the same without rules where labels are
-few, and worse where all are there; rules as one more teacher help in both cases.
+The other rows show which source contributes what. Imitating the rules on D_S, without labels or
+teacher, is as good as all three together. LR(W_K, b_K) trained on labels is better than the same
+model without rules if labels are few, and worse if all cases are labelled; rules as an additional
+teacher help in both cases.
 
-Set in trials, on other cuts of the same 569 cases: the size of D_T (with 20 to 40 cases the teacher
-holds the others back, with 100 rules add little to it; see --teacher-cases), and that the student
-of all three sees the columns without the rules' bodies. The hard rules stood at two standard
-deviations at first; on the cuts reported here no student violates them there, so that enforcing
-them would have shown nothing. A first sketch of the soft ones had thirds of the cases in place of
-half a deviation, and smoothness as a fifth criterion. On scikit-learn's diabetes, tried before,
-rules from guidelines are as good as a logistic regression on all labels, and both add nothing.
+Decided in trials, on other splits of the same 569 cases: the size of D_T (with 20 to 40 cases the
+teacher holds the others back, with 100 the rules add little to it; see --teacher-cases), and that
+the student of all three sees the columns without the rules' bodies. The hard rules were first set
+at two standard deviations; no student violates them there on the splits reported here, so enforcing
+them would have shown nothing. A first draft of the soft rules had thirds of the cases instead of
+half a standard deviation, and smoothness as a fifth criterion. On scikit-learn's diabetes data,
+tried before, rules from guidelines are as good as a logistic regression on all labels, and neither
+adds anything to the other.
 
 Prints tables, and writes rules_quickstart.json and rules_quickstart.png. Takes less than a minute
 on two CPU cores. Fails if a hard rule is violated, or if all three together are no better than
@@ -63,7 +66,7 @@ from distill_jax.objectives import term, weighted_sum
 from distill_jax.types import Model
 
 SEEDS, STEPS, RATE = 10, 300, 0.01
-CASES, COUNTS = 200, (20, 40, 80, 200)  # of D_S, and how many of them have a label
+CASES, COUNTS = 200, (20, 40, 80, 200)  # of D_S, and how many of them are labelled
 
 RULES = """
 [p=0.75] large:   worst_radius > 0.5 => malignant
@@ -85,7 +88,7 @@ BOOK = rules.bind(RULES, SCHEMA)
 
 LARGE = models.mlp([64], num_classes=2, dropout=0.5, classes=SCHEMA.classes)
 FROM_RULES = rules.to_logistic_regression(BOOK, features=("columns", "bodies"))  # LR(W_K, b_K)
-PLAIN = rules.to_logistic_regression(BOOK, features=("columns",))  # the same without rules: all 0
+PLAIN = rules.to_logistic_regression(BOOK, features=("columns",))  # without rules: starts at 0
 
 WAYS = {  # weights of labels, teacher and rules
     "labels alone": (1.0, 0.0, 0.0),
@@ -105,7 +108,7 @@ SHOWN = {
 
 
 def load(teacher_cases: int) -> list[dict[str, np.ndarray]]:
-    """D_T, D_S and D_P, with an axis of seeds in front."""
+    """D_T, D_S and D_P, with a leading axis of seeds."""
     rows = {"inputs": CANCER.data, "labels": (1 - CANCER.target).astype(np.int32)}
     sizes = [teacher_cases, CASES, len(CANCER.target) - teacher_cases - CASES]
 
@@ -120,7 +123,7 @@ def load(teacher_cases: int) -> list[dict[str, np.ndarray]]:
 
 
 def train_teachers(d_t: dict[str, Any], keys: jax.Array, steps: int) -> teachers.Teacher:
-    """A teacher for each seed, stacked in one pytree."""
+    """One teacher per seed, stacked in one pytree."""
     objective, optimizer = weighted_sum(term("labels", 1.0, losses.cross_entropy)), optax.adam(3e-3)
     batch = d_t["inputs"].shape[1]
 
@@ -135,7 +138,7 @@ def train_teachers(d_t: dict[str, Any], keys: jax.Array, steps: int) -> teachers
 def train_students(
     model: Model, d_s: dict[str, Any], keys: jax.Array, ways: Sequence[str], steps: int
 ) -> Any:
-    """Parameters of students [count of labels, way, seed], from one compiled program."""
+    """Parameters of students ``[label count, way, seed]``, from one compiled program."""
 
     def one(d_s, count, weights, key):
         objective = weighted_sum(
@@ -155,20 +158,19 @@ def train_students(
 
 
 def pick(trained: Any, *place: int) -> Any:
-    """Some of many models whose arrays are stacked."""
+    """A selection from stacked models."""
     return jax.tree.map(lambda x: x[place], trained)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def answers(model: Model, params: Any, inputs: Any) -> jax.Array:
-    """The class that each seed's model predicts, ``[seeds, cases]``."""
+    """The predicted class by each seed's model, ``[seeds, cases]``."""
     return jax.vmap(lambda p, x: model.predict(p, {}, x).logits.argmax(-1))(params, inputs)
 
 
 @jax.jit
 def measure(predicted: Any, cases: dict[str, Any]) -> dict[str, jax.Array]:
-    """For each seed: accuracy, soft rules violated among those that fire, cases that violate a hard
-    one."""
+    """Per seed: accuracy, share of firing soft rules violated, cases that violate a hard rule."""
 
     def one(predicted, cases):
         violated = rules.violation(BOOK, cases["inputs"], jax.nn.one_hot(predicted, 2))
@@ -185,7 +187,7 @@ def measure(predicted: Any, cases: dict[str, Any]) -> dict[str, jax.Array]:
 def row(
     knows: str, model: Model, params: Any, d_p: dict[str, Any], *, enforced: bool
 ) -> dict[str, Any]:
-    """A line of the table; those who know the rules have the hard ones enforced."""
+    """A row of the table; hard rules are enforced if the student knows the rules."""
     before = found = measure(answers(model, params, d_p["inputs"]), d_p)
     if enforced:
         found = measure(answers(rules.enforce(model, BOOK), params, d_p["inputs"]), d_p)
@@ -195,7 +197,7 @@ def row(
 
 
 def compare(plain: Any, start: Any, teacher: teachers.Teacher, d_p: Any) -> list[dict[str, Any]]:
-    """The table: with 20 labels, where there are any."""
+    """The rows of the table, with 20 labels where labels are used."""
     rows = [row("rules alone", FROM_RULES, start, d_p, enforced=True)]
     for i, way in enumerate(WAYS):
         enforced = WAYS[way][2] > 0
@@ -204,7 +206,7 @@ def compare(plain: Any, start: Any, teacher: teachers.Teacher, d_p: Any) -> list
 
 
 def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Accuracy of all three less that of each other row, seed by seed."""
+    """The accuracy of "all three" minus that of each other row, seed by seed."""
     accuracy = {r["knows"]: r["by_seed"]["accuracy_percent"] for r in rows[:-1]}
     best = accuracy.pop("all three")
     found = {name: report.interval95(best - other) for name, other in accuracy.items()}
@@ -219,7 +221,7 @@ def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def curves(plain: Any, started: Any, d_p: Any) -> dict[str, np.ndarray]:
-    """Accuracy on D_P ``[seeds, counts]`` by what the student knows besides a growing D_S."""
+    """Accuracy on D_P, ``[seeds, counts]``, as labels grow, by what else the student knows."""
     ways = list(WAYS)
     safe, safe_from_rules = (rules.enforce(model, BOOK) for model in (PLAIN, FROM_RULES))
     lines = {
@@ -239,7 +241,7 @@ def curves(plain: Any, started: Any, d_p: Any) -> dict[str, np.ndarray]:
 
 
 def draw(rows: list[dict[str, Any]], lines: dict[str, np.ndarray]) -> Figure:
-    """Errors with 20 labels; and how they fall with more."""
+    """Errors with 20 labels, and how they fall with more."""
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     figure.suptitle(f"Errors on new cases: mean and standard deviation of {SEEDS} seeds")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
@@ -252,7 +254,7 @@ def draw(rows: list[dict[str, Any]], lines: dict[str, np.ndarray]) -> Figure:
         left.bar(i, 100 - accuracy["mean"], 0.7, yerr=accuracy["std"], color=color, capsize=3)
     left.set_xticks(range(len(shown)), [r["knows"].replace(" ", "\n", 1) for r in shown])
     left.tick_params(axis="x", labelsize="small")
-    left.set_xlabel(f"what the student knows ({COUNTS[0]} labels, where any)")
+    left.set_xlabel(f"what the student knows ({COUNTS[0]} labels, where used)")
     left.set_ylabel("errors on $D_P$, %")
     colors = ("#E69F00", "#009E73", "#CC79A7", "#0072B2")
     for (name, accuracy), color in zip(lines.items(), colors, strict=True):
@@ -270,7 +272,7 @@ def draw(rows: list[dict[str, Any]], lines: dict[str, np.ndarray]) -> Figure:
 
 
 def standard(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the result file begins like those of all others."""
+    """A row of the result file, with the columns that all result files share first."""
     accuracy = row["accuracy_percent"]
     return {
         "name": row["knows"],
@@ -284,21 +286,21 @@ def standard(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def demand(rows: list[dict[str, Any]], gained: list[dict[str, Any]]) -> None:
-    """Ends the program if what it is to show does not hold."""
+    """Exits with an error if the expected result does not hold."""
     if violated := [r["knows"] for r in rows if r["enforced"] and r["hard"]]:
-        raise SystemExit(f"hard rules should hold, and are violated by: {'; '.join(violated)}")
+        raise SystemExit(f"hard rules should hold, but are violated by: {'; '.join(violated)}")
     better = {g["over"] for g in gained if g["better"] == "yes"}
     if failed := {"labels alone", "rules alone"} - better:
-        raise SystemExit(f"all three should beat, and do not: {'; '.join(sorted(failed))}")
+        raise SystemExit(f"all three should beat these, but do not: {'; '.join(sorted(failed))}")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description="A teacher, rules and labels in one objective.")
     parser.add_argument(
-        "--out", type=pathlib.Path, default="out/rules_quickstart", help="folder to fill"
+        "--out", type=pathlib.Path, default="out/rules_quickstart", help="output folder"
     )
     parser.add_argument(
-        "--steps", type=int, default=STEPS, help="fewer for a trial, without demands"
+        "--steps", type=int, default=STEPS, help="fewer for a trial, without the final check"
     )
     parser.add_argument("--teacher-cases", type=int, default=60, help="size of D_T")
     args = parser.parse_args(argv)
@@ -307,7 +309,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     d_t, d_s, d_p = load(args.teacher_cases)
     teacher_keys, student_keys = jax.random.split(jax.random.key(0), (2, SEEDS))
     teacher = train_teachers(d_t, teacher_keys, min(args.steps, 200))
-    # The teacher is asked once for all students: its answers are one more column of D_S.
+    # The teacher runs once for all students: its logits become a column of D_S.
     d_s["teacher_logits"] = jax.jit(jax.vmap(lambda t, x: t(x).logits))(teacher, d_s["inputs"])
 
     untrained = jax.vmap(lambda x: FROM_RULES.init(jax.random.key(0), x)[0])(d_s["inputs"])
@@ -320,14 +322,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     merged = {name: x.reshape(-1, *x.shape[2:]) for name, x in d_t.items()}
     checked = rules.check(BOOK, merged["inputs"], labels=merged["labels"]).rows
     report.show(checked, title="The rules on D_T, all seeds", columns=CHECKED)
-    title = f"On D_P: mean ± standard deviation of {SEEDS} seeds; {COUNTS[0]} labels where any"
+    title = f"On D_P: mean ± standard deviation of {SEEDS} seeds; {COUNTS[0]} labels where used"
     report.show(rows, title=title, columns=SHOWN)
     report.show(gained, title="Points of accuracy that all three gain: mean [95% interval]")
     shown = [
         {"knows": name} | {str(n): report.mean_std(x[:, i]) for i, n in enumerate(COUNTS)}
         for name, x in lines.items()
     ]
-    report.show(shown, title=f"Accuracy on D_P, by labels among the {CASES} cases of D_S")
+    report.show(shown, title=f"Accuracy on D_P, by number of labels among the {CASES} cases of D_S")
 
     command = f"python examples/rules_quickstart.py --steps {args.steps}"
     command += f" --teacher-cases {args.teacher_cases}"

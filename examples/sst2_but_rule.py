@@ -1,49 +1,49 @@
-"""A but B: one rule and a convnet for sentences (Hu et al. 2016), on the whole of SST-2.
+"""A but B: one rule and a CNN for sentences (Hu et al. 2016), on all of SST-2.
 
     DISTILL_JAX_DATA=folder-with-sst2 python examples/sst2_but_rule.py \\
         --out benchmarks/results/sst2_but_rule.json
 
-About half an hour on two CPU cores. Each training is kept in ``--cache``, so that an interrupted
-run goes on where it was; ``--quick`` is the same in seconds, on little data, and says nothing.
+About half an hour on two CPU cores. Each training run is saved in ``--cache``, so an interrupted
+run resumes. ``--quick`` runs the same code in seconds on little data; its results mean nothing.
 
 The rule: the sentiment of "A but B" is that of B,
 
     [w=12] but: has_but => sentiment == view(clause_b).sentiment
 
-where the sentiment of B is what the student itself says, reading B alone. *p* is the student, *q*
-its predictions as the rule corrects them. "Projection alone" corrects a student that was trained
-on labels only; the others are also taught by q, with a weight that grows as they learn.
+where the sentiment of B is the student's own prediction on B alone. *p* is the student, *q* its
+predictions corrected by the rule. "Projection alone" corrects a student that was trained on labels
+only; the others are also taught by q, with a weight that increases during training.
 
-The network is Kim's: windows of 3, 4 and 5 words, 100 feature maps each, largest value over the
-sentence, dropout of one half, a softmax whose weights are kept within a norm of 3. What differs
-from Hu et al. explains lower accuracies: word vectors start at random (theirs are word2vec) and
-have 100 numbers (300); only whole sentences are trained on (theirs: every phrase of the trees too);
-Adam with a falling rate in place of Adadelta, 2.5 points better on the development set in one
-trial. That set also decided on 8 epochs, or 24 where labels are few. What is reported is the last
-epoch, of five starts; nothing is chosen on test sentences.
+The network is Kim's: windows of 3, 4 and 5 words, 100 feature maps each, max pooling over the
+sentence, dropout of one half, and a softmax layer with a max-norm of 3. Differences from Hu et al.
+that explain lower accuracies: word vectors are initialised at random (theirs are word2vec) and have
+100 dimensions (300); training uses whole sentences only (theirs: every phrase of the parse trees
+too); Adam with a decaying rate instead of Adadelta, which was 2.5 points better on the development
+set in one trial. The same set decided on 8 epochs, or 24 where labels are few. Results are those of
+the last epoch, over five seeds; nothing is chosen on test sentences.
 
 Choices where sources differ:
 
-- **Clauses.** A sentence has the form if the word "but" has a word on either side, and B is all
-  after the first such "but": whole words, so "tribute" holds none. The authors' code finds the same
-  sentences, and then cuts them at the letters "but", wherever they stand.
+- **Clauses.** A sentence has the form "A but B" if the word "but" has a word on either side; B is
+  everything after the first such "but". Only whole words count, so "tribute" does not. The authors'
+  code finds the same sentences, but then splits them at the letters "but", wherever they occur.
 - **Strength**, in log-odds: q(y|x) ∝ p(y|x) exp(-strength · violation). With C = 6, the authors'
   value, the paper's equation has a strength of 3 here, since its rule averages two implications and
   so is violated half as much; Krishna et al.'s code has 6, and the authors' code 12.
 - **Schedule** of the teacher's weight, with t in epochs: 1 - 0.95^t in the authors' code;
-  min(0.9, 1 - 0.9^t) has the form of the paper's equation, with constants of ours.
+  min(0.9, 1 - 0.9^t) has the form of the paper's equation, with our constants.
 - **Published gains** (+1.6 for p and +2.1 for q, over 87.2) are with word2vec and phrases. Krishna
-  et al. averaged many more runs, and found less: nearly all of it from the projection, and
-  distilling the rule ineffective.
+  et al. averaged many more runs and found smaller gains: nearly all of the gain came from the
+  projection, and distilling the rule was ineffective.
 
-What came out: projection alone is worth 3 to 4 points on but-sentences and 0.4 on all, with all
-labels and with 5 or 30% of them, half as much with 10%; the 95% intervals of five starts leave out
-0 with 5 and 30% only. Teaching moves the student itself by 1.5 points on but-sentences or less,
-never beyond such an interval, and what it adds to the projection lies within a point, either way.
-That is Krishna et al.'s finding. Schedules and strengths cannot be told apart.
+Results: projection alone gains 3 to 4 points on but-sentences and 0.4 on all, with all labels and
+with 5 or 30% of them, and half as much with 10%; the 95% intervals of five seeds exclude 0 with 5
+and 30% only. Teaching changes the student itself by 1.5 points on but-sentences or less, never
+beyond such an interval, and what it adds to the projection is within a point in either direction.
+That agrees with Krishna et al. Schedules and strengths cannot be distinguished.
 
-A step took 35 ms on labels and 45 ms with the rule; of five students in one ``vmap``, 83 ms each
-(two cores, with other work beside it). So they are trained one after another.
+A step took 35 ms on labels and 45 ms with the rule; with five students in one ``vmap``, 83 ms per
+student (two cores, with other work running). So they are trained sequentially.
 
 References:
   Hu et al., `Harnessing Deep Neural Networks with Logic Rules
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def clause_b(words: Sequence[str]) -> Sequence[str]:
-    """What follows the first "but" that has a word on either side; empty if there is none."""
+    """The words after the first "but" that has a word on either side; empty if there is none."""
     for i in range(1, len(words) - 1):
         if words[i] == "but":
             return words[i + 1 :]
@@ -197,13 +197,13 @@ def clause_b(words: Sequence[str]) -> Sequence[str]:
 
 
 def load(folder: pathlib.Path, rows: int | None = None) -> tuple[dict[str, Arrays], int]:
-    """Sentences as numbers of words, and how many words there are.
+    """The sentences as word indices, and the size of the vocabulary.
 
     Returns:
-      For ``train``, ``dev``, ``test`` and ``crowd``: ``inputs`` and ``inputs:clause_b``
-      ``[n, words]``, 0 where there is no word or one that training sentences lack; ``labels``; and
+      For ``train``, ``dev``, ``test`` and ``crowd``: ``inputs`` and ``inputs:clause_b`` ``[n,
+      words]``, with 0 for padding and for words that no training sentence has; ``labels``; and
       ``columns``, the table that the rule reads. ``crowd`` holds the but-sentences of the test set
-      on whose sentiment two thirds of some nine people agree, with that for a label.
+      on whose sentiment two thirds of about nine people agree, with that sentiment as the label.
     """
     texts: dict[str, tuple[list[list[str]], np.ndarray]] = {}
     for name in ("train", "dev", "test"):
@@ -242,7 +242,7 @@ def but_rule(strength: float) -> rules.Book:
 
 
 def cnn(words: int, *, embedding: int, maps: int, dropout: float) -> Model:
-    """Kim's network, ``[batch, words]`` to two logits."""
+    """Kim's network, from ``[batch, words]`` to logits ``[batch, 2]``."""
     wide = max(WINDOWS)
 
     def init(key: jax.Array, inputs: Any) -> Any:
@@ -260,13 +260,13 @@ def cnn(words: int, *, embedding: int, maps: int, dropout: float) -> Model:
     def apply(params: Any, inputs: Any, *, key: Any = None, train: bool = False) -> jax.Array:
         table = jnp.concatenate([jnp.zeros((1, embedding)), params["words"]])
         x = jnp.pad(table[inputs], ((0, 0), (wide - 1, wide - 1), (0, 0)))
-        # All windows as rows of one product: as fast as convolutions, and not slow in a scan.
+        # All windows in one matrix product: as fast as convolutions, and not slow inside a scan.
         places = x.shape[1] - wide + 1
         windows = jnp.concatenate([x[:, i : i + places] for i in range(wide)], axis=-1)
         filters = [jnp.pad(f, ((0, wide - len(f)), (0, 0), (0, 0))) for f in params["filters"]]
         kernel = jnp.concatenate(filters, axis=-1).reshape(wide * embedding, -1)
         found = (windows.reshape(-1, wide * embedding) @ kernel).reshape(len(x), places, -1)
-        # Never below what empty windows give, so that padding's length does not matter.
+        # At least the value of an empty window, so the length of the padding does not matter.
         hidden = jax.nn.relu(jnp.maximum(found.max(1), 0.0) + params["offset"][None])
         if train:
             keep = jax.random.bernoulli(key, 1.0 - dropout, hidden.shape)
@@ -277,7 +277,7 @@ def cnn(words: int, *, embedding: int, maps: int, dropout: float) -> Model:
 
 
 def objective(settings: dict[str, Any], steps_per_epoch: float) -> Objective:
-    """Labels, and beside them the student's own predictions as the rule corrects them."""
+    """Labels and, for a taught student, its own predictions corrected by the rule."""
     if "strength" not in settings:
         return weighted_sum(term("labels", 1.0, cross_entropy))
     imitation = rules.imitation(
@@ -293,16 +293,16 @@ def objective(settings: dict[str, Any], steps_per_epoch: float) -> Objective:
 
 
 def train(model: Model, parts: dict[str, Arrays], settings: dict[str, Any], seed: int) -> Arrays:
-    """One student's logits on development, test and crowd sentences, and on their clauses.
+    """One student's logits on development, test and crowd sentences and on their clauses.
 
-    A seed means the same start, order, dropout and labelled sentences whatever the objective.
+    For a given seed, all objectives share the initial weights, batches, dropout and labelled rows.
     """
     everything, batch = parts["train"], settings["batch"]
     n = max(batch, round(len(everything["labels"]) * settings["percent"] / 100))
     kept = np.random.default_rng(seed).permutation(len(everything["labels"]))[:n]
     rows = {name: column[kept] for name, column in everything.items()}
     if "strength" not in settings:
-        del rows["inputs:clause_b"]  # or the student would read the clauses for nothing
+        del rows["inputs:clause_b"]  # otherwise the student would process the clauses for nothing
     steps = round(settings["epochs"] * n / batch)
     state, _ = training.run(
         model,
@@ -325,14 +325,16 @@ def train(model: Model, parts: dict[str, Arrays], settings: dict[str, Any], seed
 
 @functools.lru_cache
 def _optimizer(rate: float, steps: int) -> optax.GradientTransformation:
-    """One object for all starts, so that they share a program."""
+    """Cached, so that all seeds share one compiled program."""
     falling = optax.adam(optax.cosine_decay_schedule(rate, steps))
     return optax.chain(falling, training.max_norm(3.0))
 
 
 def judge(parts: dict[str, Arrays], said: Arrays, strength: float | None) -> dict[str, float]:
-    """Accuracies in % of a student, corrected by a rule of that strength unless it is None, and
-    how far the rule is violated on but-sentences."""
+    """Accuracies of a student in %, and the mean violation of the rule on but-sentences.
+
+    Predictions are corrected by a rule of the given strength, unless it is None.
+    """
     book, out = but_rule(strength or 1.0), {}
     for part in PARTS:
         logits, labels = jnp.asarray(said[f"{part}/inputs"]), parts[part]["labels"]
@@ -342,15 +344,16 @@ def judge(parts: dict[str, Arrays], said: Arrays, strength: float | None) -> dic
         right, but = np.asarray(logits).argmax(-1) == labels, columns[:, 0] > 0
         out[part] = 100.0 * right.mean()
         if part == "test":
-            views = {"clause_b": jax.nn.softmax(clauses)}
-            violated = rules.violation(book, columns, jax.nn.softmax(logits), views=views)
+            violated = rules.violation(
+                book, columns, jax.nn.softmax(logits), views={"clause_b": clauses}
+            )
             out["but"] = 100.0 * right[but].mean()
             out["violation"] = np.asarray(violated)[but].mean()
     return {name: float(x) for name, x in out.items()}
 
 
 def _rows(scores: dict[tuple[int, str, str], dict[str, np.ndarray]]) -> tuple[list, list]:
-    """Every figure, for the file; and a line for each way to train and predict, for the eye."""
+    """All figures, for the file; and one row per way to train and predict, for the table."""
     rows, lines = [], []
     for (percent, name, by), score in scores.items():
         line: dict[str, Any] = {"percent": percent, "name": name, "by": by}
@@ -392,7 +395,7 @@ def _row(
 def _staged(
     folder: pathlib.Path, name: str, config: dict[str, Any], make: Callable[[], Arrays]
 ) -> Arrays:
-    """What ``make`` gives, or what it gave when the same configuration was run before."""
+    """The result of ``make``, loaded if the same configuration was run before."""
     wanted = json.dumps(config, sort_keys=True)
     path = folder / f"{hashlib.sha256(wanted.encode()).hexdigest()[:16]}.npz"
     if path.exists():
@@ -404,7 +407,7 @@ def _staged(
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npz")
     np.savez(part, **made)  # pyright: ignore[reportArgumentType]
-    part.replace(path)  # so that a file is whole, or not there
+    part.replace(path)  # atomic: the file is complete or does not exist
     return made
 
 
@@ -431,7 +434,7 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 
 _SOURCES = (
-    "put there stsa.binary.train, .dev and .test from data/raw of github.com/ZhitingHu/logicnn, "
+    "put stsa.binary.train, .dev and .test there, from data/raw of github.com/ZhitingHu/logicnn, "
     "and sst_crowd_discourse.txt from crowd-data of "
     "github.com/martiansideofthemoon/logic-rules-sentiment, each compressed with gzip"
 )
@@ -439,14 +442,14 @@ _SOURCES = (
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The A-but-B rule of Hu et al. 2016, on SST-2.")
-    parser.add_argument("--quick", action="store_true", help="in seconds, and of no meaning")
-    parser.add_argument("--seeds", type=int, default=5, help="students a line (default 5)")
+    parser.add_argument("--quick", action="store_true", help="takes seconds; results mean nothing")
+    parser.add_argument("--seeds", type=int, default=5, help="students per row (default 5)")
     parser.add_argument("--out", type=pathlib.Path, help="where to write the result as JSON")
     parser.add_argument(
         "--cache",
         type=pathlib.Path,
         default=cache() / "sst2_but_rule",
-        help="folder that keeps each student's logits (default %(default)s)",
+        help="folder that stores each student's logits (default %(default)s)",
     )
     args = parser.parse_args(argv)
     if args.seeds < 1:

@@ -1,45 +1,46 @@
-"""Medical rules for 68,671 patients: few labels, wrong labels, and another population.
+"""Medical rules for 68,671 patients: few labels, wrong labels, and a shifted population.
 
     DISTILL_JAX_DATA=folder-that-holds-cardio python examples/tabular_rules.py
 
-Which way of holding rules helps, when, and when do rules hurt? A small MLP learns who has a
+Which way of using rules helps, when, and when do rules hurt? A small MLP learns to predict a
 cardiovascular disease from 11 columns of a routine examination: from labels alone ("none"), with a
-penalty for violated rules ("encourage"), or with itself, as the rules correct it, for a teacher
-("teach"). Labels alone, corrected afterwards, make "project", and with the hard rule alone
-"enforce". Beside them stand logistic regressions that learn from labels, from nothing or from the
-rules ("LR", "LR from rules"), and the rules without any data.
+penalty for violated rules ("encourage"), or with its own predictions, corrected by the rules, as a
+teacher ("teach"). "project" corrects the predictions of "none" afterwards, and "enforce" does so
+with the hard rule alone. They are compared with logistic regressions that are trained on labels,
+initialised at zero or from the rules ("LR", "LR from rules"), and with the rules without any data.
 
-The rules have the thresholds of guidelines. Which to take was decided with their precision on all
-patients in view (stage 1 of hypertension, from 130 or 80, is left out: here it is four of five
-patients), and nothing else: each speaks three to one, labels and rules have weight 1. One rule
-stays although it is wrong here: these smokers are not ill more often than others. Even the hard one
-has exceptions: a seventh of those with a crisis of blood pressure are not ill by these data, yet no
-model may clear them.
+The rules have the thresholds of guidelines. Which rules to use was decided after their precision on
+all patients had been seen (stage 1 of hypertension, from 130 or 80, is left out, since here it
+holds for four of five patients). Nothing else was tuned: each soft rule has odds of three to one,
+and labels and rules have weight 1. One rule is kept although it is wrong here: these smokers are
+not ill more often than others. Even the hard rule has exceptions: in these data, a seventh of the
+patients with a hypertensive crisis are not ill, yet no model may call them healthy.
 
-- **Labels**: of the 10,000 patients of D_S, 0.2% to 100% have one.
-- **Noise**: 0, 20% or 40% of those labels are turned over.
-- **Population**: D_S is like D_P; or D_S is below 50 years, and D_P from 55 on; or D_S is drawn as
-  in Seo et al. 2021 (DeepCTRL; threshold and shares as in their code): only 30% of it have a
-  disease if and only if their systolic pressure is above 129.5, in D_P about 70%. What the labels
-  say of pressure is then wrong in D_P.
+- **Labels**: of the 10,000 patients of D_S, 0.2% to 100% are labelled.
+- **Noise**: 0, 20% or 40% of those labels are flipped.
+- **Population**: D_S is like D_P; or D_S is younger than 50 years, and D_P 55 or older; or D_S is
+  drawn as by Seo et al. 2021 (DeepCTRL; threshold and shares as in their code): only 30% of its
+  patients have the disease if and only if their systolic pressure is above 129.5, compared with
+  about 70% in D_P. What the labels suggest about pressure is then wrong in D_P.
 
-Five seeds draw D_S, D_P (20,000 patients), labels and starts; all cells have the same shapes, so
-the 240 MLPs are one program. On D_P: accuracy; the share of soft rules violated by the predicted
-class where they fire; patients that violate the hard rule; and, as in DeepCTRL, the share of
-patients whose risk does not fall when their systolic pressure rises (by 10 mmHg), although no rule
-here says so. Columns are standardised over all patients.
+Five seeds draw D_S, D_P (20,000 patients), labels and initial weights; all cells have the same
+shapes, so the 240 MLPs are one program. Measured on D_P: accuracy; the share of firing soft rules
+that the predicted class violates; the number of patients that violate the hard rule; and, as by
+DeepCTRL, the share of patients whose risk does not fall when their systolic pressure rises (by 10
+mmHg), although no rule here states that. Columns are standardised over all patients.
 
-Found: encourage and teach gain 4 to 13 points with 20 or 100 labels, right or wrong; 2 to 10 with
-more labels of which 40% are wrong; 11 to 18 in the setting of DeepCTRL. With 1,000 right labels and
-from young to old they change nothing for sure. They cost a point where all 10,000 labels are there
-and none or 20% are wrong: rules of weight 1 then only disturb. Project gains less where labels are
-few, and as much where they are many and mislead. With 20 or 100 labels, and in the setting of
-DeepCTRL, the rules alone beat all that learns. To start from rules gains a point with 20 labels,
-and costs 6 with 10,000 of which 40% are wrong: the weights of the bodies are then far too sure, and
-training takes what is too much from the weight of the pressure, until more pressure means less
-risk. The hard rule, enforced, is never violated, and moves accuracy by 0.2 points at most.
+Results: "encourage" and "teach" gain 4 to 13 points with 20 or 100 labels, right or wrong; 2 to 10
+with more labels of which 40% are wrong; and 11 to 18 in the setting of DeepCTRL. With 1,000 correct
+labels, and from young to old, they change nothing significantly. They cost a point if all 10,000
+patients are labelled and none or 20% of the labels are wrong: rules of weight 1 only disturb then.
+"project" gains less if labels are few, and as much if they are many and misleading. With 20 or 100
+labels, and in the setting of DeepCTRL, the rules alone beat everything that learns. Initialising
+from rules gains a point with 20 labels, and costs 6 with 10,000 of which 40% are wrong: the weights
+of the rules' bodies are then much too large, and training compensates by lowering the weight of the
+pressure, until more pressure means less risk. The hard rule, when enforced, is never violated, and
+changes accuracy by 0.2 points at most.
 
-About a minute on two cores. The data may not be redistributed: they are read where they lie.
+About a minute on two cores. The data may not be redistributed; they are read from your folder.
 
 References:
   Whelton et al., 2017 ACC/AHA Guideline for High Blood Pressure in Adults (normal: below 120 and
@@ -82,7 +83,7 @@ RULES = """
 """
 
 WEIGHTS = {"none": (0.0, 0.0), "encourage": (1.0, 0.0), "teach": (0.0, 1.0)}
-LEVELS = {  # and what each is compared with: the same without rules
+LEVELS = {  # each with the level that it is compared with, the same without rules
     "none": None,
     "encourage": "none",
     "teach": "none",
@@ -93,14 +94,15 @@ LEVELS = {  # and what each is compared with: the same without rules
     "rules alone": "none",
 }
 MISSING = """\
-This needs the cardiovascular data of DeepCTRL, which may not be redistributed: {error}
-Get cardio_train.csv (70,000 rows, separated by semicolons) from Kaggle, where it is called
-sulianova/cardiovascular-disease-dataset, name its pressures sbp and dbp, and put it into that
-folder as cardio_train.csv.gz."""
+This example needs the cardiovascular data of DeepCTRL, which may not be redistributed: {error}
+Download cardio_train.csv (70,000 rows, separated by semicolons) from Kaggle, where it is called
+sulianova/cardiovascular-disease-dataset, rename its pressure columns to sbp and dbp, and put it
+into
+that folder as cardio_train.csv.gz."""
 
 
 class Cell(NamedTuple):
-    """What D_S is like: its population, the share of labels, and of those that are turned over."""
+    """A variant of D_S: its population, the share of labelled rows, and that of flipped labels."""
 
     population: str
     labels: float
@@ -119,7 +121,7 @@ CELLS += [
 
 
 def load() -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """A table of the patients whose pressures are possible, and who has the disease."""
+    """The table of patients with plausible pressures, and labels ``[patients]``, 1 for disease."""
     try:
         path = data.folder("cardio") / "cardio_train.csv.gz"
         raw = np.genfromtxt(path, delimiter=";", names=True)
@@ -135,8 +137,10 @@ def load() -> tuple[dict[str, np.ndarray], np.ndarray]:
 def draw(
     table: dict[str, np.ndarray], labels: np.ndarray, seed: int, patients: int, new: int
 ) -> dict[str, np.ndarray]:
-    """Who is in D_S and D_P. Of D_S in each cell, rows ``[cells, 2 * patients]``: all without
-    labels, and then those with labels, over and over; so each batch has as many of both.
+    """The row numbers of D_S and D_P, and the labels of D_S.
+
+    For each cell, D_S is rows ``[cells, 2 * patients]``: first all rows without labels, then the
+    labelled rows, repeated, so that a batch has as many of both.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
@@ -151,14 +155,14 @@ def draw(
         UNUSUAL: rng.permutation(mixed),
     }
     if short := [name for name, rows in sources.items() if len(rows) < patients]:
-        raise ValueError(f"patients must be fewer: there are not {patients} for {short}")
-    turned = rng.random(patients)
+        raise ValueError(f"patients must be fewer: there are less than {patients} for {short}")
+    flipped = rng.random(patients)
     rows, given = [], []
     for cell in CELLS:
         source = sources[cell.population]
         count = max(2, round(cell.labels * patients))
         seen = np.arange(patients) % count
-        noisy = np.where(turned < cell.noise, 1 - labels[source], labels[source])
+        noisy = np.where(flipped < cell.noise, 1 - labels[source], labels[source])
         rows.append(np.concatenate([source, source[seen]]))
         given.append(np.concatenate([np.zeros(patients, np.int32), noisy[seen]]))
     counted = [(table["age"][d_p] >= 55) | (cell.population != YOUNG) for cell in CELLS]
@@ -171,7 +175,7 @@ def draw(
 
 
 def student(schema: rules.Schema) -> Model:
-    """An MLP that standardises the encoded table itself."""
+    """An MLP that standardises its inputs, the encoded table."""
     columns = [schema.column(name) for name in schema.encoded]
     mean = np.array([[column.mean for column in columns]], np.float32)
     std = np.array([[column.std for column in columns]], np.float32)
@@ -223,7 +227,7 @@ def predict(model: Model, params: Any, inputs: Any) -> jax.Array:
 def measure(
     book: rules.Book, logits: Any, higher: Any, inputs: Any, labels: Any, counted: Any
 ) -> dict[str, jax.Array]:
-    """Each measure, ``[cells, seeds]``; ``higher`` are the logits at a higher pressure."""
+    """The metrics, each ``[cells, seeds]``; ``higher`` are the logits at a higher pressure."""
 
     def one(logits, higher, inputs, labels, counted):
         predicted = logits.argmax(-1)
@@ -244,7 +248,7 @@ def measure(
 def answers(
     book: rules.Book, trained: dict[str, tuple[Model, Any]], inputs: Any
 ) -> dict[str, jax.Array]:
-    """What each level says of D_P: logits ``[cells, seeds, patients, classes]``."""
+    """The predictions of each level on D_P: logits ``[cells, seeds, patients, classes]``."""
     found = {level: predict(model, params, inputs) for level, (model, params) in trained.items()}
     model, params = trained["none"]
     correct = jax.jit(jax.vmap(jax.vmap(rules.project, (None, 0, 0)), (None, None, 0)))
@@ -255,7 +259,7 @@ def answers(
 
 
 def tabulate(found: dict[str, dict[str, np.ndarray]]) -> list[dict[str, Any]]:
-    """A row for each cell and level; ``gain`` is over the same without rules, seed by seed."""
+    """One row per cell and level; ``gain`` is over the same model without rules, seed by seed."""
     rows = []
     for (i, cell), (level, without) in itertools.product(enumerate(CELLS), LEVELS.items()):
         values = {name: x[i] for name, x in found[level].items()}
@@ -273,7 +277,7 @@ def tabulate(found: dict[str, dict[str, np.ndarray]]) -> list[dict[str, Any]]:
 
 
 def standard(accuracy: dict[str, Any]) -> dict[str, Any]:
-    """A row of the result file begins like those of all others."""
+    """The columns that the rows of all result files share."""
     return {
         "mean": accuracy["mean"],
         "std": accuracy["std"],
@@ -285,7 +289,7 @@ def standard(accuracy: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]], measure: str, title: str) -> None:
-    """Means of one measure: a line for each cell, a column for each level."""
+    """Prints the means of one metric, with one row per cell and one column per level."""
     lines = {str(cell): {"D_S": str(cell)} for cell in CELLS}
     for row in rows:
         lines[row["cell"]][row["level"]] = f"{row[measure]['mean']:.1f}"
@@ -293,7 +297,7 @@ def show(rows: list[dict[str, Any]], measure: str, title: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description="Medical rules, held in five ways.")
+    parser = argparse.ArgumentParser(description="Medical rules, used in five ways.")
     parser.add_argument("--out", type=pathlib.Path, default="out/tabular_rules.json")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--patients", type=int, default=PATIENTS, help="size of D_S")
@@ -339,10 +343,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     show(rows, "accuracy_percent", f"Accuracy on D_P in percent, mean of {SEEDS} seeds")
     show(rows, "soft_percent", "Soft rules violated where they fire, percent")
-    show(rows, "hard", "Patients of D_P that violate the hard rule, mean")
+    show(rows, "hard", "Mean number of patients of D_P that violate the hard rule")
     show(rows, "monotone_percent", "Patients whose risk does not fall with pressure, percent")
     if hurts := [row for row in rows if row.get("verdict") == "hurts"]:
-        title = "Where rules hurt: accuracy less that without them, mean [95% interval]"
+        title = "Where rules hurt: accuracy minus that without rules, mean [95% interval]"
         report.show(hurts, title=title, columns=["cell", "level", "gain"])
 
     command = f"python examples/tabular_rules.py --steps {args.steps} --patients {args.patients}"

@@ -1,20 +1,20 @@
-"""How warm, and how much teacher? A sweep over temperature, weight and width, by validation.
+"""Which temperature, and how much teacher? A sweep with model selection by validation.
 
     python examples/temperature_sweep.py
 
 A student with one hidden layer learns from 50 labels of D_S and from a teacher on all of its 500
-rows: handwritten digits, the 1,797 images of 8 x 8 pixels that come with scikit-learn. The grid is
-5 temperatures x 5 weights of the teacher x 2 widths x 5 seeds: 250 students in two programs, one
-for each width. A seed decides the start, the order of rows and which 50 labels are there, the same
-in every configuration.
+rows. The data are handwritten digits, the 1,797 images of 8 x 8 pixels that come with scikit-learn.
+The grid is 5 temperatures x 5 weights of the teacher x 2 widths x 5 seeds: 250 students in two
+programs, one per width. A seed determines the initial weights, the order of rows and which 50 rows
+are labelled, identically in every configuration.
 
-For each width, the configuration with the best mean accuracy on D_V (200 rows) is chosen; only its
-students, and the best of those without a teacher, are looked at on D_P (597 rows). Nothing else is
-tuned; the last step counts.
+For each width, the configuration with the best mean accuracy on D_V (200 rows) is chosen. Only its
+students, and the best ones without a teacher, are evaluated on D_P (597 rows). Nothing else is
+tuned, and the last step counts.
 
-Each student is kept in temperature_sweep.jsonl as it finishes: stop the script, start it again,
-and it goes on. Prints tables, and writes temperature_sweep.json and a heat map for each width.
-Takes half a minute on two CPU cores.
+Each student is saved in temperature_sweep.jsonl as it finishes: stop the script, start it again,
+and it resumes. Prints tables, and writes temperature_sweep.json and one heat map per width. Takes
+half a minute on two CPU cores.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def train_teacher(d_t: dict[str, Any], steps: int) -> teachers.Teacher:
 
 
 def trial(key, *, width, temperature, weight, steps, d_s, held_out):
-    """A student, and its accuracy on the rows held out. ``weight`` is the teacher's."""
+    """Trains a student and returns its held-out accuracy; ``weight`` is that of the teacher."""
     key, key_labels = jax.random.split(key)
     n = len(d_s["inputs"])
     labelled = jax.random.permutation(key_labels, n) < LABELS
@@ -88,20 +88,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=STEPS, help="of each student and the teacher")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of each model")
     parser.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("out"), help="folder to write into"
+        "--out", type=pathlib.Path, default=pathlib.Path("out"), help="output folder"
     )
     args = parser.parse_args(argv)
 
     parts = load()
     teacher = train_teacher(parts["D_T"], args.steps)
-    # Asked once for all students: its answers are one more column of D_S.
-    answers = teachers.precompute(teacher, parts["D_S"]["inputs"])
-    shared = {"d_s": {**parts["D_S"], "teacher_logits": answers}}
+    # The teacher runs once for all students: its logits become a column of D_S.
+    logits = teachers.precompute(teacher, parts["D_S"]["inputs"])
+    shared = {"d_s": {**parts["D_S"], "teacher_logits": logits}}
     how: dict[str, Any] = {"key": jax.random.key(2), "seeds": SEEDS}
     how["static"] = ("width", "steps")
-    how["mode"] = "vmap"  # measured, it could be another from run to run, and so could last bits
+    how["mode"] = "vmap"  # a measured choice could differ between runs, and so could the last bits
 
     rows = training.sweep(
         trial,

@@ -74,12 +74,14 @@ REFUSED = [
 ]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("check", "error", "message"), REFUSED)
 def test_refuses(check, error, message):
     with pytest.raises(error, match=re.escape(message)):
         check()
 
 
+@pytest.mark.quick
 def test_lets_good_values_pass():
     _checks.floating(x=jnp.zeros(2, jnp.bfloat16), y=1.0)
     _checks.integer(x=jnp.zeros(2, jnp.uint8), y=1)

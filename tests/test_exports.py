@@ -32,6 +32,7 @@ def _held(module: ModuleType) -> set[str]:
     }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", _packages())
 def test_all_is_sorted_and_complete(name: str) -> None:
     module = importlib.import_module(name)

@@ -10,6 +10,7 @@ import pytest
 from distill_jax._files import replacing
 
 
+@pytest.mark.quick
 def test_replaces_what_was_there(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

@@ -200,6 +200,7 @@ def test_total_complains(error, message, arguments):
         total(soft_targets, student, against, **arguments)
 
 
+@pytest.mark.quick
 def test_rows_hands_a_core_clean_float32_blocks_and_options():
     seen = []
 
@@ -214,6 +215,7 @@ def test_rows_hands_a_core_clean_float32_blocks_and_options():
     np.testing.assert_array_equal(got, [6.0, 0.0])
 
 
+@pytest.mark.quick
 def test_two_class_is_the_sigmoid():
     z = jnp.array([[2.0], [-1.0], [0.0]])
     pair = two_class(z)

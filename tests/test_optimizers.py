@@ -11,6 +11,7 @@ import pytest
 from distill_jax.optimizers import max_norm, pull_to_start
 
 
+@pytest.mark.quick
 def test_units_outside_the_ball_are_scaled_back_and_others_left_alone():
     params = {"kernel": jnp.array([[3.0, 0.1], [4.0, 0.2]]), "bias": jnp.array([9.0, 9.0])}
     updates = jax.tree.map(jnp.ones_like, params)

@@ -1,4 +1,4 @@
-"""What the README says to run does run."""
+"""The commands and code of the README and of the pages run, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def test_two_commands_set_everything_up() -> None:
     assert (ROOT / "examples" / "rules_quickstart.py").is_file()
 
 
+@pytest.mark.quick
 def test_links_lead_somewhere() -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
     broken = [
@@ -44,9 +45,17 @@ def test_links_lead_somewhere() -> None:
     assert not broken
 
 
+@pytest.mark.quick
 def test_every_loss_is_in_the_table_of_losses() -> None:
     from distill_jax import losses
 
     page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `(\w+)", page, re.MULTILINE))
     assert named == set(losses.__all__)
+
+
+def test_every_result_file_is_on_the_page_of_figures_with_its_command() -> None:
+    page = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        command = rf"`python (examples|benchmarks)/{path.stem}\.py` \(`{path.name}`\)"
+        assert re.search(command, page), f"{path.name} and its command are missing"

@@ -53,6 +53,7 @@ def _exports(package: str) -> list[str]:
     return []
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_module_has_no_underscore_exactly_if_its_package_exports_from_it(package: str) -> None:
     """Of a package with no exports of its own, the contents are told by its parent."""
@@ -79,6 +80,7 @@ def test_no_module_hides_an_exported_name(package: str) -> None:
     assert set(_exports(package)) & (modules - meant) == set()
 
 
+@pytest.mark.quick
 def test_no_import_makes_a_circle() -> None:
     """Neither among modules, nor among what lies side by side in any package."""
     modules = {

@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from distill_jax.data.files import MIRROR, cache, download
+from distill_jax.data.datasets import MIRROR, download
+from distill_jax.data.files import cache
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
-"""Data sets cut into batches: shuffled streams for training, one ordered pass for evaluation.
+"""Data sets split into batches: shuffled streams for training, one ordered pass for evaluation.
 
-Rows that are NumPy arrays stay on the host; ``jax.Array`` columns are gathered on their device.
+NumPy columns stay on the host; ``jax.Array`` columns are gathered on their device.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.core
@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from distill_jax import _checks
 from distill_jax.data.checking import check
 
 
 @runtime_checkable
 class Examples(Protocol):
-    """Single examples by their number."""
+    """Single examples by index."""
 
     def __len__(self) -> int: ...
 
@@ -31,17 +32,17 @@ class Examples(Protocol):
 def batch_indices(
     key: Array, n: int, batch_size: int, steps: int, *, start: Any = 0
 ) -> Int[Array, "steps batch"]:
-    """Row numbers of ``steps`` batches of one long shuffled stream, the stream of :func:`batches`.
+    """Row indices of ``steps`` batches of one long shuffled stream, the stream of :func:`batches`.
 
-    The stream is ``permutation(fold_in(key, epoch), n)`` for epoch 0, 1, ... in a row, cut into
-    consecutive pieces: batches straddle epochs, and no row is dropped.
+    The stream is the concatenation of ``permutation(fold_in(key, epoch), n)`` over epochs 0, 1,
+    ..., split into consecutive batches: batches straddle epochs, and no row is dropped.
 
     Args:
-      key: Names the stream; the same key gives the same batches.
+      key: Determines the stream; the same key gives the same batches.
       n: Number of rows, a Python int.
       batch_size: Rows in a batch, 1 to ``n``, a Python int.
       steps: Number of batches, a Python int.
-      start: Number of batches to leave out first: where a resumed run goes on. May be traced.
+      start: Number of batches to skip first: where a resumed run continues. May be traced.
 
     Returns:
       ``[steps, batch]``, int32; also under ``jit`` and ``vmap`` over ``key`` and ``start``.
@@ -55,19 +56,20 @@ def batch_indices(
       >>> batch_indices(jax.random.key(0), n=5, batch_size=2, steps=5).shape
       (5, 2)
     """
-    n = at_least(1, n=n)
-    batch_size, steps = at_least(1, batch_size=batch_size), at_least(0, steps=steps)
+    n = _checks.count("n", n)
+    batch_size = _checks.count("batch_size", batch_size)
+    steps = _checks.count("steps", steps, least=0)
     if batch_size > n:
         raise ValueError(f"batch_size must be at most the {n} rows of the data, got {batch_size}")
     if steps == 0:
         return jnp.zeros((0, batch_size), jnp.int32)
     if isinstance(start, jax.core.Tracer):
-        # In 32 bits, start * batch_size might not fit; and skip is anything below n.
+        # start * batch_size might overflow 32 bits; skip may be any number below n.
         over = (start % n) * batch_size
         first, skip = (start // n) * batch_size + over // n, over % n
         epochs = -(-(n - 1 + steps * batch_size) // n)
     else:
-        first, skip = divmod(at_least(0, start=start) * batch_size, n)
+        first, skip = divmod(_checks.count("start", start, least=0) * batch_size, n)
         epochs = -(-(skip + steps * batch_size) // n)
     return _stream(key, first, skip, epochs, n, batch_size, steps)
 
@@ -76,7 +78,7 @@ def batch_indices(
 def _stream(
     key: Array, first: Any, skip: Any, epochs: int, n: int, batch_size: int, steps: int
 ) -> Array:
-    # One epoch after another, as the host does it: some generators give other bits under vmap.
+    # One epoch after another, as on the host: some generators give different bits under vmap.
     order = jax.lax.map(lambda e: _order(key, e, n), first + jnp.arange(epochs, dtype=jnp.int32))
     stream = jax.lax.dynamic_slice_in_dim(order.reshape(-1), skip, steps * batch_size)
     return stream.reshape(steps, batch_size)
@@ -95,24 +97,24 @@ def batches(
     steps: int | None = None,
     start: int = 0,
 ) -> Batches:
-    """Shuffled batches, epoch after epoch, without an end unless ``steps`` is given.
+    """Shuffled batches, epoch after epoch; endless unless ``steps`` is given.
 
     Args:
       data: Named arrays with one leading axis; or anything with a length whose items ``data[i]``
         are single examples, each a mapping of names to arrays without the leading axis: a list,
-        a file mapped into memory, a Hugging Face dataset. Only the rows of a batch are read.
-      key: Names the stream; the rows are those of :func:`batch_indices` with the same key.
-      batch_size: Rows in a batch, 1 to the number of rows.
-      steps: Number of batches; None goes on for ever.
-      start: Number of batches to leave out first: where a resumed run goes on.
+        a memory-mapped file, a Hugging Face dataset. Only the rows of a batch are read.
+      key: Determines the stream; the rows are those of :func:`batch_indices` with the same key.
+      batch_size: Rows per batch, 1 to the number of rows.
+      steps: Number of batches; None for an endless stream.
+      start: Number of batches to skip first: where a resumed run continues.
 
     Returns:
-      An iterator whose ``get_state()`` says where it is, in a small dictionary, and whose
-      ``set_state`` goes there at no cost.
+      An iterator over batches, dictionaries of ``[batch, ...]`` arrays. Its ``get_state()`` gives
+      its position, a small dictionary, and ``set_state`` moves it there at no cost.
 
     Raises:
       TypeError: if ``data`` is neither.
-      ValueError: if the data or a number is not sound; see :func:`check`.
+      ValueError: if the data or a number is invalid; see :func:`check`.
 
     Example:
       >>> import jax
@@ -130,8 +132,8 @@ def batches(
         n, read = _number_of_examples(data), functools.partial(_examples, data)
         if not 1 <= operator.index(batch_size) <= n:
             raise ValueError(f"batch_size must lie between 1 and the {n} rows, got {batch_size}")
-    start = at_least(0, start=start)
-    end = None if steps is None else start + at_least(0, steps=steps)
+    start = _checks.count("start", start, least=0)
+    end = None if steps is None else start + _checks.count("steps", steps, least=0)
     return Batches(read, n, key, operator.index(batch_size), start, end)
 
 
@@ -157,28 +159,28 @@ class Batches(Iterator[dict[str, Any]]):
         if self._end is not None and self._next >= self._end:
             raise StopIteration
         batch = self._read(self._rows())
-        self._next += 1  # only now: a row that cannot be read leaves no hole
+        self._next += 1  # only now: no batch is lost if a row cannot be read
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Where the stream is, for ``set_state`` of a stream over the same data and key."""
+        """The position, for ``set_state`` of a stream over the same data and key."""
         return {"next": self._next, **self._stream}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes where another stream was.
+        """Moves to the position of another stream.
 
         Raises:
-          ValueError: if that one had other data, another key or another batch size.
+          ValueError: if that stream had different data, another key or another batch size.
         """
         if not isinstance(state, Mapping) or state.keys() != self.get_state().keys():
-            raise ValueError(f"state must be one that data.batches gave, got {state!r}")
+            raise ValueError(f"state must come from get_state() of data.batches, got {state!r}")
         for name, ours in self._stream.items():
             if state[name] != ours:
                 raise ValueError(
                     f"state must come from a stream of the same {name}, {ours}, got "
-                    f"{state[name]}: its batches are others"
+                    f"{state[name]}: its batches differ"
                 )
-        self._next = at_least(0, next=state["next"])
+        self._next = _checks.count("next", state["next"], least=0)
 
     def _rows(self) -> np.ndarray:
         low = self._next * self._batch_size
@@ -201,16 +203,19 @@ def padded_batches(
 ) -> Iterator[dict[str, Array | np.ndarray]]:
     """One pass in order, every batch of the same size.
 
-    The last batch is filled up with copies of the last row, so that one compiled program serves
-    all batches. Each batch has a column ``where``: False for the copies, and otherwise the data's
-    own ``where``, or True.
+    The last batch is padded with copies of the last row, so that one compiled program serves all
+    batches. Each batch has a column ``where``: False for the copies, and otherwise the data's own
+    ``where``, or True.
 
     Args:
       data: Named arrays with one leading axis.
-      batch_size: Rows in a batch; more than the data has is allowed.
+      batch_size: Rows per batch; may exceed the number of rows.
+
+    Yields:
+      Dictionaries of ``[batch_size, ...]`` arrays.
 
     Raises:
-      ValueError: if the data or ``batch_size`` is not sound; see :func:`check`.
+      ValueError: if the data or ``batch_size`` is invalid; see :func:`check`.
 
     Example:
       >>> import numpy as np
@@ -220,7 +225,7 @@ def padded_batches(
       [2 2] [ True False]
     """
     check(data, values=())
-    return _padded_batches(data, at_least(1, batch_size=batch_size))
+    return _padded_batches(data, _checks.count("batch_size", batch_size))
 
 
 def _padded_batches(data: Mapping[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
@@ -230,7 +235,7 @@ def _padded_batches(data: Mapping[str, Any], batch_size: int) -> Iterator[dict[s
 
 
 def pad(batch: Mapping[str, Array | np.ndarray], size: int) -> dict[str, Array | np.ndarray]:
-    """A batch of at most ``size`` rows, filled up with copies of its last row.
+    """A batch of at most ``size`` rows, padded to ``size`` with copies of its last row.
 
     The column ``where`` is False for the copies, and otherwise the batch's own, or True.
     """
@@ -244,7 +249,19 @@ def pad(batch: Mapping[str, Array | np.ndarray], size: int) -> dict[str, Array |
 def take(
     data: Mapping[str, Array | np.ndarray], index: np.ndarray | Array
 ) -> dict[str, Array | np.ndarray]:
-    """The rows ``index`` of every column."""
+    """The rows ``index`` of every column.
+
+    Args:
+      data: Named arrays with one leading axis.
+      index: Row indices, integers ``[batch]``.
+
+    Returns:
+      Arrays ``[batch, ...]`` by name: on their device for ``jax.Array`` columns, otherwise NumPy.
+
+    Example:
+      >>> take({"inputs": np.array([5, 6, 7])}, np.array([2, 0]))["inputs"]
+      array([7, 5])
+    """
     device = {name: x for name, x in data.items() if isinstance(x, jax.Array)}
     rows = _gather(device, index) if device else {}
     if len(device) < len(data):
@@ -259,7 +276,7 @@ def _gather(columns: dict[str, Array], index: Array) -> dict[str, Array]:
 
 
 def _number_of_examples(data: Any) -> int:
-    """How many examples there are, after a look at the first."""
+    """The number of examples, after reading the first."""
     if not isinstance(data, Examples):
         raise TypeError(
             "data must be named arrays, or have a length and give an example as data[i], got "
@@ -274,7 +291,7 @@ def _number_of_examples(data: Any) -> int:
 
 def _examples(data: Any, index: np.ndarray) -> dict[str, np.ndarray]:
     rows = index.tolist()
-    # Data sets that can read many rows at once say so by this name (PyTorch's convention).
+    # Data sets that can read many rows at once have this method (PyTorch's convention).
     many = getattr(data, "__getitems__", None)
     examples = many(rows) if many is not None else [data[row] for row in rows]
     for row, example in zip(rows, examples, strict=True):
@@ -308,9 +325,12 @@ def split(
 
     Args:
       data: Named arrays with one leading axis.
-      parts: The parts' sizes, either all ints (numbers of rows) or all floats (shares of the
-        rows; the borders between parts are rounded). Rows beyond their sum are left out.
-      key: Names the shuffle.
+      parts: The parts' sizes, either all ints (numbers of rows) or all floats (fractions of the
+        rows; the boundaries between parts are rounded). Rows beyond their sum are left out.
+      key: Determines the shuffle.
+
+    Returns:
+      One dictionary of arrays per part.
 
     Raises:
       TypeError: if ``parts`` mixes ints and floats.
@@ -338,10 +358,10 @@ def _ends(parts: Sequence[int] | Sequence[float], n: int) -> list[int]:
     elif all(isinstance(size, float | np.floating) for size in sizes):
         shares = np.cumsum(sizes)
         if not shares[-1] <= 1 + 1e-6:
-            raise ValueError(f"parts must sum to 1 or less as shares, got {sizes}")
+            raise ValueError(f"parts must sum to 1 or less as fractions, got {sizes}")
         ends = [min(n, round(share * n)) for share in shares.tolist()]
     else:
-        raise TypeError(f"parts must be all ints (rows) or all floats (shares), got {sizes}")
+        raise TypeError(f"parts must be all ints (rows) or all floats (fractions), got {sizes}")
     if min(np.diff([0, *ends])) < 1:
         raise ValueError(f"each of parts must have a row or more, got {sizes} of {n} rows")
     if ends[-1] > n:
@@ -351,16 +371,3 @@ def _ends(parts: Sequence[int] | Sequence[float], n: int) -> list[int]:
 
 def _length(data: Mapping[str, Any]) -> int:
     return len(next(iter(data.values())))
-
-
-def at_least(low: int, **values: SupportsIndex) -> int:
-    ((name, value),) = values.items()
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError(f"{name} must be a Python int, not traced: name it in static_argnames")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
-    if number < low:
-        raise ValueError(f"{name} must be {low} or more, got {number}")
-    return number

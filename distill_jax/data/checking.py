@@ -1,4 +1,4 @@
-"""Is a data set sound? Asked on the host, once, before the first step."""
+"""Checks of a data set, on the host, once, before the first step."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def check(
     values: Sequence[str] | None = None,
     missing: Sequence[str] = ("columns",),
 ) -> None:
-    """Raises an error that names the column, if the data cannot be trained on.
+    """Raises an error that names the column if the data cannot be trained on.
 
-    Rows whose ``where`` is False may hold anything. A column that is traced passes the checks of
-    its values, and not those of its shape and dtype.
+    Rows whose ``where`` is False may hold anything. Of a traced column only shape and dtype are
+    checked, since its values are not known.
 
     Args:
       data: Named arrays with one leading axis.
-      batch_size: Rows in a batch; must lie between 1 and the number of rows.
+      batch_size: Rows per batch; must lie between 1 and the number of rows.
       num_classes: Labels must be below it.
-      values: The columns whose values are looked at; None looks at all.
+      values: The columns whose values are checked; None checks all.
       missing: Columns in which NaN stands for a missing value.
 
     Raises:
@@ -88,8 +88,8 @@ def _finite(name: str, values: np.ndarray, missing: bool) -> None:
     if rows:
         raise ValueError(
             f"{name} must be finite{' or NaN (missing)' if missing else ''}, got "
-            f"{'inf' if missing else 'NaN or inf'} in {rows} of {len(values)} rows: mend or drop "
-            "them, or mark them with where=False"
+            f"{'inf' if missing else 'NaN or inf'} in {rows} of {len(values)} rows: fix or remove "
+            "them, or mask them with where=False"
         )
 
 

@@ -1,4 +1,4 @@
-"""Batches drawn ahead by a thread, so that the device need not wait for the host."""
+"""Batches prefetched by a thread, so that the device need not wait for the host."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ from typing import Any, SupportsIndex
 
 import jax
 
-from distill_jax.data.batching import at_least
+from distill_jax import _checks
 
 
 def prefetch(
     pairs: Iterable[tuple[Any, Any]], put: Callable[[Any], Any], size: SupportsIndex = 2
 ) -> Generator[tuple[Any, Any], None, None]:
-    """The pairs, with ``put`` of their first halves, drawn ahead by a thread.
+    """The pairs ``(put(batch), position)``, prefetched by a thread.
 
     A pair is ``(batch, position)``, as :func:`~distill_jax.data.positions` gives them. Order and
-    values are those without a thread. An error of the source or of ``put`` is raised after the
-    pairs before it, with its own traceback. Closing the generator (its ``close()``, or leaving
-    the frame that holds it) stops the thread, after the batch under way.
+    values are the same as without a thread. An error of the source or of ``put`` is raised after
+    the pairs before it, with its own traceback. Closing the generator (its ``close()``, or leaving
+    the frame that holds it) stops the thread after the current batch.
 
-    The thread draws beyond what was asked for: cut the pairs with ``itertools.islice`` where what
-    is left of the source is still of use. It runs in the caller's context, with its default
-    device and width of floats.
+    The thread draws more than was asked for: limit the pairs with ``itertools.islice`` if the rest
+    of the source is still needed. It runs in the caller's context, with its default device and
+    precision of floats.
 
     Args:
-      pairs: What to draw from; touched by the thread alone once the first pair is asked for.
+      pairs: What to draw from; used by the thread alone once the first pair is asked for.
       put: Called with each batch, ``jax.device_put`` for example.
-      size: Most pairs that are ready and not yet taken; 0 draws in the caller, without a thread.
+      size: The largest number of pairs that are ready but not yet taken; 0 draws in the caller,
+        without a thread.
+
+    Yields:
+      ``(put(batch), position)``.
 
     Example:
       >>> pairs = ((i, {"batches": i + 1}) for i in range(2))
@@ -40,7 +44,7 @@ def prefetch(
       0 {'batches': 1}
       1 {'batches': 2}
     """
-    size = at_least(0, size=size)
+    size = _checks.count("size", size, least=0)
     if size:
         return _ahead(pairs, put, size)
     return ((put(batch), position) for batch, position in pairs)
@@ -51,7 +55,7 @@ def _ahead(
 ) -> Generator[tuple[Any, Any], None, None]:
     ready: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
     free, stopped = threading.Semaphore(size), threading.Event()
-    # What context managers of JAX set is a thread's own.
+    # JAX's context managers set values per thread.
     wide = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -60,7 +64,7 @@ def _ahead(
         try:
             with jax.enable_x64(wide), jax.default_device(device):
                 iterator = iter(pairs)
-                # A place is taken before a batch is drawn: no more than size are ever alive here.
+                # Acquired before a batch is drawn: never more than size batches are alive here.
                 while free.acquire() and not stopped.is_set():
                     try:
                         batch, position = next(iterator)
@@ -77,7 +81,7 @@ def _ahead(
         stopped.set()
         free.release()
         if thread is not threading.current_thread():  # as when garbage is collected there
-            # Not for ever: a source may wait for what never comes. The thread is a daemon.
+            # With a timeout: the source may block for ever. The thread is a daemon.
             thread.join(timeout=1.0)
 
     thread = threading.Thread(
@@ -87,7 +91,7 @@ def _ahead(
         daemon=True,
     )
     thread.start()
-    atexit.register(stop)  # a thread inside XLA while the interpreter goes away may crash it
+    atexit.register(stop)  # a thread inside XLA may crash the interpreter as it shuts down
     try:
         while True:
             pair, error = ready.get()
@@ -102,6 +106,6 @@ def _ahead(
             yield pair
             del pair
     finally:
-        if not stopped.is_set():  # else the interpreter is going away, and modules are empty
+        if not stopped.is_set():  # else the interpreter is shutting down, and modules are empty
             stop()
             atexit.unregister(stop)

@@ -1,17 +1,18 @@
-"""Streams of batches: where one is, how another goes on there, and batches of one size.
+"""Streams of batches: their positions, resumption from a position, and batches of one size.
 
 A stream is one of three things:
 
 - anything whose iterator has ``get_state`` and ``set_state``: :func:`~distill_jax.data.batches`,
-  and every Grain dataset and loader (``pip install 'distill_jax[stream]'``). It goes on anywhere
-  at once;
-- any other iterable of batches. It goes on by drawing the batches that were taken before, which
-  are thrown away. Its iterator must begin where it began in the run before;
-- a function ``(start: int) -> iterable``, which leaves ``start`` batches out as it sees fit.
+  and every Grain dataset and loader (``pip install 'distill_jax[stream]'``). It resumes at any
+  position without cost;
+- any other iterable of batches. It resumes by drawing and discarding the batches that were taken
+  before. Its iterator must start where it started in the earlier run;
+- a function ``(start: int) -> iterable`` that skips ``start`` batches in its own way.
 
-A batch must consist of arrays of its own: one that is filled again for the next batch changes a
-batch that was drawn before. A source that can be iterated again is so for each run; for more
-epochs within a run, repeat it (``repeat()`` in Grain; a generator function that loops elsewhere).
+Each batch must have arrays of its own: a buffer that is refilled for the next batch would change a
+batch that was drawn before. A source that can be iterated repeatedly is iterated anew in each run;
+for more epochs within a run, repeat it (``repeat()`` in Grain; a generator function with a loop
+elsewhere).
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_jax.data.batching import at_least, pad
+from distill_jax import _checks
+from distill_jax.data.batching import pad
 from distill_jax.types import Batch
 
 Position = Mapping[str, Any]
-"""Where a stream goes on: what JSON can hold. ``batches`` counts those taken; ``state`` is what
-the iterator's ``get_state`` gave, if it has one."""
+"""Where a stream resumes, as JSON values: ``batches`` counts those taken; ``state`` is what the
+iterator's ``get_state`` returned, if it has one."""
 
 _END = object()
 _MANY_SHAPES = 8
@@ -49,20 +51,21 @@ def positions(
 
     Args:
       source: A stream, as this module describes them.
-      start: Number of batches to leave out first.
-      position: Where to go on, from a run before, in place of ``start``.
+      start: Number of batches to skip first.
+      position: Where to resume, from an earlier run, in place of ``start``.
 
     Yields:
       ``(batch, position)``. Columns that are not arrays become NumPy arrays. Batches may differ
       in their number of rows, and in the sizes of other axes (each combination compiles a
-      program of its own: a warning says so after a few), not in anything else.
+      program of its own: a warning says so after a few), but in nothing else.
 
     Raises:
       TypeError: if ``source`` is not a stream, or a batch not a mapping of names to arrays of
         numbers.
-      ValueError: if ``position`` is not one of such a source; if the source has no batch, or
-        ends among those to be left out; if a batch has no row, columns of different lengths, or
-        other columns, dtypes or axes than the first. The message names batch and column.
+      ValueError: if ``position`` does not fit such a source; if the source has no batch, or
+        ends among those to be skipped; if a batch has no row, columns of different lengths, or
+        other columns, dtypes or numbers of axes than the first. The message names batch and
+        column.
 
     Example:
       >>> source = [{"inputs": np.full(2, i)} for i in range(3)]
@@ -72,7 +75,7 @@ def positions(
       >>> [batch["inputs"].tolist() for batch, _ in positions(source, position=position)]
       [[1, 1], [2, 2]]
     """
-    taken = at_least(0, start=start)
+    taken = _checks.count("start", start, least=0)
     state: Any = _END
     if position is not None:
         if taken:
@@ -80,7 +83,7 @@ def positions(
         taken, state = _read(position)
     if isinstance(source, Mapping):
         raise TypeError(
-            "data must be a stream of batches, got named arrays: cut them with "
+            "data must be a stream of batches, got named arrays: split them with "
             "data.batches(arrays, key=key, batch_size=32)"
         )
     skip = taken
@@ -94,19 +97,19 @@ def positions(
         if not stateful:
             raise ValueError(
                 f"position holds the state of an iterator, and that of data, {name}, has no "
-                "set_state: pass the kind of data that the position comes from"
+                "set_state: pass the kind of data that the position was taken from"
             )
         try:
             iterator.set_state(state)  # pyright: ignore[reportAttributeAccessIssue]
         except Exception as error:
             raise ValueError(
-                f"data cannot go on at this position ({name}.set_state): {error}"
+                f"data cannot resume at this position ({name}.set_state): {error}"
             ) from error
         skip = 0
     elif stateful and position is not None:
         raise ValueError(
-            f"position counts batches, and data, {name}, goes on by a state of its own: pass the "
-            "kind of data that the position comes from, or start in place of position"
+            f"position counts batches, and data, {name}, resumes from a state of its own: pass the "
+            "kind of data that the position was taken from, or start in place of position"
         )
     return _positions(iterator, skip, taken, stateful, owned=iterator is not source)
 
@@ -118,8 +121,8 @@ def _positions(
         for i in range(skip):
             if _draw(iterator, i) is _END:
                 raise ValueError(
-                    f"data ended after {i} of the {skip} batches to leave out: it must begin where "
-                    "it began in the run before; an iterator that was drawn from cannot"
+                    f"data ended after {i} of the {skip} batches to skip: it must start where it "
+                    "started in the earlier run; an iterator that was drawn from cannot"
                 )
         kinds, shapes = None, set()
         number = taken
@@ -135,28 +138,31 @@ def _positions(
             yield batch, position
         if number == 0:
             raise ValueError(
-                "data has no batch: it is empty, or an iterator that was drawn to its end before "
-                "(pass a list, or make the iterator anew)"
+                "data has no batch: it is empty, or an iterator that is already exhausted (pass a "
+                "list, or make a new iterator)"
             )
     finally:
         if owned and hasattr(iterator, "close"):
-            iterator.close()  # threads, files: what we opened, and nothing of the caller's
+            iterator.close()  # threads and files that were opened here, none of the caller's
 
 
 def padded(source: Iterable[Batch], batch_size: int | None = None) -> Iterable[dict[str, Any]]:
-    """The stream's batches, short ones filled up, so that one compiled program serves all.
+    """The stream's batches, padded to one size, so that one compiled program serves all.
 
     What :func:`~distill_jax.data.padded_batches` does for arrays: copies of the last row, and in
     every batch a column ``where``, False for the copies and otherwise the batch's own, or True.
-    The stream goes on at a position as its source does.
+    The stream resumes at a position as its source does.
 
     Args:
       source: An iterable of batches.
-      batch_size: Rows in a batch; None takes those of the first.
+      batch_size: Rows per batch; None takes those of the first.
+
+    Returns:
+      An iterable of batches, dictionaries of ``[batch_size, ...]`` arrays.
 
     Raises:
       TypeError: if ``source`` is not an iterable of mappings.
-      ValueError: for a batch of no row, or of more than ``batch_size``.
+      ValueError: for a batch without rows, or with more than ``batch_size``.
 
     Example:
       >>> for batch in padded([{"inputs": np.arange(2)}, {"inputs": np.arange(1)}]):
@@ -165,14 +171,16 @@ def padded(source: Iterable[Batch], batch_size: int | None = None) -> Iterable[d
       [0 0] [ True False]
     """
     if batch_size is not None:
-        batch_size = at_least(1, batch_size=batch_size)
+        batch_size = _checks.count("batch_size", batch_size)
     if callable(source) and not hasattr(source, "__iter__"):
         raise TypeError(
             "padded takes an iterable, got a function: pad what it returns, "
             "lambda start: padded(function(start), batch_size)"
         )
     if isinstance(source, Mapping):
-        raise TypeError("padded takes batches, got named arrays: cut them with data.padded_batches")
+        raise TypeError(
+            "padded takes batches, got named arrays: split them with data.padded_batches"
+        )
     return _Padded(source, batch_size)
 
 
@@ -211,7 +219,7 @@ class _PaddedIterator(Iterator[dict[str, Any]]):
 
 class _StatefulPaddedIterator(_PaddedIterator):
     def get_state(self) -> dict[str, Any]:
-        # With the size: a stream may go on at a short batch.
+        # With the size: a stream may resume at a short batch.
         state = self._iterator.get_state()
         return {"batches": self._number, "batch_size": self._size, "source": state}
 
@@ -237,7 +245,7 @@ def _iter(source: Any) -> Iterator[Any]:
     except TypeError:
         raise TypeError(
             "data must be a stream of batches: an iterable, or a function of the number of "
-            f"batches to leave out; got {type(source).__name__}"
+            f"batches to skip; got {type(source).__name__}"
         ) from None
 
 
@@ -246,10 +254,10 @@ def _called(source: Callable[..., Iterable[Batch]], start: int) -> Iterable[Batc
         inspect.signature(source).bind(start)
     except TypeError:
         raise TypeError(
-            "data as a function must take the number of batches to leave out: pass what it "
-            "returns, function(), if it knows only how to begin"
+            "data as a function must take the number of batches to skip: pass what it returns, "
+            "function(), if it can only start from the beginning"
         ) from None
-    except ValueError:  # written in C: no signature to look at
+    except ValueError:  # written in C, without a signature
         pass
     return source(start)
 
@@ -258,12 +266,12 @@ def _draw(iterator: Iterator[Any], number: int) -> Any:
     try:
         return next(iterator, _END)
     except Exception as error:
-        error.add_note(f"This was raised by data, when batch {number} (from 0) was drawn.")
+        error.add_note(f"This was raised by data while drawing batch {number} (from 0).")
         raise
 
 
 def _columns(batch: Any, number: int) -> dict[str, Any]:
-    """The batch as arrays that have rows in common."""
+    """The batch as arrays with one number of rows."""
     who = f"batch {number} (from 0) of data"
     if not isinstance(batch, Mapping):
         raise TypeError(
@@ -280,7 +288,7 @@ def _columns(batch: Any, number: int) -> dict[str, Any]:
         if isinstance(column, np.ndarray) and column.dtype.kind in "OSUMm":
             raise TypeError(
                 f"{name} in {who} must hold numbers or booleans, got {column.dtype}: encode it, "
-                "or leave it out"
+                "or remove it"
             )
         if column.ndim < 1:
             raise ValueError(f"{name} in {who} must have a leading axis of rows, got a scalar")
@@ -288,7 +296,7 @@ def _columns(batch: Any, number: int) -> dict[str, Any]:
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of {who} must have one length, got {lengths}")
     if not next(iter(lengths.values())):
-        raise ValueError(f"{who} must have a row or more, got none: leave it out")
+        raise ValueError(f"{who} must have a row or more, got none: remove it")
     if "where" in columns and columns["where"].dtype != np.bool_:
         raise TypeError(
             f"where in {who} must be booleans (True counts), got {columns['where'].dtype}"
@@ -323,27 +331,27 @@ def _few_shapes(batch: Mapping[str, Any], seen: set[Any]) -> None:
         seen.add(tuple((name, batch[name].shape) for name in sorted(batch)))
     if seen_before == _MANY_SHAPES < len(seen):
         warnings.warn(
-            f"the batches of data have had {len(seen)} different shapes so far, and each is "
-            "compiled anew: pad rows with data.padded, and sequences to a few lengths",
+            f"the batches of data have had {len(seen)} different shapes so far, and each needs a "
+            "compilation: pad rows with data.padded, and sequences to a few lengths",
             stacklevel=3,
         )
 
 
 def _read(position: Any) -> tuple[int, Any]:
-    """Number of batches taken, and the iterator's state or ``_END``."""
+    """The number of batches taken, and the iterator's state or ``_END``."""
     if (
         not isinstance(position, Mapping)
         or not isinstance(position.get("batches"), int)
         or position["batches"] < 0
         or position.keys() - {"batches", "state"}
     ):
-        raise ValueError(f"position must be one that data.positions gave, got {position!r}")
+        raise ValueError(f"position must come from data.positions, got {position!r}")
     state = _from_json(position["state"]) if "state" in position else _END
     return position["batches"], state
 
 
 def _to_json(x: Any) -> Any:
-    """A copy of an iterator's state that JSON holds."""
+    """A copy of an iterator's state as JSON values."""
     if x is None or isinstance(x, str | int | float):
         return x
     if isinstance(x, list | tuple):
@@ -355,7 +363,7 @@ def _to_json(x: Any) -> Any:
     if isinstance(x, Mapping) and all(isinstance(name, str) for name in x):
         return {name: _to_json(value) for name, value in x.items()}
     raise TypeError(
-        "get_state() of data's iterator must give what JSON holds (dictionaries with strings for "
+        "get_state() of data's iterator must return JSON values (dictionaries with strings for "
         f"names, lists, numbers, strings) or bytes, got {type(x).__name__}: {x!r:.80}"
     )
 

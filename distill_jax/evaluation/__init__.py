@@ -1,4 +1,4 @@
-"""How good a model is, how close to its teacher, and what it costs."""
+"""How accurate a model is, how close to its teacher, and what it costs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What a model costs to keep and to run, and how much smaller one is than another."""
+"""What a model costs in memory and time, and how much smaller one model is than another."""
 
 from __future__ import annotations
 
-import operator
 import statistics
 import time
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 import jax
 
+from distill_jax import _checks
 from distill_jax.types import Model, Params, State
 
 
@@ -18,29 +18,31 @@ def cost(
 ) -> dict[str, Any]:
     """Size and speed of a model in evaluation mode, for batches like ``inputs``.
 
-    The program that is measured returns logits alone, so that features cost nothing. Times are
-    those of this machine as it is: measure models that you compare in one run.
+    The measured program returns logits only, so that features cost nothing. Times depend on the
+    machine and its load: measure models that you compare in one run.
 
     Args:
-      model: Is compiled once.
+      model: Compiled once.
       params: Its parameters.
       state: Its state.
-      inputs: One batch, ``[batch, ...]``.
-      repeats: Timed calls after one that is not.
+      inputs: One batch, an array ``[batch, ...]``.
+      repeats: Timed calls, after one warm-up call.
 
     Returns:
-      - ``parameters``: number of them.
+      A dictionary of Python numbers:
+
+      - ``parameters``: how many there are.
       - ``bytes``: of parameters and state.
-      - ``batch_size``: rows in ``inputs``.
-      - ``flops``: floating point operations an example, as the compiler counts them in the
-        compiled program (the body of a loop counts once); None where it does not say.
+      - ``batch_size``: rows of ``inputs``.
+      - ``flops``: floating-point operations per example, as the compiler counts them in the
+        compiled program (the body of a loop counts once); None if it gives no count.
       - ``latency_ms``: median time of one call with the whole batch.
       - ``compile_s``: time to trace and compile.
-      - ``temp_bytes``: memory that a call takes beside arguments and results; None where the
-        compiler does not say.
+      - ``temp_bytes``: memory that a call takes besides arguments and results; None if the
+        compiler does not report it.
 
     Raises:
-      ValueError: if ``inputs`` have no rows, or ``repeats`` is below 1.
+      ValueError: if ``inputs`` has no rows, or ``repeats`` is below 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,10 +51,9 @@ def cost(
       >>> cost(model, *model.init(jax.random.key(0), inputs), inputs)["parameters"]
       15
     """
-    if operator.index(repeats) < 1:
-        raise ValueError(f"repeats must be 1 or more, got {repeats}")
+    repeats = _checks.count("repeats", repeats)
     if not inputs.ndim or not len(inputs):
-        raise ValueError(f"inputs must have a row or more, got shape {inputs.shape}")
+        raise ValueError(f"inputs must have at least one row, got shape {inputs.shape}")
     arguments = jax.device_put((params, state, inputs))
     start = time.perf_counter()
     program = jax.jit(lambda p, s, x: model.predict(p, s, x).logits).lower(*arguments).compile()
@@ -91,7 +92,7 @@ def compression(big: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, f
     """
     if big["batch_size"] != small["batch_size"]:
         raise ValueError(
-            "big and small must be measured with batches of one size, got "
+            "big and small must be measured with batches of the same size, got "
             f"{big['batch_size']} and {small['batch_size']}"
         )
     return {
@@ -108,7 +109,7 @@ def _timed(program: Any, arguments: Any) -> float:
 
 def _flops(program: Any) -> float | None:
     analysis = program.cost_analysis()
-    if isinstance(analysis, list | tuple):  # one a device, in older versions of jax
+    if isinstance(analysis, list | tuple):  # one per device, in older versions of jax
         analysis = analysis[0] if analysis else None
     flops = (analysis or {}).get("flops", -1)
     return float(flops) if flops >= 0 else None

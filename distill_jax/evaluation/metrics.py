@@ -1,21 +1,21 @@
 r"""Accuracy, calibration and agreement with a teacher, in one pass over the data.
 
-Every metric is a sum over a count. :func:`sums` gives a batch's sums on the device; they are added
-up in double precision on the host, so that neither the size of the batches nor the padding of the
-last one changes a result.
+Every metric is a sum divided by a count. :func:`sums` computes the sums of a batch on the device;
+they are added in double precision on the host, so that neither the batch size nor the padding of
+the last batch changes a result.
 
-- ``accuracy``, ``errors``, ``count``: a prediction is the class of the largest logit, the first of
-  equals. A row that is no distribution (NaN, ``+inf``, or ``-inf`` everywhere) is an error.
+- ``accuracy``, ``errors``, ``count``: the prediction is the class of the largest logit, the first
+  of ties. A row that is not a distribution (NaN, ``+inf``, or ``-inf`` everywhere) is an error.
 - ``nll``: mean of :math:`-\log q_y` in nats; ``inf`` where the model forbids a label, NaN where a
-  row is no distribution.
+  row is not a distribution.
 - ``ece``: expected calibration error, :math:`\sum_m \frac{n_m}{n} |acc_m - conf_m|` over bins of
   equal width of the largest probability, each closed on the right, :math:`((m-1)/M, m/M]`. Guo et
   al., `On Calibration of Modern Neural Networks <https://arxiv.org/abs/1706.04599>`_, 2017,
-  section 2. NaN where a row is no distribution.
+  section 2. NaN where a row is not a distribution.
 - ``per_class``: ``{"class", "count", "errors"}`` for each class of the labels.
-- ``agreement``: share of rows where student and teacher predict the same class.
+- ``agreement``: share of rows for which student and teacher predict the same class.
 - ``top_k_overlap``: mean share of the teacher's k most likely classes that are among the student's
-  k most likely, order within them aside; of equals, the first.
+  k most likely, in any order; of ties, the first.
 - ``kl_to_teacher``: mean forward KL, teacher to student, at temperature 1.
 """
 
@@ -53,16 +53,17 @@ def evaluate(
     """All metrics of one model on one data set.
 
     Args:
-      model: Runs in evaluation mode; compiled once for each model object.
+      model: Runs in evaluation mode; compiled once per model object.
       params: Its parameters.
       state: Its state.
-      data: ``inputs``; ``labels`` (``[n, ...]``, integers), without which the metrics of labels
-        are left out; ``where`` (``[n]`` or the shape of the labels), False for rows that do not
-        count; ``teacher_logits``, used where no teacher is given.
-      teacher: Compared with the model; without one, and without ``teacher_logits``, the metrics
-        of the teacher are left out.
-      batch_size: Rows at a time; changes memory and speed alone.
-      top_k: Classes in ``top_k_overlap``; at most the number of classes is used, and reported.
+      data: ``inputs`` (``[n, ...]``); ``labels`` (``[n, ...]``, integers), without which the
+        metrics of labels are omitted; ``where`` (``[n]`` or the shape of the labels), False for
+        rows that do not count; ``teacher_logits`` (``[n, ..., classes]``), used if no teacher is
+        given; ``teacher_inputs``, if the teacher has inputs of its own.
+      teacher: Compared with the model. Without one, and without ``teacher_logits``, the metrics
+        of the teacher are omitted.
+      batch_size: Rows per batch; changes memory and speed only.
+      top_k: Classes in ``top_k_overlap``, at most all of them; the number used is reported.
       bins: Bins of the calibration error.
 
     Returns:
@@ -71,9 +72,9 @@ def evaluate(
       ``kl_to_teacher``. The module's docstring defines them.
 
     Raises:
-      TypeError: if labels are not integers, or ``where`` not boolean.
-      ValueError: if the data are not sound (see ``distill_jax.data.check``), no row counts, the
-        teacher orders its classes otherwise, or an option is below 1.
+      TypeError: if labels are not integers, or ``where`` is not boolean.
+      ValueError: if the data are invalid (see ``distill_jax.data.check``), if no row counts, if
+        the teacher has another order of classes, or if an option is below 1.
 
     Example:
       >>> from distill_jax.models import logistic_regression
@@ -86,7 +87,7 @@ def evaluate(
       (1, 0.667)
     """
     program = functools.partial(_batch_sums, model, params, state)
-    return _plain(_totals(program, model, data, teacher, batch_size, top_k, bins), model)
+    return _as_numbers(_totals(program, model, data, teacher, batch_size, top_k, bins), model)
 
 
 def evaluate_many(
@@ -101,23 +102,34 @@ def evaluate_many(
     top_k: int = 5,
     bins: int = 15,
 ) -> list[dict[str, Any]]:
-    """The metrics of several models of one kind, all in one pass, such as the seeds of a sweep.
+    """The metrics of several models of one architecture in one pass, such as the seeds of a sweep.
 
     Args:
       model: As in :func:`evaluate`.
-      params: Parameters stacked along a leading axis.
+      params: Parameters stacked along a leading axis, ``[models, ...]``.
       state: State stacked likewise.
       data: As in :func:`evaluate`, the same for all.
       teacher: As in :func:`evaluate`.
-      stacked_teacher: Whether the teacher's variables are stacked likewise: one teacher a student.
+      stacked_teacher: Whether the teacher's variables are stacked likewise: one teacher per model.
       batch_size: As in :func:`evaluate`.
       top_k: As in :func:`evaluate`.
       bins: As in :func:`evaluate`.
 
     Returns:
-      What :func:`evaluate` returns, one an entry of the leading axis.
+      A list with one result of :func:`evaluate` per model.
+
+    Raises:
+      ValueError: if params and state are not stacked along one axis; else as in :func:`evaluate`.
+
+    Example:
+      >>> from distill_jax.models import logistic_regression
+      >>> model = logistic_regression(2)
+      >>> data = {"inputs": jnp.array([[-1.0], [2.0]]), "labels": jnp.array([0, 1])}
+      >>> params = {"kernel": jnp.array([[[1.0]], [[-1.0]]]), "bias": jnp.zeros((2, 1))}
+      >>> [found["accuracy"] for found in evaluate_many(model, params, {}, data)]
+      [1.0, 0.0]
     """
-    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves((params, state))}
+    lengths = {np.shape(x)[:1] for x in jax.tree.leaves((params, state))}
     if len(lengths) != 1 or lengths == {()}:
         raise ValueError(
             "params and state must be stacked along one leading axis, got leading sizes "
@@ -126,7 +138,7 @@ def evaluate_many(
     program = functools.partial(_stacked_sums, stacked_teacher, model, params, state)
     totals = _totals(program, model, data, teacher, batch_size, top_k, bins)
     ((many,),) = lengths
-    return [_plain({name: x[i] for name, x in totals.items()}, model) for i in range(many)]
+    return [_as_numbers({name: x[i] for name, x in totals.items()}, model) for i in range(many)]
 
 
 def sums(
@@ -137,20 +149,21 @@ def sums(
     top_k: int = 5,
     bins: int = 15,
 ) -> dict[str, Array]:
-    """Sums over the rows of a batch that count; pure, for ``jit`` and ``vmap``.
+    """Sums over the rows of a batch that count; pure, for use under ``jit`` and ``vmap``.
 
     Args:
-      outputs: The model's, with logits ``[batch, ..., classes]``.
-      batch: ``labels`` and ``where`` are read, if they are there.
-      teacher_logits: Shape of the logits.
+      outputs: Of the model, with logits ``[batch, ..., classes]``.
+      batch: Its columns ``labels`` (``[batch, ...]``) and ``where`` are read if it has them.
+      teacher_logits: ``[batch, ..., classes]``.
       top_k: Classes in the overlap, at most all.
       bins: Bins of the calibration error.
 
     Returns:
-      ``count``; with labels ``correct``, ``nll``, ``bin_correct`` and ``bin_confidence``
-      (``[bins]``), ``class_count`` and ``class_correct`` (``[classes]``); with a teacher
-      ``agree``, ``overlap`` (``[k]``: how often the teacher's class of that rank is among the
-      student's k), ``kl``. Counts are int32, the others float32 or better.
+      A dictionary of arrays, scalars unless a shape is given: ``count``; with labels ``correct``,
+      ``nll``, ``bin_correct`` and ``bin_confidence`` (``[bins]``), ``class_count`` and
+      ``class_correct`` (``[classes]``); with a teacher ``agree``, ``overlap`` (``[k]``: how often
+      the teacher's class of that rank is among the student's top k) and ``kl``. Counts are int32,
+      the others float32 or better.
     """
     logits = outputs.logits
     where = _where(batch, logits.shape[:-1])
@@ -180,7 +193,7 @@ def _label_sums(logits: Array, labels: Array, where: Array, bins: int) -> dict[s
     correct = valid & (predicted == labels) & where
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     confidence = jnp.where(where, jax.nn.softmax(wide, axis=-1).max(axis=-1), 0.0)
-    # Closed on the right; what is no number goes to the first bin and makes it NaN.
+    # Closed on the right. A row that is not a distribution goes to the first bin, and makes it NaN.
     place = jnp.where(valid, jnp.ceil(confidence * bins) - 1, 0).astype(jnp.int32)
     place = jnp.clip(place, 0, bins - 1)
     classes = logits.shape[-1]
@@ -189,7 +202,7 @@ def _label_sums(logits: Array, labels: Array, where: Array, bins: int) -> dict[s
     def by(index: Array, values: Array, length: int) -> Array:
         return jnp.zeros(length, values.dtype).at[index.reshape(-1)].add(values.reshape(-1))
 
-    # A label that does not count may be out of range.
+    # The label of a masked row may be out of range.
     label = jnp.where(where, labels, 0)
     return {
         "correct": correct.sum(dtype=jnp.int32),
@@ -215,7 +228,7 @@ def _teacher_sums(logits: Array, teacher: Array, where: Array, top_k: int) -> di
 
 
 def _predicted(logits: Array) -> tuple[Array, Array]:
-    """The predicted class, and whether the row is a distribution at all."""
+    """The predicted class, and whether the row is a distribution."""
     valid = ~(jnp.isnan(logits) | jnp.isposinf(logits)).any(-1) & ~jnp.isneginf(logits).all(-1)
     return jnp.argmax(logits, axis=-1), valid
 
@@ -268,7 +281,8 @@ def _totals(
     bins: int,
 ) -> dict[str, Any]:
     """The sums over all batches, in double precision."""
-    _checks.at_least(1.0, batch_size=batch_size, top_k=top_k, bins=bins)
+    batch_size = _checks.count("batch_size", batch_size)
+    top_k, bins = _checks.count("top_k", top_k), _checks.count("bins", bins)
     if "inputs" not in data:
         raise ValueError(f"data must have a column inputs, got {list(data)}")
     if teacher is not None:
@@ -277,10 +291,10 @@ def _totals(
     if teacher is not None:
         data.pop("teacher_logits", None)
     missing = ["inputs"] if model.missing else []
-    if teacher is not None:  # it looks at one of the two
-        seen = "teacher_inputs" if "teacher_inputs" in data else "inputs"
-        missing = [name for name in missing if name != seen or teacher.missing]
-        missing += [seen] if teacher.missing and seen == "teacher_inputs" else []
+    if teacher is not None:  # it reads one of the two columns
+        read = "teacher_inputs" if "teacher_inputs" in data else "inputs"
+        missing = [name for name in missing if name != read or teacher.missing]
+        missing += [read] if teacher.missing and read == "teacher_inputs" else []
     check(data, missing=missing)
     run = functools.partial(program, teacher=teacher, top_k=top_k, bins=bins)
     found = []
@@ -296,7 +310,7 @@ def _totals(
     return totals
 
 
-def _plain(totals: Mapping[str, Any], model: Model) -> dict[str, Any]:
+def _as_numbers(totals: Mapping[str, Any], model: Model) -> dict[str, Any]:
     n = float(totals["count"])
     found: dict[str, Any] = {"count": int(n)}
     if "correct" in totals:

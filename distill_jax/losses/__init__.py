@@ -1,4 +1,4 @@
-"""Losses: pure, per example, unreduced; the student comes first."""
+"""Losses: pure functions, student first, one unreduced value per example."""
 
 from distill_jax.losses.divergences import (
     alpha_beta,

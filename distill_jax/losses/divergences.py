@@ -1,19 +1,20 @@
 r"""Divergences between two categorical distributions, from logits.
 
-All take ``student_logits`` and ``teacher_logits`` of one shape ``[..., classes]`` and return rows
-``[...]`` in nats, not reduced, float32 or better. Below, *p* is the teacher's distribution and *q*
-the student's. Every value is a sum of terms that are each non-negative, which is what keeps it
-exact near equality: 0 where the logits are equal, and right to 1e-5 where the divergence is 4e-7,
-with ten classes or with 128 thousand.
+All take ``student_logits`` and ``teacher_logits`` of the same shape ``[..., classes]`` and return
+one unreduced value per row, ``[...]``, in float32 or wider. Below, *p* is the teacher's
+distribution and *q* the student's. Every value is computed as a sum of non-negative terms, which
+keeps it accurate near equality: it is exactly 0 where the logits are equal, and has a relative
+error below 1e-5 where the divergence is 4e-7, for ten classes as for 128 thousand.
 
-- A class at ``-inf`` has probability 0 and adds 0. A row with all classes at ``-inf`` is no
-  distribution: NaN. What is infinite by definition is ``inf``, with a finite gradient.
-- ``where``, booleans ``[...]``, says which rows count; the others get loss 0 and gradient 0,
-  whatever they hold.
+- A class at ``-inf`` has probability 0 and contributes 0. A row with all classes at ``-inf`` is not
+  a distribution and gives NaN. Where a divergence is infinite by definition, the value is ``inf``
+  and the gradient finite.
+- ``where``, booleans ``[...]``, selects rows; masked rows contribute neither loss nor gradient,
+  even if they hold NaN.
 - Gradients reach both logits and the scalar options, in forward and reverse mode and to second
-  order. Options may be traced; those known beforehand are checked.
-- All raise ``ValueError`` for shapes that differ or an option out of its range, and ``TypeError``
-  for integer logits.
+  order. Options may be traced; values known at trace time are checked.
+- All raise ``ValueError`` if shapes differ or an option is out of range, and ``TypeError`` if
+  logits are integers.
 """
 
 from __future__ import annotations
@@ -33,8 +34,16 @@ Scalar = float | Float[Array, ""]
 def forward_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Kullback-Leibler divergence from teacher to student, :math:`\sum_k p_k \log(p_k / q_k)`.
 
-    Infinite where the student forbids a class that the teacher allows. The gradient with respect
-    to the student's logits is :math:`q - p`.
+    Mode-covering. Infinite where the student excludes a class that the teacher allows. The gradient
+    with respect to the student's logits is :math:`q - p`.
+
+    Args:
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
+
+    Returns:
+      Nats, one value per row, ``[...]``, float32 or wider.
 
     Example:
       >>> print(f"{forward_kl(jnp.array([0.0, 0.0]), jnp.array([0.0, 1.0])):.4f}")
@@ -49,8 +58,22 @@ def forward_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where =
 def reverse_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Kullback-Leibler divergence from student to teacher, :math:`\sum_k q_k \log(q_k / p_k)`.
 
-    Mode-seeking: the student is not asked to cover what it has no room for. Infinite where the
-    student allows a class that the teacher forbids.
+    Mode-seeking: the student need not cover every mode of the teacher. Infinite where the student
+    allows a class that the teacher excludes.
+
+    Args:
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
+
+    Returns:
+      Nats, one value per row, ``[...]``, float32 or wider.
+
+    Example:
+      >>> student = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]]))
+      >>> teacher = jnp.log(jnp.array([[0.9, 0.1], [0.9, 0.1]]))
+      >>> [f"{x:.4f}" for x in reverse_kl(student, teacher)]
+      ['0.5108', '0.0000']
 
     References:
       Gu et al., `MiniLLM <https://arxiv.org/abs/2306.08543>`_, 2024, section 2.1.
@@ -60,6 +83,16 @@ def reverse_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where =
 
 def symmetric_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Jeffreys' divergence: forward plus reverse KL (their sum, not their mean).
+
+    Infinite where one side alone excludes a class.
+
+    Args:
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
+
+    Returns:
+      Nats, one value per row, ``[...]``, float32 or wider.
 
     References:
       Jeffreys, An Invariant Form for the Prior Probability in Estimation Problems, 1946.
@@ -80,13 +113,27 @@ def jensen_shannon(
 
     .. math:: \beta\, KL(p \,\|\, m) + (1-\beta)\, KL(q \,\|\, m), \qquad m = \beta p + (1-\beta) q
 
-    Bounded by the entropy of beta, at most log 2. It is 0 at ``beta`` 0 and 1, by definition: it
-    falls off like ``beta`` times the forward KL at one end, like ``1 - beta`` times the reverse KL
-    at the other. Where those ends should be the KLs themselves, take ``scaled_jensen_shannon``.
-    Swapping student and teacher is the same as ``1 - beta``.
+    Bounded by the entropy of ``(beta, 1 - beta)``, at most log 2. By definition it is 0 at ``beta``
+    0 and 1: near 0 it is ``beta`` times the forward KL, near 1 it is ``1 - beta`` times the reverse
+    KL. For the KLs themselves at those ends, use ``scaled_jensen_shannon``. Swapping student and
+    teacher is the same as replacing ``beta`` by ``1 - beta``.
 
     Args:
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
       beta: Weight of the teacher, in [0, 1].
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
+
+    Returns:
+      Nats, one value per row, ``[...]``, float32 or wider.
+
+    Raises:
+      ValueError: if shapes differ or ``beta`` is out of range.
+
+    Example:
+      >>> student, teacher = jnp.array([0.0, -jnp.inf]), jnp.array([-jnp.inf, 0.0])
+      >>> print(f"{jensen_shannon(student, teacher):.4f}")  # log 2, the maximum
+      0.6931
 
     References:
       Agarwal et al., `On-Policy Distillation of Language Models
@@ -106,11 +153,25 @@ def scaled_jensen_shannon(
 ) -> Rows:
     r"""``jensen_shannon`` divided by :math:`\beta (1-\beta)`: forward KL at 0, reverse KL at 1.
 
-    Continuous in ``beta`` over the whole of [0, 1], ends included, so that a schedule may run from
-    one KL to the other. Four times ``jensen_shannon`` in the middle.
+    Continuous in ``beta`` on the closed interval [0, 1], so a schedule can run from one KL to the
+    other. At 1/2 it is four times ``jensen_shannon``.
 
     Args:
-      beta: Where to stand between the forward KL (0) and the reverse KL (1).
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
+      beta: Position between the forward KL (0) and the reverse KL (1).
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
+
+    Returns:
+      Nats, one value per row, ``[...]``, float32 or wider.
+
+    Raises:
+      ValueError: if shapes differ or ``beta`` is out of range.
+
+    Example:
+      >>> student, teacher = jnp.array([0.0, 0.0]), jnp.array([0.0, 1.0])
+      >>> print(f"{scaled_jensen_shannon(student, teacher, beta=0.0):.4f}")  # the forward KL
+      0.1109
 
     References:
       Agarwal et al., `On-Policy Distillation of Language Models
@@ -130,11 +191,20 @@ def skew_kl(
 ) -> Rows:
     r"""Forward KL to a mixture, :math:`KL(p \| \alpha p + (1-\alpha) q)`: mostly student.
 
-    Finite whatever the supports for ``alpha > 0``, at most :math:`-\log \alpha`; the forward KL at
-    ``alpha = 0``.
+    For ``alpha > 0`` finite for any supports, at most :math:`-\log \alpha`; at ``alpha = 0`` the
+    forward KL.
 
     Args:
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
       alpha: Share of the teacher in the mixture, in [0, 1].
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
+
+    Returns:
+      Nats, one value per row, ``[...]``, float32 or wider.
+
+    Raises:
+      ValueError: if shapes differ or ``alpha`` is out of range.
 
     References:
       Ko et al., `DistiLLM <https://arxiv.org/abs/2402.03898>`_, 2024, section 3.1.
@@ -159,10 +229,20 @@ def skew_reverse_kl(
 ) -> Rows:
     r"""Reverse KL to a mixture, :math:`KL(q \| \alpha q + (1-\alpha) p)`: mostly teacher.
 
-    Finite whatever the supports for ``alpha > 0``; the reverse KL at ``alpha = 0``.
+    For ``alpha > 0`` finite for any supports, at most :math:`-\log \alpha`; at ``alpha = 0`` the
+    reverse KL.
 
     Args:
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
       alpha: Share of the student in the mixture, in [0, 1].
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
+
+    Returns:
+      Nats, one value per row, ``[...]``, float32 or wider.
+
+    Raises:
+      ValueError: if shapes differ or ``alpha`` is out of range.
 
     References:
       Ko et al., `DistiLLM <https://arxiv.org/abs/2402.03898>`_, 2024, section 3.1.
@@ -181,7 +261,21 @@ def skew_reverse_kl(
 def total_variation(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Half the absolute difference, :math:`\tfrac12 \sum_k |p_k - q_k|`; symmetric, at most 1.
 
-    Not smooth where a class has the same probability on both sides; the gradient there is 0.
+    Not differentiable where a class has the same probability on both sides; the gradient there is
+    defined as 0.
+
+    Args:
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
+
+    Returns:
+      One value per row in [0, 1], ``[...]``, float32 or wider.
+
+    Example:
+      >>> student, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+      >>> print(f"{total_variation(student, teacher):.2f}")
+      0.40
 
     References:
       Wen et al., `f-Divergence Minimization for Sequence-Level Knowledge Distillation
@@ -198,7 +292,7 @@ def alpha_beta(
     beta: Scalar = 0.5,
     where: Where = None,
 ) -> Rows:
-    r"""The alpha-beta divergence, a plane that holds most of the others.
+    r"""The alpha-beta divergence, a two-parameter family that contains most of the others.
 
     .. math:: -\frac{1}{\alpha\beta} \sum_k \Big( p_k^\alpha q_k^\beta
         - \frac{\alpha}{\alpha+\beta} p_k^{\alpha+\beta}
@@ -209,8 +303,17 @@ def alpha_beta(
     squared Euclidean distance. Swapping student and teacher is the same as swapping alpha and beta.
 
     Args:
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
       alpha: Power of the teacher, >= 0.
       beta: Power of the student, >= 0; not both 0.
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
+
+    Returns:
+      One value per row, ``[...]``, float32 or wider.
+
+    Raises:
+      ValueError: if shapes differ, a power is negative, or both are 0.
 
     References:
       Cichocki et al., `Generalized Alpha-Beta Divergences <https://doi.org/10.3390/e13010134>`_,
@@ -236,11 +339,21 @@ def renyi(
 
     .. math:: \frac{1}{\alpha-1} \log \sum_k p_k^\alpha q_k^{1-\alpha}
 
-    Continuous through ``alpha = 1``, where it is the forward KL. Infinite for ``alpha >= 1`` where
-    the student forbids what the teacher allows; for smaller orders only if nothing is shared.
+    Continuous at ``alpha = 1``, where it is the forward KL. For ``alpha >= 1`` infinite where the
+    student excludes a class that the teacher allows; for smaller orders only if the supports are
+    disjoint.
 
     Args:
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
       alpha: The order, > 0.
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
+
+    Returns:
+      Nats, one value per row, ``[...]``, float32 or wider.
+
+    Raises:
+      ValueError: if shapes differ or ``alpha`` is not positive.
 
     References:
       van Erven and Harremoës, `Rényi Divergence and Kullback-Leibler Divergence
@@ -262,11 +375,20 @@ def soft_targets(
 
     .. math:: T^2 \sum_k p_k \log(p_k / q_k), \; p \propto e^{t/T}, q \propto e^{s/T}
 
-    Hinton's loss less the teacher's entropy, which no student can change, so that 0 means "equal".
-    T² keeps the size of the gradient as the temperature moves.
+    Hinton's loss minus the teacher's entropy, which does not depend on the student, so 0 means
+    "equal". The factor T² keeps the scale of the gradient as the temperature changes.
 
     Args:
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
       temperature: Softening :math:`T > 0`.
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
+
+    Returns:
+      Nats times T², one value per row, ``[...]``, float32 or wider.
+
+    Raises:
+      ValueError: if shapes differ or ``temperature`` is not positive.
 
     Example:
       >>> student, teacher = jnp.array([0.0, 0.0]), jnp.array([0.0, 2.0])
@@ -289,13 +411,27 @@ def soft_targets_multilabel(
     temperature: Scalar = 1.0,
     where: Where = None,
 ) -> Rows:
-    r"""``soft_targets`` for labels that do not exclude each other: one sigmoid a class, summed.
+    r"""``soft_targets`` for labels that are not mutually exclusive: one sigmoid per class, summed.
 
     The sum over classes of T² times the KL divergence between two Bernoulli distributions. A logit
-    at ``-inf`` is a label that is surely absent.
+    at ``-inf`` means that the label is absent with probability 1.
 
     Args:
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
       temperature: Softening :math:`T > 0`.
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
+
+    Returns:
+      Nats times T², one value per row, ``[...]``, float32 or wider.
+
+    Raises:
+      ValueError: if shapes differ or ``temperature`` is not positive.
+
+    Example:
+      >>> student, teacher = jnp.zeros((4, 3)), jnp.ones((4, 3))
+      >>> soft_targets_multilabel(student, teacher).shape
+      (4,)
 
     References:
       Yang et al., `Multi-Label Knowledge Distillation <https://arxiv.org/abs/2308.06453>`_, 2023,
@@ -314,8 +450,21 @@ def soft_targets_multilabel(
 def squared_error(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Half the squared distance of the logits, :math:`\tfrac12 \sum_k (s_k - t_k)^2`.
 
-    A sum over classes, not a mean; the gradient is :math:`s - t`. Unlike every divergence here, it
-    is moved by a constant added to the logits. A class at ``-inf`` on both sides adds 0.
+    A sum over classes, not a mean; the gradient is :math:`s - t`. Adding a constant to all logits
+    of one side changes it, unlike the divergences between softmax distributions. A class at
+    ``-inf`` on both sides contributes 0; on one side only, it makes the value infinite.
+
+    Args:
+      student_logits: ``[..., classes]``.
+      teacher_logits: Same shape.
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
+
+    Returns:
+      One value per row, ``[...]``, float32 or wider.
+
+    Example:
+      >>> print(squared_error(jnp.array([1.0, 2.0]), jnp.array([0.0, 0.0])))
+      2.5
 
     References:
       Ba and Caruana, `Do Deep Nets Really Need to be Deep? <https://arxiv.org/abs/1312.6184>`_,

@@ -1,6 +1,6 @@
-"""Class scores against what is known of an example: labels, or target distributions.
+"""Losses on class scores: against integer labels, or against target distributions.
 
-Rows ``[...]`` in nats, not reduced, float32 or better; ``where`` as in ``divergences``.
+They return one unreduced value per row in nats, ``[...]``, in float32 or wider.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ def cross_entropy(
     .. math:: -(1 - \epsilon) \log q_y - \frac{\epsilon}{K} \sum_k \log q_k
 
     Args:
-      student_logits: ``[..., classes]``. A class at ``-inf`` has probability 0: infinite loss if it
-        is the label.
-      labels: ``[...]``, 0 to classes - 1. One outside that range gives NaN (traced values cannot
-        raise), unless ``where`` leaves its row out.
-      label_smoothing: :math:`\epsilon` in [0, 1], spread evenly over the K classes that the
+      student_logits: ``[..., classes]``. A class at ``-inf`` has probability 0; if it is the label,
+        the loss is infinite.
+      labels: ``[...]``, 0 to classes - 1. Traced values cannot raise an error, so a label outside
+        that range gives NaN, unless ``where`` masks its row.
+      label_smoothing: :math:`\epsilon` in [0, 1], distributed evenly over the K classes that the
         student allows: those at ``-inf`` (a padded vocabulary) get none.
-      where: Rows to count, ``[...]``; the others get loss 0 and gradient 0.
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
 
     Returns:
-      ``[...]``, nats.
+      Nats, one value per row, ``[...]``, float32 or wider.
 
     Raises:
-      TypeError: if logits are not floating or labels not integers.
-      ValueError: if shapes differ, or known labels or smoothing are out of range.
+      TypeError: if logits are not floating or labels are not integers.
+      ValueError: if shapes differ, or labels or smoothing known at trace time are out of range.
 
     Example:
       >>> print(f"{cross_entropy(jnp.array([0.0, 0.0]), jnp.array(1)):.4f}")
@@ -63,24 +63,24 @@ def cross_entropy(
         _checks.boolean(where=where)
         _checks.shape(student_logits.shape[:-1], where=where)
         labels = jnp.where(where, labels, 0)
-    # Narrow integers cannot hold the number of classes to compare with.
+    # A narrow integer type may be unable to hold the number of classes that labels are compared to.
     labels = jnp.asarray(labels).astype(jnp.promote_types(jnp.result_type(labels), jnp.int32))
     dtype = jnp.promote_types(jnp.result_type(student_logits), jnp.float32)
     smoothing = jnp.asarray(label_smoothing, dtype)
     student = jnp.asarray(student_logits, dtype)
     if where is not None:
         student = jnp.where(where[..., None], student, 0.0)
-    inside = (labels >= 0) & (labels < classes)
-    surprise = -_cores.log_softmax(student)
-    chosen = jnp.where(inside, labels, 0)[..., None]
-    value = jnp.take_along_axis(surprise, chosen, axis=-1)[..., 0]
+    in_range = (labels >= 0) & (labels < classes)
+    nats = -_cores.log_softmax(student)
+    index = jnp.where(in_range, labels, 0)[..., None]
+    value = jnp.take_along_axis(nats, index, axis=-1)[..., 0]
     if _checks.known(label_smoothing) is None or _checks.known(label_smoothing) != 0:
-        live = ~jnp.isneginf(student)
-        even = jnp.where(live, surprise, 0.0).sum(-1) / live.sum(-1)
-        forbidden = jnp.isposinf(value)
-        smooth = (1.0 - smoothing) * jnp.where(forbidden, 0.0, value) + smoothing * even
-        value = jnp.where(forbidden & (smoothing < 1), value, smooth)
-    value = jnp.where(inside, value, jnp.nan)
+        allowed = ~jnp.isneginf(student)
+        uniform = jnp.where(allowed, nats, 0.0).sum(-1) / allowed.sum(-1)
+        infinite = jnp.isposinf(value)
+        smooth = (1.0 - smoothing) * jnp.where(infinite, 0.0, value) + smoothing * uniform
+        value = jnp.where(infinite & (smoothing < 1), value, smooth)
+    value = jnp.where(in_range, value, jnp.nan)
     return value if where is None else jnp.where(where, value, 0.0)
 
 
@@ -92,30 +92,35 @@ def cross_entropy_with_targets(
 ) -> Float[Array, "*batch"]:
     r"""Cross-entropy with target probabilities, :math:`-\sum_k \pi_k \log q_k`.
 
-    Its least value is the entropy of the targets, not 0: to compare a student with a teacher's
-    distribution, ``forward_kl`` says how far apart they are. Rows of ``targets`` are taken as they
-    are, normalised or not.
+    Its minimum is the entropy of the targets, not 0; use ``forward_kl`` to measure how far a
+    student is from a teacher. ``targets`` are used as given, normalised or not.
 
     Args:
       student_logits: ``[..., classes]``.
-      targets: ``[..., classes]``, non-negative; a class with target 0 adds 0, at ``-inf`` too.
-      where: Rows to count, ``[...]``; the others get loss 0 and gradient 0.
+      targets: ``[..., classes]``, non-negative; a class with target 0 contributes 0, even at
+        ``-inf``.
+      where: Rows to include, ``[...]``; the others get loss 0 and gradient 0.
 
     Returns:
-      ``[...]``, nats.
+      Nats, one value per row, ``[...]``, float32 or wider.
 
     Raises:
       TypeError: if logits or targets are not floating.
       ValueError: if shapes differ.
+
+    Example:
+      >>> logits, votes = jnp.array([0.0, 0.0]), jnp.array([0.75, 0.25])
+      >>> print(f"{cross_entropy_with_targets(logits, votes):.4f}")
+      0.6931
     """
     _checks.floating(targets=targets)
     _checks.same_shape(student_logits=student_logits, targets=targets)
 
     def core(student, targets):
-        dead = jnp.isneginf(student)
-        surprise = jnp.where(dead, 0.0, -_cores.log_softmax(student))
-        forbidden = jnp.where(targets == 0, 0.0, jnp.inf)
-        value = jnp.where(dead, forbidden, targets * surprise).sum(-1)
-        return jnp.where(dead.all(-1), jnp.nan, value)
+        excluded = jnp.isneginf(student)
+        nats = jnp.where(excluded, 0.0, -_cores.log_softmax(student))
+        if_excluded = jnp.where(targets == 0, 0.0, jnp.inf)
+        value = jnp.where(excluded, if_excluded, targets * nats).sum(-1)
+        return jnp.where(excluded.all(-1), jnp.nan, value)
 
     return rows(core, student_logits, targets, where=where)

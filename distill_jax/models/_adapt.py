@@ -17,19 +17,20 @@ Features = tuple[str, ...] | Literal["all"] | None
 
 
 def mode_arguments(call: Callable[..., Any], train: bool, *, skip_none: bool) -> dict[str, Any]:
-    """How a module's ``__call__`` wants to be told the mode, read from its signature.
+    """The arguments that pass the mode to a module's ``__call__``, read from its signature.
 
     Args:
       call: The method.
       train: The mode.
-      skip_none: Whether a default of None means that the module knows its mode by itself.
+      skip_none: Whether to leave out parameters whose default is None: such a module has its mode
+        from elsewhere.
     """
-    says = {"train": train, "training": train}
-    says |= {"deterministic": not train, "use_running_average": not train}
+    values = {"train": train, "training": train}
+    values |= {"deterministic": not train, "use_running_average": not train}
     parameters = inspect.signature(call).parameters
     return {
         name: value
-        for name, value in says.items()
+        for name, value in values.items()
         if name in parameters and not (skip_none and parameters[name].default is None)
     }
 
@@ -37,7 +38,7 @@ def mode_arguments(call: Callable[..., Any], train: bool, *, skip_none: bool) ->
 def as_outputs(
     made: Any, classes: tuple[str, ...] | None, features: Mapping[str, Array] | None = None
 ) -> Outputs:
-    """What a forward pass returned, as Outputs with two classes or more.
+    """The result of a forward pass, as Outputs with two classes or more.
 
     Raises:
       TypeError: if it returned something other than logits or Outputs.
@@ -59,15 +60,15 @@ def as_outputs(
 
 
 def select(found: Mapping[str, Any], features: Features, inputs: Any) -> dict[str, Array]:
-    """Keeps the features that were asked for.
+    """The requested features, by path.
 
     Args:
       found: What the modules returned, by path, possibly nested.
       features: Which to keep.
-      inputs: Their first array says how large the batch is.
+      inputs: Their first array has the size of the batch.
 
     Raises:
-      ValueError: if a path is not there, or does not lead to an array ``[batch, ...]``.
+      ValueError: if a path does not exist or does not lead to an array ``[batch, ...]``.
     """
     batch = jax.tree.leaves(inputs)[0].shape[:1]
     arrays = {
@@ -79,19 +80,19 @@ def select(found: Mapping[str, Any], features: Features, inputs: Any) -> dict[st
     if missing:
         raise ValueError(
             f"features has paths that lead to no array [batch, ...]: {missing}; "
-            f"the paths there are: {sorted(arrays)}"
+            f"the model has these paths: {sorted(arrays)}"
         )
     return {path: arrays[path] for path in features or ()}
 
 
 def by_call(name: str, calls: Sequence[Any]) -> dict[str, Any]:
-    """A module that ran once has one feature, one that ran n times ``name[0]`` … ``name[n-1]``."""
+    """One feature for a module that ran once; ``name[0]`` to ``name[n-1]`` if it ran n times."""
     if len(calls) == 1:
         return {name: calls[0]}
     return {f"{name}[{i}]": value for i, value in enumerate(calls)}
 
 
 def check_features(features: Features) -> None:
-    """Raises TypeError for a lone string, which would be read letter by letter."""
+    """Raises TypeError for a single string, which would be read letter by letter."""
     if isinstance(features, str) and features != "all":
         raise TypeError(f'features must be a tuple of paths, "all" or None, got {features!r}')

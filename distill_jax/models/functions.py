@@ -22,23 +22,26 @@ def from_function(
 ) -> Model:
     """A model from any pair of functions.
 
-    What ``apply`` takes is read once from its signature. The second argument is ``state`` if it
-    has that name; ``key`` and ``train`` are passed, by name, where they are asked for::
+    The signature of ``apply`` decides what it is given. Its second parameter is the state if it is
+    called ``state``; ``key`` and ``train`` are passed by name if it has such parameters::
 
         init(key, inputs) -> params           apply(params, inputs) -> logits
         init(key, inputs) -> (params, state)  apply(params, state, inputs, *, key, train)
                                                   -> (logits, state)
 
-    In place of logits, ``apply`` may return :class:`~distill_jax.types.Outputs`. A single output
-    ``z`` becomes the two classes ``[0, z]``.
+    Instead of logits ``[batch, ..., classes]``, ``apply`` may return
+    :class:`~distill_jax.types.Outputs`. A single output ``z`` becomes the logits ``[0, z]``.
 
     Args:
-      init: Makes the params, and the state if there is one. It may be traced.
+      init: Makes the params, and the state if there is one: pytrees of arrays. It may be traced.
       apply: The forward pass.
       classes: The names of the classes in the order of the logits.
       missing: Whether ``apply`` handles NaN in ``inputs``, a missing value.
       exact_inputs: Whether ``inputs`` must not be rounded to a smaller dtype, because ``apply``
         compares them with written thresholds.
+
+    Returns:
+      A model. The state of a model without one is ``{}``.
 
     Raises:
       TypeError: if ``apply`` takes neither ``(params, inputs)`` nor ``(params, state, inputs)``.
@@ -61,7 +64,7 @@ def from_function(
     stateful = "state" in positional
     if len(positional) < 2 + stateful or (stateful and positional[1] != "state"):
         raise TypeError(
-            "apply must take (params, inputs) or (params, state, inputs), with key= and train= "
+            "apply must take (params, inputs) or (params, state, inputs), and key= and train= "
             f"where it uses them, got {inspect.signature(apply)}"
         )
     options = {"key", "train"} & set(by_name)

@@ -1,21 +1,23 @@
-"""Shipped convolutional networks, written as plain functions.
+"""Convolutional networks, written as Flax NNX modules.
 
-Inputs are floats ``[batch, height, width, channels]``, of any number of channels; kernels are
-``[height, width, in, out]``.
+Inputs are floats ``[batch, height, width, channels]``; the number of channels is read from them.
+Kernels are ``[height, width, in, out]``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from flax import nnx
+from jaxtyping import Array, Float
 
-from distill_jax.models import _layers
-from distill_jax.models.functions import from_function
-from distill_jax.types import Model, Outputs, Params, State
+from distill_jax import _checks
+from distill_jax.models._checking import check_classes, check_images
+from distill_jax.models.nnx import from_nnx
+from distill_jax.types import Model
 
 
 def convnet(
@@ -25,19 +27,28 @@ def convnet(
     batch_norm: bool = True,
     classes: tuple[str, ...] | None = None,
 ) -> Model:
-    """A small network: 3x3 convolution, batch norm, ReLU and 2x2 max-pooling a stage, then a head.
+    """A small convolutional network: stages of 3x3 convolution, batch norm, ReLU, 2x2 max-pooling.
 
-    The head sees the mean over positions. Height and width are halved, rounding down, by every
-    stage that still has two rows and columns or more.
+    The head sees the mean over positions. Each stage halves height and width, rounding down, while
+    both are at least 2.
 
     Args:
-      channels: One number a stage.
+      channels: Output channels of each stage.
       num_classes: Outputs of the head, 2 or more.
-      batch_norm: Whether to normalise; without, the convolutions have a bias.
+      batch_norm: Whether to normalise; if not, the convolutions have a bias.
       classes: The names of the classes in the order of the logits.
 
     Returns:
-      A model with features ``"blocks/0"``, ... (after each stage) and ``"pooled"``.
+      A model with logits ``[batch, num_classes]`` and features ``"blocks/0"``, ... (after each
+      stage, ``[batch, height, width, channels]``) and ``"pooled"`` (``[batch, channels]``). Its
+      params are ``{"blocks": {"0": {"conv", "norm"}, ...}, "head": {"kernel", "bias"}}``, its state
+      the statistics of the batch norms.
+
+    Raises:
+      ValueError: if a size is out of range; from ``init`` and ``apply``, if the inputs are not
+        ``[batch, height, width, channels]``; from ``apply``, if params were made for another
+        number of channels.
+      TypeError: from ``init`` and ``apply``, if the inputs are not floating point.
 
     Example:
       >>> model = convnet([4, 8], 3)
@@ -47,37 +58,17 @@ def convnet(
       >>> outputs.logits.shape, outputs.features["blocks/1"].shape
       ((2, 3), (2, 2, 2, 8))
     """
-    channels = tuple(channels)
-    _layers.check_sizes(channels=channels)
-    _layers.check_classes(num_classes, classes)
+    channels = tuple(_checks.count(f"channels[{i}]", n) for i, n in enumerate(channels))
+    check_classes(num_classes, classes)
     if not channels:
-        raise ValueError("channels must have one number a stage, got none")
+        raise ValueError("channels must have one number per stage, got none")
 
-    def init(key: Array, inputs: Any) -> tuple[Params, State]:
-        _layers.check_images(inputs)
-        *keys, head_key = jax.random.split(key, len(channels) + 1)
-        params, state = {}, {}
-        for i, (before, after) in enumerate(
-            zip((inputs.shape[3], *channels), channels, strict=False)
-        ):
-            params[str(i)], state[str(i)] = _unit_init(keys[i], before, after, batch_norm)
-        head = _layers.dense_init(head_key, channels[-1], num_classes, gain=1.0)
-        return {"blocks": params, "head": head}, {"blocks": state}
+    def make(rngs: nnx.Rngs, inputs: Any) -> nnx.Module:
+        check_images(inputs)
+        return _ConvNet((inputs.shape[3], *channels), num_classes, batch_norm, rngs)
 
-    def apply(
-        params: Params, state: State, inputs: Any, *, train: bool = False
-    ) -> tuple[Outputs, State]:
-        _layers.check_images(inputs)
-        x, features, after = inputs, {}, {}
-        for i in map(str, range(len(channels))):
-            x, after[i] = _unit(params["blocks"][i], state["blocks"][i], x, train=train)
-            x = _max_pool(jax.nn.relu(x))
-            features[f"blocks/{i}"] = x
-        features["pooled"] = x.mean((1, 2))
-        logits = _layers.dense(params["head"], features["pooled"])
-        return Outputs(logits, features), {"blocks": after}
-
-    return from_function(init, apply, classes=classes)
+    features = tuple(f"blocks/{i}" for i in range(len(channels)))
+    return from_nnx(make, classes=classes, features=(*features, "pooled"))
 
 
 def resnet(
@@ -90,8 +81,8 @@ def resnet(
     """The residual network for CIFAR, with parameter-free shortcuts (option A).
 
     A 3x3 convolution, then three stages of ``n = (depth - 2) / 6`` blocks with ``width``,
-    ``2 * width`` and ``4 * width`` channels; the second and third stage begin with stride 2, and
-    their shortcuts take every second position and pad the new channels with zeros.
+    ``2 * width`` and ``4 * width`` channels. The second and third stage begin with stride 2; their
+    first shortcuts take every second position and pad the new channels with zeros.
 
     Args:
       depth: Layers with weights, ``6 n + 2``: 20, 32, 44, 56, 110 in the paper.
@@ -100,11 +91,16 @@ def resnet(
       classes: The names of the classes in the order of the logits.
 
     Returns:
-      A model with features ``"stem"``, ``"blocks/0"``, ... (after each block; a stage ends at
-      block ``n - 1``, ``2 n - 1`` and ``3 n - 1``) and ``"pooled"``.
+      A model with logits ``[batch, num_classes]`` and features ``"stem"``, ``"blocks/0"``, ...
+      (after each block, ``[batch, height, width, channels]``; stages end at the blocks ``n - 1``,
+      ``2 n - 1`` and ``3 n - 1``) and ``"pooled"`` (``[batch, 4 * width]``). Its params are
+      ``{"stem": {"conv", "norm"}, "blocks": {"0": {"first": {"conv", "norm"}, "second": ...}},
+      "head": {"kernel", "bias"}}``, its state the statistics of the batch norms.
 
     Raises:
-      ValueError: if ``depth`` is not ``6 n + 2`` with ``n >= 1``.
+      ValueError: if ``depth`` is not ``6 n + 2`` with ``n >= 1``, or ``width`` is below 1; from
+        ``init`` and ``apply`` as in :func:`convnet`.
+      TypeError: from ``init`` and ``apply``, if the inputs are not floating point.
 
     Example:
       >>> model = resnet(20, 10)
@@ -119,71 +115,128 @@ def resnet(
     """
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth must be 6 n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
-    _layers.check_sizes(width=(width,))
-    _layers.check_classes(num_classes, classes)
-    each = (depth - 2) // 6
-    widths = [width * 2**stage for stage in range(3) for _ in range(each)]
-    strides = [2 if stage and not i else 1 for stage in range(3) for i in range(each)]
+    width = _checks.count("width", width)
+    check_classes(num_classes, classes)
+    blocks_per_stage = (depth - 2) // 6
 
-    def init(key: Array, inputs: Any) -> tuple[Params, State]:
-        _layers.check_images(inputs)
-        stem_key, head_key, *keys = jax.random.split(key, 2 + 2 * len(widths))
-        params, state = {"blocks": {}}, {"blocks": {}}
-        params["stem"], state["stem"] = _unit_init(stem_key, inputs.shape[3], width, True)
-        before = width
-        for i, after in enumerate(widths):
-            first = _unit_init(keys[2 * i], before, after, True)
-            second = _unit_init(keys[2 * i + 1], after, after, True)
-            params["blocks"][str(i)] = {"first": first[0], "second": second[0]}
-            state["blocks"][str(i)] = {"first": first[1], "second": second[1]}
-            before = after
-        params["head"] = _layers.dense_init(head_key, before, num_classes, gain=1.0)
-        return params, state
+    def make(rngs: nnx.Rngs, inputs: Any) -> nnx.Module:
+        check_images(inputs)
+        return _ResNet(inputs.shape[3], width, blocks_per_stage, num_classes, rngs)
 
-    def apply(
-        params: Params, state: State, inputs: Any, *, train: bool = False
-    ) -> tuple[Outputs, State]:
-        _layers.check_images(inputs)
-        features, after = {}, {"blocks": {}}
-        x, after["stem"] = _unit(params["stem"], state["stem"], inputs, train=train)
-        x = features["stem"] = jax.nn.relu(x)
-        for i, stride in enumerate(strides):
-            block, stored = params["blocks"][str(i)], state["blocks"][str(i)]
-            y, first = _unit(block["first"], stored["first"], x, stride, train=train)
-            y, second = _unit(block["second"], stored["second"], jax.nn.relu(y), train=train)
-            x = jax.nn.relu(y + _shortcut(x, y.shape[3], stride))
-            features[f"blocks/{i}"] = x
-            after["blocks"][str(i)] = {"first": first, "second": second}
-        features["pooled"] = x.mean((1, 2))
-        return Outputs(_layers.dense(params["head"], features["pooled"]), features), after
-
-    return from_function(init, apply, classes=classes)
+    features = tuple(f"blocks/{i}" for i in range(3 * blocks_per_stage))
+    return from_nnx(make, classes=classes, features=("stem", *features, "pooled"))
 
 
-def _unit_init(key: Array, inputs: int, outputs: int, norm: bool) -> tuple[Params, State]:
-    kernel = _layers.conv_init(key, 3, inputs, outputs)
-    if not norm:
-        return {"conv": {**kernel, "bias": jnp.zeros(outputs)}}, {}
-    params, state = _layers.batch_norm_init(outputs)
-    return {"conv": kernel, "norm": params}, {"norm": state}
+class _ConvLayer(nnx.Module):
+    """3x3 convolution, batch norm, activation; without the norm, the convolution has a bias."""
+
+    def __init__(
+        self,
+        before: int,
+        after: int,
+        activation: Callable[[Array], Array],
+        rngs: nnx.Rngs,
+        *,
+        stride: int = 1,
+        batch_norm: bool = True,
+    ):
+        self.conv = nnx.Conv(
+            before,
+            after,
+            (3, 3),
+            strides=stride,
+            padding=1,  # not "SAME", which pads a strided convolution on one side only
+            use_bias=not batch_norm,
+            kernel_init=_HE_NORMAL,
+            rngs=rngs,
+        )
+        # The fast variance, a difference of two means, loses digits where the mean is large.
+        self.norm = (
+            nnx.BatchNorm(after, momentum=0.9, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+            if batch_norm
+            else None
+        )
+        self.activation = activation
+
+    def __call__(
+        self, x: Float[Array, "batch height width in"]
+    ) -> Float[Array, "batch rows columns out"]:
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.norm(x).astype(x.dtype)  # float32 inside, since its statistics are
+        return self.activation(x)
 
 
-def _unit(
-    params: Params, state: State, x: Array, stride: int = 1, *, train: bool
-) -> tuple[Array, State]:
-    x = _layers.conv(params["conv"], x, stride)
-    if "norm" not in params:
-        return x, state
-    x, norm = _layers.batch_norm(params["norm"], state["norm"], x, train=train)
-    return x, {"norm": norm}
+def _relu_and_pool(x: Array) -> Array:
+    x = nnx.relu(x)
+    return nnx.max_pool(x, (2, 2), strides=(2, 2)) if min(x.shape[1:3]) > 1 else x
 
 
-def _shortcut(x: Array, channels: int, stride: int) -> Array:
-    x = x[:, ::stride, ::stride, :]
-    return jnp.pad(x, [(0, 0), (0, 0), (0, 0), (0, channels - x.shape[3])])
+def _unchanged(x: Array) -> Array:
+    return x
 
 
-def _max_pool(x: Array) -> Array:
-    if min(x.shape[1:3]) < 2:
-        return x
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+class _ConvNet(nnx.Module):
+    def __init__(self, channels: Sequence[int], num_classes: int, batch_norm: bool, rngs: nnx.Rngs):
+        self.blocks = nnx.List(
+            _ConvLayer(before, after, _relu_and_pool, rngs, batch_norm=batch_norm)
+            for before, after in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.head = _head(channels[-1], num_classes, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(_pooled(self, x))
+
+
+class _Block(nnx.Module):
+    """Two convolutions beside a shortcut without parameters."""
+
+    def __init__(self, before: int, after: int, stride: int, rngs: nnx.Rngs):
+        self.first = _ConvLayer(before, after, nnx.relu, rngs, stride=stride)
+        self.second = _ConvLayer(after, after, _unchanged, rngs)
+        self.stride = stride
+
+    def __call__(self, x: Array) -> Array:
+        y = self.second(self.first(x))
+        shortcut = x[:, :: self.stride, :: self.stride, :]
+        new = y.shape[3] - x.shape[3]
+        return nnx.relu(y + jnp.pad(shortcut, [(0, 0), (0, 0), (0, 0), (0, new)]))
+
+
+class _ResNet(nnx.Module):
+    def __init__(
+        self, channels: int, width: int, blocks_per_stage: int, num_classes: int, rngs: nnx.Rngs
+    ):
+        self.stem = _ConvLayer(channels, width, nnx.relu, rngs)
+        blocks, before = [], width
+        for stage in range(3):
+            for i in range(blocks_per_stage):
+                after, stride = width * 2**stage, 2 if stage and not i else 1
+                blocks.append(_Block(before, after, stride, rngs))
+                before = after
+        self.blocks = nnx.List(blocks)
+        self.head = _head(before, num_classes, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(_pooled(self, x))
+
+
+def _pooled(module: nnx.Module, x: Array) -> Float[Array, "batch channels"]:
+    """The mean over positions, kept as the feature ``"pooled"``."""
+    x = x.mean((1, 2))
+    module.sow(nnx.Intermediate, "pooled", x)
+    return x
+
+
+def _head(features: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(features, num_classes, kernel_init=_LECUN_NORMAL, rngs=rngs)
+
+
+# Not truncated, as in He et al. (2015): variance 2 / fan in, or 1 / fan in before the softmax.
+_HE_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+_LECUN_NORMAL = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")

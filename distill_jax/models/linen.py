@@ -30,25 +30,30 @@ def from_linen(
 ) -> Model:
     """A model from a Linen module that is called with the inputs alone.
 
-    The collection ``params`` becomes the params, all others together the state; the state changes
-    in training mode only. The mode is passed if ``__call__`` has an argument ``train``,
-    ``training``, ``deterministic`` or ``use_running_average``. Metadata of partitioned parameters
-    is taken off.
+    The collection ``params`` becomes the params, all others together the state. The state changes
+    in training mode only. If ``__call__`` has a parameter ``train``, ``training``,
+    ``deterministic`` or ``use_running_average``, the mode is passed to it. Metadata of partitioned
+    parameters is removed.
 
     Args:
-      module: Any module whose result is logits or :class:`~distill_jax.types.Outputs`. A single
-        output ``z`` becomes the two classes ``[0, z]``.
+      module: Called with the inputs, an array ``[batch, ...]`` or a pytree of arrays; returns
+        logits ``[batch, ..., classes]`` or :class:`~distill_jax.types.Outputs`. A single output
+        ``z`` becomes the logits ``[0, z]``.
       classes: The names of the classes in the order of the logits.
-      features: Which hidden arrays to keep, by the path of the submodule that returns them
-        (``"encoder/Dense_0"``) or of what it sows into ``intermediates`` (``"encoder/name"``);
-        ``"all"``; or None. A submodule that runs n times has ``path[0]``, ``path[1]``, ...
-        Under ``jit`` a feature that nobody uses costs nothing.
+      features: Which hidden arrays ``[batch, ...]`` to keep, by the path of the submodule that
+        returns them (``"encoder/Dense_0"``) or of what it sows into ``intermediates``
+        (``"encoder/name"``); ``"all"``; or None. A submodule that runs n times has ``path[0]``,
+        ``path[1]``, ... Under ``jit`` an unused feature costs nothing.
       rngs: Names of the random streams that the module draws from.
 
+    Returns:
+      A model. Its params are the nested dictionary that the module made, its state
+      ``{collection: variables}``.
+
     Raises:
-      TypeError: if ``module`` is no instance of a Linen module.
+      TypeError: if ``module`` is not an instance of a Linen module.
       ValueError: from ``apply``, if a random stream is needed and ``key`` is None, if a feature
-        is not there, or if the state changes its structure.
+        does not exist, or if the state changes its structure.
 
     Example:
       >>> model = from_linen(nn.Dense(3))
@@ -76,7 +81,7 @@ def from_linen(
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
         try:
             variables = module.lazy_init(streams, shapes, **mode(False))
-        except flax.errors.LazyInitError:  # something is stored that depends on the inputs
+        except flax.errors.LazyInitError:  # a stored variable depends on the inputs' values
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             variables = module.init(streams, zeros, **mode(False))
         variables = nn.unbox(variables)
@@ -104,15 +109,15 @@ def from_linen(
             if key is not None:
                 raise
             raise ValueError(
-                f"key is None, and the module needs one: pass key=. {error}"
+                f"key is None, but the module needs one: pass key=. {error}"
             ) from error
         changed = nn.unbox(dict(changed))
         found = changed.pop("intermediates", {})
         after = {**state, **changed}
         if jax.tree.structure(after) != jax.tree.structure(state):
             raise ValueError(
-                "state changed its structure in a call: the module stores into a collection what "
-                "init did not make; sow what only one call needs into 'intermediates'"
+                "state changed its structure in a call: the module stores a variable that init did "
+                "not create; sow what only one call needs into 'intermediates'"
             )
         kept = {} if features is None else select(_by_path(found), features, inputs)
         return as_outputs(made, classes, kept), after

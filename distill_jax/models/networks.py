@@ -1,11 +1,13 @@
-"""Small shipped networks over flat inputs, written as plain functions.
+"""Networks over flat inputs, written as plain functions.
 
 Kernels are ``[in, out]`` and called ``kernel``, biases ``bias``. Inputs are floats ``[batch, ...]``
-and flattened to ``[batch, features]``.
+and flattened to ``[batch, features]``. As plain functions they are cheap to make, to trace and to
+call outside of ``jit``, which sweeps and small examples do often.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,29 +15,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from distill_jax.models._layers import (
-    check_classes,
-    check_floating,
-    check_sizes,
-    dense,
-    dense_init,
-)
+from distill_jax import _checks
+from distill_jax.models._checking import check_classes, check_floating
 from distill_jax.models.functions import from_function
 from distill_jax.types import Model, Outputs
 
 
 def logistic_regression(num_classes: int = 2, *, classes: tuple[str, ...] | None = None) -> Model:
-    """Linear logits, ``inputs @ kernel + bias``, all zero at the start.
+    """Linear logits, ``inputs @ kernel + bias``, initially all zero.
 
-    Two classes take one output ``z``, read as the logits ``[0, z]``; more take one each. The loss
-    is convex, so a random start would buy nothing: ``init`` does not use its key.
+    Two classes take one output ``z``, read as the logits ``[0, z]``; more take one output each. The
+    loss is convex, so nothing is gained by a random start: ``init`` does not use its key.
 
     Args:
       num_classes: 2 or more.
       classes: The names of the classes in the order of the logits.
 
     Returns:
-      A model with params ``{"kernel": [features, outputs], "bias": [outputs]}`` and no state.
+      A model with params ``{"kernel": [features, outputs], "bias": [outputs]}``, no state, logits
+      ``[batch, num_classes]`` and no features.
+
+    Raises:
+      ValueError: if ``num_classes`` is below 2, or ``classes`` has another length.
 
     Example:
       >>> model = logistic_regression()
@@ -51,7 +52,7 @@ def logistic_regression(num_classes: int = 2, *, classes: tuple[str, ...] | None
         return {"kernel": jnp.zeros((_width(inputs), outputs)), "bias": jnp.zeros(outputs)}
 
     def apply(params: dict[str, Array], inputs: Any) -> Array:
-        return dense(params, _flatten(inputs))
+        return _dense(params, _flatten(inputs))
 
     return from_function(init, apply, classes=classes)
 
@@ -67,21 +68,22 @@ def mlp(
 ) -> Model:
     """A multi-layer perceptron with dropout.
 
-    Hidden kernels start from He's normal distribution (variance 2 / in), the head from LeCun's
-    (1 / in), biases at 0. Dropout is inverted: what is kept is divided by the probability of
-    keeping it, so that evaluation needs no scaling.
+    Hidden kernels are initialised from He's normal distribution (variance 2 / fan in), the head
+    from LeCun's (1 / fan in), biases with 0. Dropout is inverted: what is kept is divided by the
+    probability of keeping it, so that evaluation needs no scaling.
 
     Args:
-      sizes: Widths of the hidden layers; none makes a linear model.
+      sizes: Widths of the hidden layers; an empty sequence makes a linear model.
       num_classes: Outputs of the head, 2 or more.
       activation: After every hidden layer.
-      dropout: Rate in [0, 1) after every hidden layer, or one rate a layer.
+      dropout: Rate in [0, 1) after every hidden layer, or one rate per layer.
       input_dropout: Rate for the inputs.
       classes: The names of the classes in the order of the logits.
 
     Returns:
-      A model with params ``{"hidden": {"0": {"kernel", "bias"}, ...}, "head": {...}}`` and no
-      state. Its features ``"hidden/0"``, ... are taken after the activation, before dropout.
+      A model with params ``{"hidden": {"0": {"kernel", "bias"}, ...}, "head": {...}}``, no state
+      and logits ``[batch, num_classes]``. Its features ``"hidden/0"``, ... (``[batch, size]``) are
+      taken after the activation and before dropout.
 
     Raises:
       ValueError: if a size or a rate is out of range; from ``apply``, if dropout gets no key.
@@ -99,12 +101,11 @@ def mlp(
       Srivastava et al., `Dropout <https://jmlr.org/papers/v15/srivastava14a.html>`_, 2014.
     """
     check_classes(num_classes, classes)
-    sizes = tuple(sizes)
-    check_sizes(sizes=sizes)
+    sizes = tuple(_checks.count(f"sizes[{i}]", size) for i, size in enumerate(sizes))
     rates = tuple(dropout) if isinstance(dropout, Sequence) else (dropout,) * len(sizes)
     if len(rates) != len(sizes):
         raise ValueError(
-            f"dropout must be one rate or one a hidden layer ({len(sizes)}), got {len(rates)}"
+            f"dropout must be one rate or one per hidden layer ({len(sizes)}), got {len(rates)}"
         )
     for name, rate in (("input_dropout", input_dropout), *(("dropout", rate) for rate in rates)):
         if not 0.0 <= rate < 1.0:
@@ -115,10 +116,10 @@ def mlp(
         *keys, head_key = jax.random.split(key, len(sizes) + 1)
         return {
             "hidden": {
-                str(i): dense_init(keys[i], widths[i], widths[i + 1], gain=2.0)
+                str(i): _dense_init(keys[i], widths[i], widths[i + 1], gain=2.0)
                 for i in range(len(sizes))
             },
-            "head": dense_init(head_key, widths[-1], num_classes, gain=1.0),
+            "head": _dense_init(head_key, widths[-1], num_classes, gain=1.0),
         }
 
     def apply(
@@ -128,18 +129,35 @@ def mlp(
             if not (train and rate):
                 return x
             if key is None:
-                raise ValueError("key is None, and dropout in training needs one: pass key=")
+                raise ValueError("key is None, but dropout in training needs one: pass key=")
             return _dropout(x, rate, jax.random.fold_in(key, layer))
 
         features = {}
         x = drop(_flatten(inputs), input_dropout, 0)
         for i, rate in enumerate(rates):
-            x = activation(dense(params["hidden"][str(i)], x))
+            x = activation(_dense(params["hidden"][str(i)], x))
             features[f"hidden/{i}"] = x
             x = drop(x, rate, i + 1)
-        return Outputs(dense(params["head"], x), features)
+        return Outputs(_dense(params["head"], x), features)
 
     return from_function(init, apply, classes=classes)
+
+
+def _dense(params: dict[str, Array], x: Float[Array, "batch in"]) -> Float[Array, "batch out"]:
+    """``x @ kernel + bias``, with an error that names both sizes."""
+    kernel = params["kernel"]
+    if kernel.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"inputs must have the {kernel.shape[0]} features of the kernel {kernel.shape}, "
+            f"got {x.shape}: were the params made for other inputs?"
+        )
+    return x @ kernel + params["bias"][None, :]
+
+
+def _dense_init(key: Array, inputs: int, outputs: int, *, gain: float) -> dict[str, Array]:
+    """A normal kernel ``[in, out]`` of variance ``gain / in``, and a bias of 0."""
+    kernel = jax.random.normal(key, (inputs, outputs)) * (gain / inputs) ** 0.5
+    return {"kernel": kernel, "bias": jnp.zeros(outputs)}
 
 
 def _flatten(inputs: Any) -> Float[Array, "batch features"]:
@@ -147,12 +165,13 @@ def _flatten(inputs: Any) -> Float[Array, "batch features"]:
 
     Raises:
       TypeError: if they are not floating point.
-      ValueError: if they have no axis beside the batch.
+      ValueError: if they have no axis besides the batch.
     """
     check_floating(inputs)
     if inputs.ndim < 2:
         raise ValueError(f"inputs must have shape [batch, ...features], got {inputs.shape}")
-    return jnp.reshape(jnp.asarray(inputs), (inputs.shape[0], -1))
+    # Written out, since -1 does not follow where the number of rows is unknown or 0.
+    return jnp.reshape(jnp.asarray(inputs), (inputs.shape[0], math.prod(inputs.shape[1:])))
 
 
 def _width(inputs: Any) -> int:

@@ -7,6 +7,7 @@ recorded once for each mode, and the object lives only inside ``init`` and ``app
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,51 +29,64 @@ from distill_jax.types import Model, Outputs, Params, State
 
 
 def from_nnx(
-    make: Callable[[nnx.Rngs], nnx.Module],
+    make: Callable[..., nnx.Module],
     *,
     classes: tuple[str, ...] | None = None,
     features: Features = None,
 ) -> Model:
     """A model from a function that builds an NNX module.
 
+    ``make`` is called as ``make(rngs)``. If it has a parameter ``inputs`` without a default, it is
+    called as ``make(rngs, inputs=inputs)``, with the shapes and dtypes of the model's inputs as
+    ``jax.ShapeDtypeStruct``, so that layers need not know their input sizes beforehand::
+
+        from_nnx(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
+        from_nnx(lambda rngs, inputs: nnx.Linear(inputs.shape[-1], 3, rngs=rngs))
+
     Training mode is the module as ``make`` built it: a batch norm that was built frozen
     (``use_running_average=True``) stays frozen. Evaluation mode is the module after ``.eval()``.
-    Where ``__call__`` has an argument ``train``, ``training``, ``deterministic`` or
-    ``use_running_average`` that is not None by default, it is told the mode, and where it has an
-    argument ``rngs``, it gets one.
+    If ``__call__`` has a parameter ``train``, ``training``, ``deterministic`` or
+    ``use_running_average`` whose default is not None, the mode is passed to it; if it has a
+    parameter ``rngs``, it is given an ``nnx.Rngs``.
 
-    Params are all ``nnx.Param``; the state is every other array but random streams and sown
-    intermediates. Both are plain nested dictionaries. In each call all random streams start anew
-    from ``key``, each from its own, so that equal keys give equal outputs, whatever seeds the
-    module was built with; in evaluation without a key, from fixed ones.
+    Params are all ``nnx.Param``; the state is every other array except random streams and sown
+    intermediates. Both are plain nested dictionaries. In each call every random stream restarts
+    from ``key``, each from a key of its own, so equal keys give equal outputs, whatever seeds the
+    module was built with. In evaluation without a key, the streams start from fixed keys.
 
     Args:
-      make: Called with ``nnx.Rngs(key)``; it may be traced. The module's result is logits or
-        :class:`~distill_jax.types.Outputs`. A single output ``z`` becomes the classes ``[0, z]``.
+      make: Returns a new module; it may be traced. The module is called with the inputs, an array
+        ``[batch, ...]`` or a pytree of arrays, and returns logits ``[batch, ..., classes]`` or
+        :class:`~distill_jax.types.Outputs`. A single output ``z`` becomes the logits ``[0, z]``.
       classes: The names of the classes in the order of the logits.
-      features: Which hidden arrays to keep, by the path of the submodule that returns them
-        (``"blocks/0"``) or of what it sows as ``nnx.Intermediate`` (``"blocks/0/name"``);
-        ``"all"``; or None. A submodule that runs n times has ``path[0]``, ``path[1]``, ...
-        Under ``jit`` a feature that nobody uses costs nothing. Modules that NNX itself carries
-        through a scan (the cell of ``nnx.RNN``) cannot be captured: None is the choice there.
+      features: Which hidden arrays ``[batch, ...]`` to keep, by the path of the submodule that
+        returns them (``"blocks/0"``) or of what it sows as ``nnx.Intermediate``
+        (``"blocks/0/name"``); ``"all"``; or None. A submodule that runs n times has ``path[0]``,
+        ``path[1]``, ... Under ``jit`` an unused feature costs nothing. Modules that NNX itself
+        carries through a scan (the cell of ``nnx.RNN``) cannot be captured: use None there.
+
+    Returns:
+      A model. Its params and state are nested dictionaries of arrays, with the names of the
+      module's attributes as keys (``params["blocks"]["0"]["kernel"]``).
 
     Raises:
       TypeError: if ``make`` returns no module, or one with an array as a static attribute.
-      ValueError: from ``apply``, if the module draws random numbers in training and
-        ``key`` is None, if params or state are not the module's, or a feature is not there.
+        Raised from ``init`` and ``apply`` where ``make`` needs ``inputs``.
+      ValueError: from ``apply``, if the module draws random numbers in training and ``key`` is
+        None, if params or state do not fit the module, or if a feature does not exist.
 
     Example:
-      >>> model = from_nnx(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
+      >>> model = from_nnx(lambda rngs, inputs: nnx.Linear(inputs.shape[-1], 3, rngs=rngs))
       >>> params, state = model.init(jax.random.key(0), jnp.ones((2, 4)))
       >>> params["kernel"].shape, state
       ((4, 3), {})
     """
     check_features(features)
-    graph = _record(make)
+    graph_for = _recorder(make)
 
     def init(key: Array, inputs: Any) -> tuple[Params, State]:
-        del inputs  # NNX modules know their sizes
-        arrays = _arrays(nnx.state(make(nnx.Rngs(key))))
+        graph = graph_for(inputs)
+        arrays = _arrays(nnx.state(graph.make(nnx.Rngs(key))))
         return _nested(arrays, graph.params), _nested(arrays, graph.state)
 
     def apply(
@@ -83,10 +97,11 @@ def from_nnx(
         key: Array | None = None,
         train: bool = False,
     ) -> tuple[Outputs, State]:
+        graph = graph_for(inputs)
         streams = _streams(graph, key)
         arrays = {
-            **_flat(params, graph.params, "params"),
-            **_flat(state, graph.state, "state"),
+            **_flat(params, graph.params, "params", graph.shapes),
+            **_flat(state, graph.state, "state", graph.shapes),
             **streams,
         }
         module = nnx.merge(graph.train if train else graph.eval, nnx.from_flat_state(arrays))
@@ -106,8 +121,8 @@ def from_nnx(
         drawn = drawn or passed.default.count.get_value() is not unused
         if train and key is None and drawn:
             raise ValueError(
-                "key is None, and the module needs one in training, since it draws random "
-                "numbers: pass key="
+                "key is None, but the module draws random numbers in training and needs one: "
+                "pass key="
             )
         return as_outputs(made, classes, found), _nested(after, graph.state)
 
@@ -115,8 +130,9 @@ def from_nnx(
 
 
 def _call(module: Any, inputs: Any, **options: Any) -> Any:
-    # The capture gives every part of a module an attribute. Beside the numbers of a list's parts it
-    # could not be sorted, when nnx.remat takes a module with a list in it apart; lists sow nothing.
+    # The capture sets an attribute on every part of a module. In a list, whose other keys are
+    # integers, its name cannot be sorted among them when nnx.remat flattens the module. Lists sow
+    # nothing, so the attribute can go.
     for _, part in nnx.iter_modules(module):
         if isinstance(part, nnx.List) and hasattr(part, "__captures__"):
             delattr(part, "__captures__")
@@ -128,8 +144,12 @@ Path = tuple[Any, ...]
 
 @dataclasses.dataclass(frozen=True)
 class _Graph:
-    """A module without its arrays: the two modes, and which path holds what."""
+    """A module without its arrays: how to make it, its two modes, and which path holds what.
 
+    ``shapes`` are those of params and state, where they depend on the inputs.
+    """
+
+    make: Callable[[nnx.Rngs], nnx.Module]
     train: Any
     eval: Any
     params: tuple[Path, ...]
@@ -137,9 +157,51 @@ class _Graph:
     keys: Mapping[Path, tuple[int, ...]]
     counts: Mapping[Path, jax.ShapeDtypeStruct]
     takes_rngs: bool
+    shapes: Mapping[str, tuple[int, ...]] | None = None
 
 
-def _record(make: Callable[[nnx.Rngs], nnx.Module]) -> _Graph:
+def _recorder(make: Callable[..., nnx.Module]) -> Callable[[Any], _Graph]:
+    """A function that returns the graph of the module for given inputs.
+
+    Where the module does not depend on its inputs, it is recorded at once, so that mistakes show
+    early; otherwise once for each shape of inputs.
+    """
+    if not _needs_inputs(make):
+        graph = _record(make)
+        return lambda inputs: graph
+
+    @functools.lru_cache(maxsize=64)
+    def record(structure: Any, shapes: tuple[Any, ...]) -> _Graph:
+        inputs = jax.tree.unflatten(structure, shapes)
+        return _record(lambda rngs: make(rngs, inputs=inputs), fixed=False)
+
+    def graph_for(inputs: Any) -> _Graph:
+        leaves, structure = jax.tree.flatten(inputs)
+        return record(structure, tuple(map(_shape_only, leaves)))
+
+    return graph_for
+
+
+def _needs_inputs(make: Callable[..., nnx.Module]) -> bool:
+    """Whether ``make`` has a parameter ``inputs`` that nothing fills."""
+    function: Any = make
+    args, keywords = (), {}
+    if isinstance(function, functools.partial):
+        function, args, keywords = function.func, function.args, function.keywords
+    if isinstance(function, type):  # the metaclass of modules hides the signature of the class
+        function, args = function.__init__, (None, *args)
+    signature = inspect.signature(function)
+    parameter = signature.parameters.get("inputs")
+    filled = signature.bind_partial(*args, **keywords).arguments
+    return parameter is not None and parameter.default is parameter.empty and "inputs" not in filled
+
+
+def _shape_only(x: Any) -> Any:
+    described = hasattr(x, "shape") and hasattr(x, "dtype")
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if described else x
+
+
+def _record(make: Callable[[nnx.Rngs], nnx.Module], *, fixed: bool = True) -> _Graph:
     found: dict[str, Any] = {}
 
     def build() -> dict[str, Array]:
@@ -164,12 +226,11 @@ def _record(make: Callable[[nnx.Rngs], nnx.Module]) -> _Graph:
     try:
         hash(found["eval"])
     except TypeError as error:
-        if "Tracer" not in str(error):
-            raise
-        raise TypeError(
-            "make must not set a bare array as an attribute of a module: "
-            "wrap it as nnx.Variable(array), or as nnx.data(array)"
-        ) from error
+        if "Tracer" in str(error):  # anything else without a hash, a list for example, may stay
+            raise TypeError(
+                "make must not set a bare array as an attribute of a module: "
+                "wrap it as nnx.Variable(array), or as nnx.data(array)"
+            ) from error
     kinds = found["kinds"]
 
     def of(kind: type) -> tuple[Path, ...]:
@@ -177,6 +238,7 @@ def _record(make: Callable[[nnx.Rngs], nnx.Module]) -> _Graph:
 
     params, passing = of(nnx.Param), (*of(nnx.RngState), *of(nnx.Intermediate))
     return _Graph(
+        make=make,
         train=found["train"],
         eval=found["eval"],
         params=params,
@@ -184,13 +246,15 @@ def _record(make: Callable[[nnx.Rngs], nnx.Module]) -> _Graph:
         keys={path: shapes[_name(path)].shape for path in of(nnx.RngKey)},
         counts={path: shapes[_name(path)] for path in of(nnx.RngCount)},
         takes_rngs="rngs" in found["call"],
+        shapes=None if fixed else {path: x.shape for path, x in shapes.items()},
     )
 
 
 def _streams(graph: _Graph, key: Array | None) -> dict[Path, Array]:
     """Every random stream, restarted from its own key.
 
-    By position and not by name: modules built with ``Rngs(0)`` each have a stream of their own.
+    Keys are given by position, not by name: modules that were each built with ``Rngs(0)`` have
+    streams of the same name.
     """
     streams = {}
     for i, (path, shape) in enumerate(graph.keys.items()):
@@ -203,7 +267,7 @@ def _streams(graph: _Graph, key: Array | None) -> dict[Path, Array]:
 
 def _stream_key(key: Array | None, i: int) -> Array:
     if key is None:
-        return jax.random.key(i)  # evaluation may draw: a recurrent cell for its zero start
+        return jax.random.key(i)  # evaluation may draw: a recurrent cell does for its initial carry
     own = jax.random.fold_in(key, i)
     if jnp.issubdtype(own.dtype, jax.dtypes.prng_key):
         return own
@@ -228,7 +292,12 @@ def _nested(arrays: Mapping[Path, Array], paths: tuple[Path, ...]) -> dict[str, 
     return tree
 
 
-def _flat(tree: Any, paths: tuple[Path, ...], argument: str) -> dict[Path, Array]:
+def _flat(
+    tree: Any,
+    paths: tuple[Path, ...],
+    argument: str,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+) -> dict[Path, Array]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     given = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
     wanted = {_name(path): path for path in paths}
@@ -237,6 +306,12 @@ def _flat(tree: Any, paths: tuple[Path, ...], argument: str) -> dict[Path, Array
             f"{argument} must be those of this module: missing {sorted(wanted - given.keys())}, "
             f"unknown {sorted(given.keys() - wanted.keys())}"
         )
+    for name, x in given.items():
+        if shapes is not None and x.shape != shapes[name]:
+            raise ValueError(
+                f"{argument} must have the shapes of this module for these inputs: {name!r} has "
+                f"{x.shape}, and needs {shapes[name]}: were they made for other inputs?"
+            )
     return {path: given[name] for name, path in wanted.items()}
 
 

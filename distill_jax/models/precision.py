@@ -1,7 +1,7 @@
 """Mixed precision: parameters in float32, a forward pass in bfloat16, losses in float32.
 
-bfloat16 has the range of float32, so that a gradient neither vanishes nor overflows, and the loss
-needs no scaling. float16 does not, and is refused.
+bfloat16 has the range of float32, so gradients neither vanish nor overflow and the loss needs no
+scaling. float16 would need it, and is refused.
 """
 
 from __future__ import annotations
@@ -18,41 +18,45 @@ from distill_jax import _checks
 from distill_jax.types import Model, Outputs, Params, State
 
 
-def compute_in(model: Model, dtype: Any) -> Model:
-    """The same model, with a forward and a backward pass in ``dtype``.
+def cast(model: Model, dtype: Any) -> Model:
+    """The same model, with its forward and backward pass computed in ``dtype``.
 
-    Params and floating inputs are cast in each call; integers, booleans and keys stay what they
-    are. Params are made, kept and updated as before, and their gradients arrive in their own
-    dtype. State goes in and comes out in its own dtype, so that the statistics of a batch norm stay
-    float32. Logits come out in float32 or better, and what is computed from them, losses and
-    metrics, is float32. Features stay in ``dtype``: they are large, and losses widen what they
-    compare.
+    Params and floating inputs are cast in each call; integers, booleans and keys stay as they are.
+    Params are initialised, stored and updated in their own dtype, and so are their gradients.
+    State goes in and comes out in its own dtype, so the statistics of a batch norm stay float32.
+    Logits come out in float32 or better, so losses and metrics are float32. Features stay in
+    ``dtype``: they are large, and losses convert what they compare.
 
-    bfloat16 keeps eight bits: numbers above 256 that must stay whole (identifiers, token numbers)
-    belong in integer inputs. A Flax module that was given a ``dtype`` of its own keeps to it; so
-    does whatever reads a float32 array that is neither params nor inputs. Evaluation computes in
+    bfloat16 has 8 significant bits: numbers above 256 that must stay whole (identifiers, tokens)
+    belong in integer inputs. A Flax module that was given a ``dtype`` of its own keeps it; so does
+    whatever reads a float32 array that is neither params nor inputs. Evaluation computes in
     ``dtype`` too.
 
-    Meant for GPUs and TPUs, which multiply bfloat16 in units made for it. On a CPU it depends on
-    the processor: on two cores with AVX512-BF16, a gradient took 0.9 to 1.2 times as long as in
-    float32, its cosine with that one was 0.998 or more, and memory was no less, since XLA's CPU
-    backend widens much of it inside (``python benchmarks/memory.py``).
+    Meant for GPUs and TPUs, which have units that multiply bfloat16. On a CPU it depends on the
+    processor: on two cores with AVX512-BF16, a gradient took 0.9 to 1.2 times as long as in
+    float32, their cosine similarity was 0.998 or more, and memory was no less, since XLA's CPU
+    backend converts much of it to float32 (``python benchmarks/memory.py``).
+
+    To cast a teacher, whose params are then stored in ``dtype`` too, see
+    :func:`distill_jax.teachers.cast`.
 
     Args:
       model: Any model.
       dtype: ``jnp.bfloat16``; or float32, to train params that are stored in less.
 
     Returns:
-      A model with the params and state of ``model``. Made twice alike, it is compiled once.
+      A model with the params and state of ``model``, logits ``[batch, ..., classes]`` in float32
+      or better, and features in ``dtype``. Equal arguments give equal models, which share one
+      compiled program.
 
     Raises:
-      TypeError: if ``dtype`` is no floating dtype.
-      ValueError: for float16 and less, or float64 without ``jax_enable_x64``; and for models that
-        compare their inputs with written thresholds, such as an enforced one.
+      TypeError: if ``dtype`` is not a floating dtype.
+      ValueError: for float16 and smaller, for float64 without ``jax_enable_x64``, and for models
+        with ``exact_inputs``, such as an enforced one.
 
     Example:
       >>> from distill_jax.models import mlp
-      >>> model = compute_in(mlp([8], 3), jnp.bfloat16)
+      >>> model = cast(mlp([8], 3), jnp.bfloat16)
       >>> params, state = model.init(jax.random.key(0), jnp.ones((2, 4)))
       >>> outputs = model.predict(params, state, jnp.ones((2, 4)))
       >>> str(params["head"]["kernel"].dtype), str(outputs.logits.dtype)
@@ -63,14 +67,14 @@ def compute_in(model: Model, dtype: Any) -> Model:
     dtype = _checks.compute_dtype(dtype)
     if model.exact_inputs:
         raise ValueError(
-            f"model compares its inputs with written numbers, and would see them rounded to "
-            f"{dtype}: wrap what is inside, enforce(compute_in(model, dtype), book)"
+            "model compares its inputs with written thresholds (exact_inputs=True), and they would "
+            f"be rounded to {dtype}: cast the model inside, enforce(cast(model, dtype), book)"
         )
-    return dataclasses.replace(model, apply=_ComputeIn(model.apply, dtype))
+    return dataclasses.replace(model, apply=_Cast(model.apply, dtype))
 
 
 @dataclasses.dataclass(frozen=True)
-class _ComputeIn:
+class _Cast:
     apply: Callable[..., tuple[Outputs, State]]
     dtype: Any
 
@@ -83,20 +87,20 @@ class _ComputeIn:
         key: Array | None = None,
         train: bool = False,
     ) -> tuple[Outputs, State]:
-        low, seen = cast((params, inputs), self.dtype)
-        outputs, after = self.apply(low, state, seen, key=key, train=train)
-        # A module may compute new state from what it saw, and hand it out as it came.
-        kept = jax.tree.map(
+        params, inputs = _cast_floating((params, inputs), self.dtype)
+        outputs, after = self.apply(params, state, inputs, key=key, train=train)
+        # New state is computed from cast inputs, and may come out in their dtype.
+        after = jax.tree.map(
             lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), after, state
         )
         wide = jnp.promote_types(outputs.logits.dtype, jnp.float32)
-        return outputs._replace(logits=outputs.logits.astype(wide)), kept
+        return outputs._replace(logits=outputs.logits.astype(wide)), after
 
 
-def cast(tree: Any, dtype: Any) -> Any:
+def _cast_floating(tree: Any, dtype: Any) -> Any:
     """Floating leaves in ``dtype``; integers, booleans and keys as they are."""
-    return jax.tree.map(lambda x: x.astype(dtype) if _floating(x) else x, tree)
 
+    def convert(x: Any) -> Any:
+        return x.astype(dtype) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x
 
-def _floating(x: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    return jax.tree.map(convert, tree)

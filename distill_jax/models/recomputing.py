@@ -1,15 +1,14 @@
-"""Memory for time: a forward pass that is computed again in the backward pass, piece by piece.
+"""Rematerialisation: a forward pass that is recomputed in the backward pass, piece by piece.
 
-Around a forward pass as a whole, ``jax.checkpoint`` lowers nothing: the backward pass first
-computes all of it again, and then holds what it would have held. It has to be cut into pieces, of
-which only what passes from one to the next is kept. Here the cuts are found in the traced program,
-so that any model can be cut, whatever it was written with.
+``jax.checkpoint`` around a whole forward pass saves no memory: the backward pass first recomputes
+all of it, and then holds all that it would have held. The pass has to be cut into pieces, so that
+only what passes from one piece to the next is kept. Here the cuts are found in the traced program,
+so that any model can be cut, whatever library it was written with.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from distill_jax import _programs
+from distill_jax import _checks, _programs
 from distill_jax._programs import variables
 from distill_jax.types import Model, Outputs, Params, State
 
@@ -26,13 +25,13 @@ from distill_jax.types import Model, Outputs, Params, State
 def remat(model: Model, *, pieces: int | None = None) -> Model:
     """The same model, which keeps less memory between its forward and its backward pass.
 
-    In training mode the forward pass is cut into pieces. What passes between them is kept, all
-    else is computed again, a piece at a time, when the backward pass comes to it. Values and
-    gradients are those of the model itself; random numbers are drawn again from the same keys.
-    Evaluation mode is left alone.
+    In training mode the forward pass is cut into pieces. What passes between pieces is kept;
+    everything else is recomputed, one piece at a time, when the backward pass reaches it. Values
+    and gradients are those of ``model``; random numbers are drawn again from the same keys.
+    Evaluation mode is unchanged.
 
     Memory falls from all that the layers keep to about what one piece keeps, plus what passes
-    between any two. The temporary memory of a compiled gradient, measured on two CPU cores
+    between pieces. The temporary memory of a compiled gradient, measured on two CPU cores
     (``python benchmarks/memory.py``):
 
     - 12 transformer blocks of width 128 with dropout, 8 sequences of 128: 256 to 35 MB, in the
@@ -41,25 +40,27 @@ def remat(model: Model, *, pieces: int | None = None) -> Model:
     - 16 layers of 512 with GELU and dropout, 2,048 rows: 336 to 151 MB, of which the forward pass
       alone takes 147, 1.2 times slower.
 
-    The forward pass is computed once more, a third more arithmetic: that is the price where
-    products dominate. It helps where activations outweigh params: deep models, long sequences,
-    large batches. It does not help small ones, nor where params, gradients and optimizer state are
-    what fills the memory, and tracing takes longer.
+    The price is one more forward pass, a third more arithmetic where matrix products dominate. It
+    pays where activations outweigh params: deep models, long sequences, large batches. It does not
+    help small models, nor where params, gradients and optimizer state fill the memory; and tracing
+    takes longer.
 
-    What one operation of the traced program does is not cut: a scan over layers, or a function
-    under its own ``jit``. There, checkpoint the layer itself, with ``nnx.remat``, ``nn.remat`` or
-    ``jax.checkpoint``, and leave this out. Those work inside of any model, and inside of this.
+    A single operation of the traced program is not cut: a scan over layers, or a function under a
+    ``jit`` of its own. There, checkpoint the layer itself with ``nnx.remat``, ``nn.remat`` or
+    ``jax.checkpoint`` instead. Those work inside any model, and inside this one.
 
     Args:
-      model: Any model. Compose as ``remat(compute_in(model, dtype))``.
+      model: Any model. Compose as ``remat(cast(model, dtype))``.
       pieces: About how many; None chooses by the sizes of arrays.
 
     Returns:
-      A model with the params and state of ``model``. Made twice alike, it is compiled once. It has
-      no forward-mode derivative in training mode (``jax.jvp``, ``jax.jacfwd``).
+      A model with the params, state, logits and features of ``model``. Equal arguments give equal
+      models, which share one compiled program. In training mode it has no forward-mode derivative
+      (``jax.jvp``, ``jax.jacfwd``).
 
     Raises:
       ValueError: if ``pieces`` is below 1.
+      TypeError: if ``pieces`` is not an integer.
 
     Example:
       >>> from distill_jax.models import mlp
@@ -75,8 +76,8 @@ def remat(model: Model, *, pieces: int | None = None) -> Model:
       Chen et al., `Training Deep Nets with Sublinear Memory Cost
       <https://arxiv.org/abs/1604.06174>`_, 2016.
     """
-    if pieces is not None and operator.index(pieces) < 1:
-        raise ValueError(f"pieces must be 1 or more, got {pieces}")
+    if pieces is not None:
+        pieces = _checks.count("pieces", pieces)
     return dataclasses.replace(model, apply=_Remat(model.apply, pieces))
 
 
@@ -114,41 +115,42 @@ def _in_pieces(forward: Callable[..., Any], number: int | None, inputs: Any, *ot
     known = program.constants | dict(zip(program.takes, leaves, strict=True))
     *pieces, last = _programs.pieces(program, _edges(program.equations, program.gives, number))
     for piece in pieces:
-        made = _again(piece.run, [known[v] for v in piece.takes])
+        made = _recomputed(piece.run, [known[v] for v in piece.takes])
         known |= zip(piece.gives, made, strict=True)
-    # The backward pass begins with the last piece: what that keeps is needed at once.
+    # The backward pass begins with the last piece, which needs what it keeps at once.
     known |= zip(last.gives, last.run(*[known[v] for v in last.takes]), strict=True)
     return _programs.result(program, known)
 
 
-def _again(run: Callable[..., Sequence[Array]], values: list[Any]) -> Sequence[Array]:
-    """``run(*values)``, of which nothing but ``values`` is kept for the backward pass."""
-    smooth = [jnp.issubdtype(x.dtype, jnp.inexact) for x in values]
+def _recomputed(run: Callable[..., Sequence[Array]], values: list[Any]) -> Sequence[Array]:
+    """``run(*values)``, keeping only ``values`` for the backward pass."""
+    differentiable = [jnp.issubdtype(x.dtype, jnp.inexact) for x in values]
 
-    def forward(moving, fixed):
-        moving, fixed = iter(moving), iter(fixed)
-        return run(*[next(moving) if s else next(fixed) for s in smooth])
+    def forward(floats, others):
+        floats, others = iter(floats), iter(others)
+        return run(*[next(floats) if d else next(others) for d in differentiable])
 
     def backward(kept, cotangents):
-        moving, fixed = _programs.after(kept, cotangents)
-        _, pull = jax.vjp(lambda *moving: forward(moving, fixed), *moving)
+        floats, others = _programs.after(kept, cotangents)
+        _, pull = jax.vjp(lambda *floats: forward(floats, others), *floats)
         return pull(cotangents), None
 
-    again = jax.custom_vjp(forward)
-    again.defvjp(lambda moving, fixed: (forward(moving, fixed), (moving, fixed)), backward)
-    moving = tuple(x for x, s in zip(values, smooth, strict=True) if s)
-    return again(moving, tuple(x for x, s in zip(values, smooth, strict=True) if not s))
+    recomputed = jax.custom_vjp(forward)
+    recomputed.defvjp(lambda floats, others: (forward(floats, others), (floats, others)), backward)
+    pairs = list(zip(values, differentiable, strict=True))
+    return recomputed(tuple(x for x, d in pairs if d), tuple(x for x, d in pairs if not d))
 
 
 def _edges(equations: Sequence[Any], outvars: Sequence[Any], pieces: int | None) -> list[int]:
-    """Where to cut: the least of what is kept between pieces and what the widest piece makes."""
+    """Where to cut, so that the bytes kept between pieces plus those that the largest piece makes
+    are fewest."""
     end = len(equations)
     last: dict[Any, int] = {}
     for i, equation in enumerate(equations):
         last |= dict.fromkeys(variables(equation.invars), i)
     given = set(variables(outvars))
     made = np.array([sum(map(_bytes, e.outvars)) for e in equations], float)
-    # What goes out of the model is held, or not, wherever the cuts are.
+    # The model's outputs are kept or not, wherever the cuts are: they do not count.
     held = [[v for v in e.outvars if v not in given] for e in equations]
     needed = np.array([max((last.get(v, i) for v in vs), default=i) for i, vs in enumerate(held)])
     size = np.array([sum(map(_bytes, vs)) for vs in held], float)
@@ -167,13 +169,13 @@ def _edges(equations: Sequence[Any], outvars: Sequence[Any], pieces: int | None)
 def _cut(
     so_far: np.ndarray, needed: np.ndarray, size: np.ndarray, widest: float
 ) -> tuple[list[int], float]:
-    """Edges of pieces that make ``widest`` bytes at most (or are one equation), so that least is
-    kept between them; and how much that is."""
+    """Edges of pieces that make at most ``widest`` bytes (or are one equation), so that the fewest
+    bytes are kept between them; and how many those are."""
     end = len(needed)
     cost, back = np.zeros(end + 1), np.zeros(end + 1, int)
     for j in range(1, end + 1):
         i = min(int(np.searchsorted(so_far, so_far[j] - widest * (1 + 1e-9))), j - 1)
-        # What equations i ... j - 1 make that is needed from j on.
+        # Bytes that the equations i ... j - 1 make and that are needed from j on.
         crosses = np.where(needed[i:j] >= j, size[i:j], 0.0)[::-1].cumsum()[::-1]
         totals = cost[i:j] + crosses
         best = len(totals) - 1 - int(np.argmin(totals[::-1]))

@@ -106,12 +106,14 @@ class Objective:
           data: All rows, or a batch; traced columns pass.
           num_classes: The student's number of classes.
         """
+        seen = set()  # columns that several terms read with the same mask are looked at once
         for t in self.terms:
             for parameter in t.parameters:
                 name = dict(t.reads).get(parameter, parameter)
                 column = data.get(name) if isinstance(name, str) else None
-                if column is None:
+                if column is None or (name, parameter, t.where) in seen:
                     continue  # not a column; one that is missing is an error of the first trace
+                seen.add((name, parameter, t.where))
                 mask = t.mask(data)
                 if mask is not None and mask.shape != column.shape[: mask.ndim]:
                     raise ValueError(

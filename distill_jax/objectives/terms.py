@@ -160,7 +160,7 @@ def term(
         with the student, or state. What it reads comes as ``jax.ShapeDtypeStruct``: only shapes
         and dtypes are known.
       coupled: Whether a row depends on other examples of the batch. A batch in pieces then has all
-        its outputs computed before the term sees them (``training.accumulation``).
+        its outputs computed before the term sees them.
       reads: Where parameters come from, if not by the rule above, for the loss and for ``init``:
         for ``teacher_logits`` a teacher's name; for ``student_features`` a path of the student's
         features, ``"hidden/0"``; for ``teacher_features`` a teacher and a path, ``"big:hidden/1"``,

@@ -1,6 +1,6 @@
-"""Results as figures, with matplotlib: ``pip install 'distill_jax[examples]'``.
+"""Figures of results with matplotlib (``pip install 'distill_jax[examples]'``).
 
-Figures are made without pyplot, so that neither a backend nor any global setting is touched.
+They do not use pyplot, so neither the backend nor any global setting changes.
 """
 
 from __future__ import annotations
@@ -29,46 +29,50 @@ def bars(
     xlabel: str | None = None,
     ylabel: str | None = None,
 ) -> Figure:
-    """One bar a row.
+    """A bar chart with one bar per row.
 
     Args:
-      rows: Named values.
-      x: Name of what stands below the bars.
-      y: Name of their height: a number, ``{"mean", "std"}`` or ``{"mean", "low", "high"}``, the
-        latter two with an error bar.
-      group: Name of what sets bars at the same place apart, by colour.
-      title: Above the figure.
-      xlabel: Below the axis; ``x`` by default.
-      ylabel: Beside the axis; ``y`` by default.
+      rows: One dictionary per bar.
+      x: Name of the value below the bars.
+      y: Name of the bars' height: a number, ``{"mean", "std"}`` or ``{"mean", "low", "high"}``; the
+        latter two get an error bar.
+      group: Name of the value that distinguishes bars with the same ``x``, by colour.
+      title: Shown above the figure.
+      xlabel: Label of the horizontal axis; ``x`` by default.
+      ylabel: Label of the vertical axis; ``y`` by default.
 
     Returns:
-      A figure for :func:`save_figure`.
+      A matplotlib figure, for :func:`save_figure`.
 
     Raises:
-      ImportError: if matplotlib is not installed.
-      ValueError: if there is no row, a row lacks a name, or two rows have the same place and group.
+      ImportError: if matplotlib is not installed. ValueError: if ``rows`` is empty, a row lacks a
+      name, or two rows have the same ``x`` and group.
+
+    Example:
+      >>> rows = [{"student": name, "accuracy": x} for name, x in (("alone", 81), ("taught", 95))]
+      >>> figure = bars(rows, x="student", y="accuracy")
     """
     wanted = [name for name in (x, y, group) if name is not None]
     lacking = [name for name in wanted if any(name not in row for row in rows)]
     if not rows or lacking:
-        raise ValueError(f"rows must have {wanted} in each of one row or more, lacking {lacking}")
+        raise ValueError(f"rows must not be empty, and each must have {wanted}, lacking {lacking}")
     places, groups = (
         list(dict.fromkeys(str(row[name]) if name else "" for row in rows)) for name in (x, group)
     )
-    spots = {(str(row[x]), str(row[group]) if group else ""): row[y] for row in rows}
-    if len(spots) < len(rows):
+    values = {(str(row[x]), str(row[group]) if group else ""): row[y] for row in rows}
+    if len(values) < len(rows):
         raise ValueError(f"rows must differ in {wanted[:1] + wanted[2:]}, got two that do not")
     figure, axes = _axes(title, x if xlabel is None else xlabel, y if ylabel is None else ylabel)
     width = 0.8 / len(groups)
     for i, name in enumerate(groups):
-        here = [j for j, place in enumerate(places) if (place, name) in spots]
-        heights, below, above = zip(*(_bar(spots[places[j], name]) for j in here), strict=True)
+        here = [j for j, place in enumerate(places) if (place, name) in values]
+        heights, below, above = zip(*(_bar(values[places[j], name]) for j in here), strict=True)
         left = [j + (i - (len(groups) - 1) / 2) * width for j in here]
         error = (below, above) if any(below) or any(above) else None
         axes.bar(left, heights, width, label=name, yerr=error, capsize=3)
     axes.set_xticks(range(len(places)), places)
     if group is not None:
-        # Beside the bars: within the axes it would hide some.
+        # Beside the axes, where it hides no bar.
         axes.legend(title=group, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
@@ -82,26 +86,29 @@ def curves(
     logx: bool = False,
     logy: bool = False,
 ) -> Figure:
-    """One line for each series: the mean over runs, in a band of one standard deviation (ddof 1).
+    """One line per series: the mean over runs, with a band of one standard deviation (ddof 1).
 
     Args:
       series: ``(x, y)`` by name: ``x`` is ``[points]``, ``y`` is ``[points]`` or
         ``[runs, points]``. A single run has no band.
-      title: Above the figure.
-      xlabel: Below the axis.
-      ylabel: Beside the axis.
-      logx: Logarithmic axis.
-      logy: Logarithmic axis.
+      title: Shown above the figure.
+      xlabel: Label of the horizontal axis.
+      ylabel: Label of the vertical axis.
+      logx: Whether the horizontal axis is logarithmic.
+      logy: Whether the vertical axis is logarithmic.
 
     Returns:
-      A figure for :func:`save_figure`.
+      A matplotlib figure, for :func:`save_figure`.
 
     Raises:
       ImportError: if matplotlib is not installed.
-      ValueError: if there is no series, or ``x`` and ``y`` do not belong together.
+      ValueError: if ``series`` is empty, or the shapes of ``x`` and ``y`` do not match.
+
+    Example:
+      >>> figure = curves({"loss": ([1, 2, 3], [[0.9, 0.5, 0.3], [0.8, 0.5, 0.2]])})
     """
     if not series:
-        raise ValueError("series must have one or more, got none")
+        raise ValueError("series must not be empty")
     figure, axes = _axes(title, xlabel, ylabel)
     for name, (x, y) in series.items():
         x, runs = np.asarray(x), np.atleast_2d(np.asarray(y, np.float64))
@@ -126,16 +133,16 @@ def curves(
 def series(
     rows: Sequence[Mapping[str, Any]], *, y: str, group: str | Sequence[str], x: Any = None
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Curves of rows, for :func:`curves`: one series for each value of ``group``, a run a row.
+    """Series for :func:`curves`: one per value of ``group``, with one run per row.
 
     Args:
-      rows: Named values, as ``training.sweep`` gives them.
-      y: Name of an array ``[points]``, of one length within a group.
-      group: Name of what sets series apart, or several names.
-      x: Where the points are; 1, 2, ... by default.
+      rows: One dictionary per run, as ``training.sweep`` returns them.
+      y: Name of an array ``[points]``, of the same length within a group.
+      group: Name of the value that distinguishes series, or several names.
+      x: Positions of the points, ``[points]``; 1, 2, ... by default.
 
     Returns:
-      By the values of ``group``: ``(x, y)`` with ``y`` ``[runs, points]``.
+      ``(x, y)`` by the values of ``group``: ``x`` is ``[points]``, ``y`` is ``[runs, points]``.
 
     Raises:
       ValueError: if a row lacks a name, or lengths differ within a group.
@@ -147,7 +154,7 @@ def series(
     """
     groups = (group,) if isinstance(group, str) else tuple(group)
     if lacking := [name for name in (*groups, y) if any(name not in row for row in rows)]:
-        raise ValueError(f"rows must have {[*groups, y]}, lacking {lacking}")
+        raise ValueError(f"each row must have {[*groups, y]}, lacking {lacking}")
     runs: dict[str, list[np.ndarray]] = {}
     for row in rows:
         name = ", ".join(f"{part} = {_label(row[part])}" for part in groups)
@@ -170,29 +177,33 @@ def heat_map(
     value: str,
     title: str | None = None,
 ) -> Figure:
-    """A coloured cell for each pair of values.
+    """A heat map with one cell per pair of values.
 
     Args:
-      rows: Named values, as ``training.sweep`` or ``training.summary`` give them. The colour of a
-        cell is the mean over its rows; a cell without a row, or with NaN in one, stays blank.
-      x: Name of what stands along the horizontal axis.
-      y: Name of what stands along the vertical axis; numbers are in rising order on both.
-      value: Name of the colour: a number, or a mapping with a ``"mean"``.
-      title: Above the figure.
+      rows: Dictionaries, as ``training.sweep`` or ``training.summary`` return them. A cell shows
+        the mean over its rows; it is blank without a row, or if a value is NaN.
+      x: Name of the value along the horizontal axis.
+      y: Name of the value along the vertical axis. Numbers are in ascending order on both axes.
+      value: Name of the value to show: a number, or a mapping with a ``"mean"``.
+      title: Shown above the figure.
 
     Returns:
-      A figure for :func:`save_figure`.
+      A matplotlib figure, for :func:`save_figure`.
 
     Raises:
       ImportError: if matplotlib is not installed.
-      ValueError: if there is no row, a row lacks a name, or has no number to colour.
+      ValueError: if ``rows`` is empty, a row lacks a name, or its value is not a number.
+
+    Example:
+      >>> rows = [{"T": t, "weight": w, "accuracy": t * w} for t in (1.0, 2.0) for w in (0.5, 1.0)]
+      >>> figure = heat_map(rows, x="T", y="weight", value="accuracy")
     """
     lacking = [name for name in (x, y, value) if any(name not in row for row in rows)]
     if not rows or lacking:
         raise ValueError(
-            f"rows must have {[x, y, value]} in each of one row or more, lacking {lacking}"
+            f"rows must not be empty, and each must have {[x, y, value]}, lacking {lacking}"
         )
-    columns, lines = (_places([row[name] for row in rows]) for name in (x, y))
+    columns, lines = (_axis_values([row[name] for row in rows]) for name in (x, y))
     cells: dict[tuple[int, int], list[float]] = {}
     for row in rows:
         number = row[value]["mean"] if isinstance(row[value], Mapping) else row[value]
@@ -219,26 +230,26 @@ def heat_map(
     figure.colorbar(image, ax=axes, label=value)
     if colours.size <= 100:
         for (i, j), number in np.ndenumerate(colours):
-            if np.isfinite(number):  # dark letters on light cells
+            if np.isfinite(number):  # dark text on light cells
                 shade = "black" if number > (low + high) / 2 else "white"
                 axes.text(j, i, f"{number:.3g}", ha="center", va="center", color=shade)
     return figure
 
 
 def save_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: int = 150) -> pathlib.Path:
-    """Writes a figure, all or nothing: a failure leaves an old file as it was.
+    """Writes a figure to a file, atomically: if it fails, an existing file is unchanged.
 
     Args:
-      path: The file, whose suffix (``.png``, ``.svg``, ``.pdf``) says the format; folders above it
-        are made.
-      figure: From :func:`bars` or :func:`curves`, or any other.
-      dpi: Dots an inch, for formats that have dots.
+      path: The file. Its suffix (``.png``, ``.svg``, ``.pdf``) determines the format; missing
+        parent folders are created.
+      figure: Any matplotlib figure.
+      dpi: Dots per inch, for raster formats.
 
     Returns:
       The path.
 
     Raises:
-      ValueError: if the format is not known.
+      ValueError: if the suffix is not a known format.
     """
     path = pathlib.Path(path)
     kind = path.suffix[1:].lower()
@@ -251,7 +262,7 @@ def save_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: int = 150)
     return path
 
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# The palette of Okabe and Ito, which is safe for colour-blind readers.
 _COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]
 
 
@@ -269,11 +280,11 @@ def _axes(title: str | None, xlabel: str | None, ylabel: str | None) -> tuple[Fi
     return figure, axes
 
 
-def _places(values: Sequence[Any]) -> list[Any]:
-    """Each value once: numbers in rising order, others as first seen."""
-    places = list(dict.fromkeys(values))
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in places)
-    return sorted(places) if numeric else places
+def _axis_values(values: Sequence[Any]) -> list[Any]:
+    """The distinct values: numbers in ascending order, others in order of first occurrence."""
+    distinct = list(dict.fromkeys(values))
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in distinct)
+    return sorted(distinct) if numeric else distinct
 
 
 def _label(value: Any) -> str:
@@ -281,7 +292,7 @@ def _label(value: Any) -> str:
 
 
 def _bar(y: Any) -> tuple[float, float, float]:
-    """Height, and how far the error bar reaches below and above it."""
+    """The height, and the length of the error bar below and above it."""
     if not isinstance(y, Mapping):
         return float(y), 0.0, 0.0
     mean = float(y["mean"])

@@ -1,11 +1,9 @@
-"""Results as files that say where they come from."""
+"""Result files that record how they were made."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
-import numbers
 import os
 import pathlib
 import platform
@@ -13,29 +11,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from distill_jax._files import replacing
+from distill_jax._files import json_values, replacing
 
 _PACKAGES = ("distill_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "torch")
 
 
 def save_json(path: str | os.PathLike[str], payload: Any) -> pathlib.Path:
-    """Writes plain data as JSON, all or nothing: a failure leaves an old file as it was.
+    """Writes data as JSON, atomically: if it fails, an existing file is unchanged.
 
     Args:
-      path: The file; folders above it are made.
+      path: The file; missing parent folders are created.
       payload: Mappings, sequences, strings, numbers, None, and NumPy and JAX scalars and arrays.
-        JSON has no NaN and no infinity: they become the strings ``"nan"``, ``"inf"``, ``"-inf"``.
+        Since JSON has no NaN or infinity, they become the strings ``"nan"``, ``"inf"``, ``"-inf"``.
 
     Returns:
       The path.
 
     Raises:
-      TypeError: for anything else, naming where in ``payload`` it stands.
+      TypeError: for any other value; the message says where in ``payload`` it is.
     """
-    text = json.dumps(_plain(payload, "payload"), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        json_values(payload, "payload"), indent=2, ensure_ascii=False, allow_nan=False
+    )
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -46,16 +44,16 @@ def save_json(path: str | os.PathLike[str], payload: Any) -> pathlib.Path:
 def result_file(
     script: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], command: str
 ) -> dict[str, Any]:
-    """What a result file holds: the rows, and what it takes to get them again.
+    """The content of a result file: the rows, and what is needed to reproduce them.
 
     Args:
-      script: Of which its file name is kept.
-      rows: The results.
-      command: What was typed.
+      script: Path of the script; only its file name is recorded.
+      rows: The results, one dictionary per row.
+      command: The command line that made them.
 
     Returns:
-      ``script``, ``command``, ``device`` (``platform``, ``kind``, ``devices``, and ``cpus`` that
-      this process may use), ``versions`` (Python's, and those of the packages that are installed)
+      A dictionary of ``script``, ``command``, ``device`` (``platform``, ``kind``, ``devices``, and
+      the ``cpus`` available to this process), ``versions`` (of Python and of installed packages)
       and ``rows``.
     """
     device = jax.devices()[0]
@@ -87,32 +85,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _plain(x: Any, place: str) -> Any:
-    if x is None or isinstance(x, bool | str):
-        return x
-    if isinstance(x, Mapping):
-        return {_name(k, place): _plain(v, f"{place}[{k!r}]") for k, v in x.items()}
-    if isinstance(x, list | tuple):
-        return [_plain(v, f"{place}[{i}]") for i, v in enumerate(x)]
-    if isinstance(x, os.PathLike):
-        return os.fspath(x)
-    if isinstance(x, np.ndarray | np.generic) or _is_plain_array(x):
-        return _plain(np.asarray(x).tolist(), place)
-    if isinstance(x, numbers.Integral):
-        return int(x)
-    if isinstance(x, numbers.Real):
-        return float(x) if math.isfinite(x) else str(float(x))
-    raise TypeError(f"{place} must be plain data or an array, got {type(x).__name__}")
-
-
-def _is_plain_array(x: Any) -> bool:
-    # Random keys are arrays too, but no numbers.
-    return isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _name(key: Any, place: str) -> str:
-    if isinstance(key, str | int | np.integer) and not isinstance(key, bool):
-        return str(key)
-    raise TypeError(f"the names in {place} must be strings, got {key!r}")

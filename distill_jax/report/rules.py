@@ -1,4 +1,4 @@
-"""What rules do, as tables in the terminal."""
+"""The results of ``rules.check`` and ``rules.explain`` as tables in the terminal."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _EXPLANATION = {
 
 
 def show_check(check: Check, *, pairs: bool = True, console: Console | None = None) -> None:
-    """Prints what ``rules.check`` found: a line for each rule, then pairs that clash or overlap.
+    """Prints what ``rules.check`` found: one row per rule, then pairs that contradict or overlap.
 
-    Columns that say nothing (no labels, no model, no hard rules) are left out. All values are in
-    ``check.rows``.
+    Columns without information (no labels, no model, no hard rules) are left out; ``check.rows``
+    has all values.
 
     Args:
       check: From ``rules.check``.
-      pairs: Whether to print the pairs.
+      pairs: Whether to print the pairs of rules as well.
       console: Where to print; see :func:`show`.
 
     Example:
@@ -49,16 +49,16 @@ def show_check(check: Check, *, pairs: bool = True, console: Console | None = No
       └──────┴──────────┴──────────┴───────────┴───────┘
     """
     rows = [{**row, "note": _note(row)} for row in check.rows]
-    # Nothing but 0 is nothing to show in these.
-    dull = {name for name in ("silent", "contradicts_hard") if not any(r[name] for r in rows)}
-    dull |= {"head", "body"} if not any(r["body"] for r in rows) else set()
-    show(rows, columns=_told(rows, _CHECK, dull), console=console)
+    # These columns are shown only if a rule has a value other than 0.
+    hidden = {name for name in ("silent", "contradicts_hard") if not any(r[name] for r in rows)}
+    hidden |= {"head", "body"} if not any(r["body"] for r in rows) else set()
+    show(rows, columns=_filled_columns(rows, _CHECK, hidden), console=console)
     if pairs and check.pairs:
-        show(check.pairs, columns=_told(check.pairs, _PAIRS), console=console)
+        show(check.pairs, columns=_filled_columns(check.pairs, _PAIRS), console=console)
 
 
 def show_explanation(explanation: Explanation, *, console: Console | None = None) -> None:
-    """Prints what ``rules.explain`` found: a line for each rule that fired on the example.
+    """Prints the result of ``rules.explain``: one row per rule that fired on the example.
 
     Args:
       explanation: From ``rules.explain``.
@@ -75,26 +75,26 @@ def show_explanation(explanation: Explanation, *, console: Console | None = None
       │ old  │    2.000 │ yes      │    2.000 │ 0.7311 │     0.2689 │ 0.4621 │
       └──────┴──────────┴──────────┴──────────┴────────┴────────────┴────────┘
     """
-    said, before = (explanation.summary.get(name) for name in ("prediction", "before"))
-    title = ", ".join(said) if isinstance(said, list) else str(said)
-    if before is not None and before != said:
+    predicted, before = (explanation.summary.get(name) for name in ("prediction", "before"))
+    title = ", ".join(predicted) if isinstance(predicted, list) else str(predicted)
+    if before is not None and before != predicted:
         title += f" (before the rules: {before})"
     rows = [
         {**row, "note": "a value is missing" if row["silent"] else None} for row in explanation.rows
     ] or [{"rule": "no rule says anything here"}]
     title = f"prediction: {title or 'no label'}"
-    show(rows, title=title, columns=_told(rows, _EXPLANATION), console=console)
+    show(rows, title=title, columns=_filled_columns(rows, _EXPLANATION), console=console)
 
 
-def _told(
-    rows: Sequence[Mapping[str, Any]], headings: Mapping[str, str], dull: set[str] | None = None
+def _filled_columns(
+    rows: Sequence[Mapping[str, Any]], headings: Mapping[str, str], hidden: set[str] | None = None
 ) -> dict[str, str]:
-    """The headings of columns that hold anything."""
+    """The headings of the columns that have a value in some row."""
     return {
         name: heading
         for name, heading in headings.items()
         if name == "rule"
-        or (name not in (dull or ()) and any(row.get(name) is not None for row in rows))
+        or (name not in (hidden or ()) and any(row.get(name) is not None for row in rows))
     }
 
 

@@ -1,4 +1,4 @@
-"""Rows of results as a table in the terminal."""
+"""Rows of results as tables in the terminal."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ def table(
     title: str | None = None,
     columns: Sequence[str] | Mapping[str, str] | None = None,
 ) -> Table:
-    """Rows as a table, ready for ``rich.print``.
+    """A table of rows, ready for ``rich.print``.
 
     Args:
-      rows: Named values; a row may lack some. Numbers get four significant digits,
-        ``{"mean", "std"}`` is shown as mean ± std, and ``{"mean", "low", "high"}`` as
-        mean [low, high], to two digits of the spread.
-      title: Above the table.
-      columns: Names in the order wanted, or a mapping from names to headings; by default all
-        names, in the order they are first seen, but for those of lists and other nested values.
+      rows: One dictionary per row; names may be missing. Numbers are shown with four significant
+        digits, ``{"mean", "std"}`` as mean ± std, and ``{"mean", "low", "high"}`` as
+        mean [low, high], to two significant digits of the spread.
+      title: Shown above the table.
+      columns: Names in the order to show, or a mapping from names to headings. By default all
+        names in the order in which they first occur, except those of lists and other nested values.
+
+    Returns:
+      A :class:`rich.table.Table`.
 
     Raises:
-      ValueError: if no row has one of the ``columns``.
+      ValueError: if one of the ``columns`` is in no row.
 
     Example:
       >>> rows = [{"model": "student", "accuracy": {"mean": 0.98765, "std": 0.0021}}]
@@ -47,7 +50,7 @@ def table(
         justify = "right" if right else "left"
         made.add_column(Text(heading), justify=justify, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(_shown(row.get(name))) for name in headings))
+        made.add_row(*(Text(_text(row.get(name))) for name in headings))
     return made
 
 
@@ -61,11 +64,11 @@ def show(
     """Prints rows as a table; see :func:`table`.
 
     Args:
-      rows: Named values.
-      title: Above the table.
+      rows: One dictionary per row.
+      title: Shown above the table.
       columns: As for :func:`table`.
-      console: Where to print; standard output by default, as wide as it takes where that is no
-        terminal.
+      console: Where to print; standard output by default. If that is not a terminal, the table gets
+        its full width.
 
     Example:
       >>> show([{"model": "student", "errors": 74}, {"model": "teacher", "errors": 67}])
@@ -88,13 +91,15 @@ def show(
 def _headings(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str] | None
 ) -> dict[str, str]:
-    seen = {name: None for row in rows for name in row}
+    names = {name: None for row in rows for name in row}
     if columns is None:
         nested = {n for row in rows for n, x in row.items() if _is_nested(x) and not _is_spread(x)}
-        return {name: name for name in seen if name not in nested}
-    missing = [name for name in columns if name not in seen]
+        return {name: name for name in names if name not in nested}
+    missing = [name for name in columns if name not in names]
     if missing and rows:
-        raise ValueError(f"columns must be names of values, got {missing}, rows have {list(seen)}")
+        raise ValueError(
+            f"columns must be names in the rows, got {missing}, rows have {list(names)}"
+        )
     return dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
 
 
@@ -110,20 +115,20 @@ def _is_spread(x: Any) -> bool:
     return isinstance(x, Mapping) and "mean" in x and ("std" in x or {"low", "high"} <= set(x))
 
 
-def _shown(x: Any) -> str:
+def _text(x: Any) -> str:
     if x is None:
         return "–"
     if _is_spread(x):
-        return _spread(x)
+        return _spread_text(x)
     if isinstance(x, bool | np.bool_):
         return "yes" if x else "no"
     if not _is_number(x):
         return str(x)
     value = x.item() if hasattr(x, "item") else x
-    return f"{value:,}" if isinstance(value, int) else _float(float(value))
+    return f"{value:,}" if isinstance(value, int) else _number_text(float(value))
 
 
-def _float(x: float) -> str:
+def _number_text(x: float) -> str:
     if not math.isfinite(x):
         return str(x)
     size = abs(x)
@@ -134,19 +139,19 @@ def _float(x: float) -> str:
     return f"{x:,.{max(0, 3 - math.floor(math.log10(size)))}f}"
 
 
-def _spread(x: Mapping[str, Any]) -> str:
+def _spread_text(x: Mapping[str, Any]) -> str:
     if "low" in x and "high" in x:
-        places = _places((x["high"] - x["low"]) / 2)
+        places = _decimals((x["high"] - x["low"]) / 2)
         low, high = (f"{x[name]:,.{places}f}" for name in ("low", "high"))
         return f"{x['mean']:,.{places}f} [{low}, {high}]"
     if x["std"] is None:
-        return _shown(x["mean"])
-    places = _places(x["std"])
+        return _text(x["mean"])
+    places = _decimals(x["std"])
     return f"{x['mean']:,.{places}f} ± {x['std']:,.{places}f}"
 
 
-def _places(spread: float) -> int:
-    """Decimals that show two digits of the spread."""
+def _decimals(spread: float) -> int:
+    """The number of decimals that shows two significant digits of the spread."""
     if not math.isfinite(spread) or spread <= 0:
         return 4
     return max(0, 1 - math.floor(math.log10(spread)))

@@ -1,7 +1,7 @@
-"""Teachers: a stable prediction function with its variables, as one pytree.
+"""Teachers: a prediction function with its variables, as one pytree.
 
 A teacher passes through ``jit``, ``vmap`` and ``scan`` as an argument, so that its variables are
-never constants in a compiled program. It always runs in evaluation mode, and gets no gradient.
+never constants of a compiled program. It always runs in evaluation mode and receives no gradient.
 """
 
 from distill_jax.teachers.compact import Quantized, cast, quantize

@@ -1,10 +1,9 @@
-"""Teachers that take less memory: weights in bfloat16, or in eight-bit integers."""
+"""Teachers that take less memory: weights in bfloat16 or in eight-bit integers."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -26,9 +25,9 @@ class Quantized:
     """A kernel in eight bits, ``values * scale``.
 
     Attributes:
-      values: Whole numbers from -127 to 127, int8, ``[..., channels]``.
-      scale: One number a channel, float32, ``[1, ..., channels]``.
-      dtype: What the kernel was, and is computed in.
+      values: Integers from -127 to 127, int8, ``[..., channels]``.
+      scale: One number per channel, float32, ``[1, ..., channels]``.
+      dtype: The dtype of the original kernel, and of the arithmetic.
     """
 
     values: Any
@@ -37,26 +36,30 @@ class Quantized:
 
 
 def cast(teacher: Teacher, dtype: Any = jnp.bfloat16) -> Teacher:
-    """The same teacher with weights kept, and outputs computed, in ``dtype``.
+    """The same teacher with params stored, and outputs computed, in ``dtype``.
 
-    Half of float32's bytes in bfloat16. State (batch statistics) stays as it is, integers and keys
-    too. Logits come out in float32 or better, features in ``dtype``. Inputs are rounded to
-    ``dtype`` as well: bfloat16 keeps eight bits.
+    bfloat16 takes half the bytes of float32. State (batch statistics) stays as it is, and so do
+    integers and keys. Logits come out in float32 or better, features in ``dtype``. Inputs are
+    rounded to ``dtype`` as well: bfloat16 has 8 significant bits. To cast a student, whose params
+    stay float32, see :func:`distill_jax.models.cast`.
 
-    Meant for GPUs and TPUs, which multiply bfloat16 as it is. XLA's CPU backend makes float32 of it
-    first: measured on two CPU cores for an MLP of 784-1200-1200-10 on MNIST (``python
-    benchmarks/memory.py``), half the bytes are held between calls, but more in a call, and it is no
-    faster. Soft targets stay within 1e-5 nats on average at temperatures 1 and 4.
+    Meant for GPUs and TPUs, which have units that multiply bfloat16. XLA's CPU backend converts it
+    to float32 first: measured on two CPU cores for an MLP of 784-1200-1200-10 on MNIST (``python
+    benchmarks/memory.py``), half the bytes are held between calls, but more during a call, and it
+    is no faster. Soft targets stay within 1e-5 nats on average at temperatures 1 and 4.
 
     Args:
-      teacher: Any but a quantized one. An ensemble is cast with its weights; rules around a
-        teacher are put around the cast one.
+      teacher: Any but a quantized one. An ensemble is cast together with its weights. Where rules
+        correct a teacher, cast the teacher inside.
       dtype: ``jnp.bfloat16``, or float32 for a teacher that is stored in less.
 
+    Returns:
+      A teacher with params in ``dtype`` and logits ``[batch, ..., classes]`` in float32 or better.
+
     Raises:
-      TypeError: if ``dtype`` is no floating dtype.
-      ValueError: for float16 and less, for a quantized teacher, and for one that compares its
-        inputs with written thresholds.
+      TypeError: if ``dtype`` is not a floating dtype.
+      ValueError: for float16 and smaller, for a quantized teacher, and for one with
+        ``exact_inputs``, which compares its inputs with written thresholds.
 
     Example:
       >>> from distill_jax.models import logistic_regression
@@ -71,8 +74,8 @@ def cast(teacher: Teacher, dtype: Any = jnp.bfloat16) -> Teacher:
         raise ValueError("teacher is quantized: write quantize(cast(teacher, dtype))")
     if teacher.exact_inputs:
         raise ValueError(
-            "teacher compares its inputs with written numbers, and would see them rounded to "
-            f"{dtype}: cast what is inside, corrected(cast(teacher), book)"
+            "teacher compares its inputs with written thresholds (exact_inputs=True), and they "
+            f"would be rounded to {dtype}: cast the teacher inside, corrected(cast(teacher), book)"
         )
     return dataclasses.replace(
         teacher,
@@ -82,29 +85,29 @@ def cast(teacher: Teacher, dtype: Any = jnp.bfloat16) -> Teacher:
 
 
 def quantize(teacher: Teacher, *, smallest: int = 1024) -> Teacher:
-    """The same teacher with kernels of eight bits: a quarter of float32's memory.
+    """The same teacher with eight-bit kernels: a quarter of float32's memory.
 
-    Each kernel (a floating array of two axes or more, ``[..., out]``) becomes whole numbers times
-    one float32 scale for each channel of its last axis, symmetric around 0, rounded to nearest:
-    no weight moves by more than 1/254 of the largest of its channel. Biases, norms and state stay.
-    Kernels are multiplied out again in every call, each when it is needed, and computing is what it
-    was, so that any teacher can be quantized. A call holds the small kernels and one large one.
-    Kernels inside of a scan over layers, which are one array, are multiplied out together.
+    Each kernel (a floating array of two axes or more, ``[..., out]``) becomes int8 values times one
+    float32 scale per channel of its last axis, symmetric around 0 and rounded to nearest: no weight
+    changes by more than 1/254 of the largest in its channel. Biases, norms and state stay as they
+    are. In every call each kernel is dequantized just before it is used, and the arithmetic is as
+    before, so any teacher can be quantized. A call holds the small kernels and one dequantized
+    kernel. The kernels of a scan over layers are one array, and are dequantized together.
 
     This saves memory, not time. Measured on two CPU cores for an MLP of 784-1200-1200-10 on MNIST
-    (``python benchmarks/memory.py`` with MNIST there): 2.4 of 9.6 MB are held, and 5.8 more, the
-    largest kernel, in a call, so that the peak falls little here, and by more the more kernels
-    there are. Soft targets
-    stay within 1e-5 nats on average at temperatures 1 and 4. Calls of 256 rows take up to a tenth
-    longer, calls of 8 rows, in which reading the kernels is most of the work, half as long again.
+    (``python benchmarks/memory.py``, which needs MNIST): 2.4 instead of 9.6 MB are held between
+    calls, and 5.8 more, the largest kernel, during a call; with more kernels than here, the peak
+    falls by more. Soft targets stay within 1e-5 nats on average at temperatures 1 and 4. Calls with
+    256 rows take up to a tenth longer; calls with 8 rows, where reading the kernels is most of the
+    work, half as long again.
 
     Args:
-      teacher: Any. For bfloat16 beside it, ``quantize(cast(teacher))``.
-      smallest: Kernels with fewer numbers stay.
+      teacher: Any. To compute in bfloat16 as well, ``quantize(cast(teacher))``.
+      smallest: Kernels with fewer elements stay as they are.
 
     Returns:
-      A teacher whose params hold :class:`Quantized` in place of kernels; classes and features are
-      those of ``teacher``.
+      A teacher whose params hold :class:`Quantized` in place of kernels. Classes, and the shapes
+      and dtypes of logits and features, are those of ``teacher``.
 
     Raises:
       ValueError: for a kernel that holds NaN or inf, or if ``smallest`` is below 1.
@@ -118,16 +121,15 @@ def quantize(teacher: Teacher, *, smallest: int = 1024) -> Teacher:
       >>> str(kernel.values.dtype), kernel.scale.shape
       ('int8', (1, 64))
     """
-    if operator.index(smallest) < 1:
-        raise ValueError(f"smallest must be 1 or more, got {smallest}")
+    smallest = _checks.count("smallest", smallest)
 
     def small(path: Any, x: Any) -> Any:
-        if isinstance(x, Quantized) or jnp.ndim(x) < 2 or jnp.size(x) < smallest:
+        if isinstance(x, Quantized) or np.ndim(x) < 2 or np.size(x) < smallest:
             return x
         return _quantized(path, x) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     params = jax.tree_util.tree_map_with_path(small, teacher.params, is_leaf=_is_quantized)
-    return dataclasses.replace(teacher, predict=_Multiplied(teacher.predict), params=params)
+    return dataclasses.replace(teacher, predict=_Dequantizing(teacher.predict), params=params)
 
 
 def _quantized(path: Any, x: Array) -> Quantized:
@@ -158,7 +160,7 @@ class _Cast:
     dtype: Any
 
     def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
-        # Once more: a caller may pass params that were kept in float32.
+        # Params are cast here too: a caller may pass others, in float32.
         params, inputs = jax.tree.map(lambda x: _to(x, self.dtype), (params, inputs))
         outputs = self.predict(params, state, inputs)
         wide = jnp.promote_types(outputs.logits.dtype, jnp.float32)
@@ -166,7 +168,9 @@ class _Cast:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Multiplied:
+class _Dequantizing:
+    """Dequantizes kernels in the traced program, each before its first use."""
+
     predict: Callable[..., Outputs]
 
     def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
@@ -177,13 +181,13 @@ class _Multiplied:
             return self.predict(params, state, inputs)
 
         batch = len(jax.tree.leaves(inputs))
-        shapes = [jax.eval_shape(_multiplied, x) if _is_quantized(x) else x for x in leaves]
+        shapes = [jax.eval_shape(_dequantized, x) if _is_quantized(x) else x for x in leaves]
         program = _programs.trace(flat, shapes, batch=batch)
         known = program.constants | dict(zip(program.takes, leaves, strict=True))
         waiting = {v for v, x in known.items() if _is_quantized(x)}
-        # A piece begins where a kernel is used first. Its numbers wait for what came before, or all
-        # kernels would be multiplied out, and held, before the first is used; in a loop over
-        # batches, before the loop.
+        # A piece begins at the first use of a kernel, which waits for the results before it.
+        # Otherwise XLA would dequantize all kernels, and hold them, before the first is used; and
+        # in a loop over batches, before the loop.
         edges, arrived = [0], leaves[:batch]
         depends = set(program.takes[:batch])
         for i, equation in enumerate(program.equations):
@@ -194,16 +198,16 @@ class _Multiplied:
         for piece in _programs.pieces(program, [*edges, len(program.equations)]):
             for v in piece.takes:
                 if _is_quantized(known[v]):
-                    known[v] = _multiplied(_programs.after(known[v], arrived))
+                    known[v] = _dequantized(_programs.after(known[v], arrived))
             made = piece.run(*[known[v] for v in piece.takes])
             known |= zip(piece.gives, made, strict=True)
             for equation in piece.equations:
                 if not depends.isdisjoint(_programs.variables(equation.invars)):
                     depends |= set(equation.outvars)
             arrived = [known[v] for v in piece.gives if v in depends][-1:] or arrived
-        given = {v: _multiplied(x) if _is_quantized(x) else x for v, x in known.items()}
+        given = {v: _dequantized(x) if _is_quantized(x) else x for v, x in known.items()}
         return _programs.result(program, given)
 
 
-def _multiplied(x: Quantized) -> Array:
+def _dequantized(x: Quantized) -> Array:
     return (x.values.astype(x.scale.dtype) * x.scale).astype(x.dtype)

@@ -1,11 +1,11 @@
-"""Teachers: a stable prediction function with its variables, as one pytree.
+"""Teachers: a prediction function with its variables, as one pytree.
 
 A teacher passes through ``jit``, ``vmap`` and ``scan`` as an argument, so that its variables are
-never constants in a compiled program. It always runs in evaluation mode, and gets no gradient.
+never constants of a compiled program. It always runs in evaluation mode and receives no gradient.
 
-``predict`` is part of the pytree's structure: two teachers whose ``predict`` is equal share one
-compiled program. Hence everything here makes it from frozen dataclasses and bound methods, which
-compare by content, and never from a fresh lambda.
+``predict`` is part of the pytree's structure: two teachers whose ``predict`` compares equal share
+one compiled program. So it is always a frozen dataclass or a bound method here, which compare by
+content, and never a new lambda.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from distill_jax.types import Model, Outputs, Params, State
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Teacher:
-    """Calls ``predict(params, state, inputs)``; no gradient passes through.
+    """``teacher(inputs)`` returns ``predict(params, state, inputs)`` without a gradient.
 
-    For a gradient through a teacher to its inputs, call ``predict`` itself.
+    Inputs are an array ``[batch, ...]`` or a pytree of arrays; the result has logits
+    ``[batch, ..., classes]``. For a gradient through a teacher to its inputs, call ``predict``.
 
     Attributes:
       predict: ``(params, state, inputs) -> Outputs``, a function that compares equal between
@@ -65,6 +66,14 @@ class Teacher:
 def teacher(model: Model, params: Params, state: State) -> Teacher:
     """A model with its variables, as a teacher.
 
+    Args:
+      model: Any model.
+      params: Its params.
+      state: Its state.
+
+    Returns:
+      A teacher with the logits, features and classes of ``model`` in evaluation mode.
+
     Example:
       >>> from distill_jax.models import logistic_regression
       >>> model, inputs = logistic_regression(3), jnp.ones((2, 4))
@@ -84,10 +93,19 @@ def from_function(
     """Any function ``(params, inputs) -> logits or Outputs`` as a teacher.
 
     Args:
-      predict: Define it once, at module level for example: a fresh lambda is a new function each
-        time, and compiles anew. A single output ``z`` becomes the classes ``[0, z]``.
-      params: Its arrays.
+      predict: Returns logits ``[batch, ..., classes]`` or :class:`~distill_jax.types.Outputs`. A
+        single output ``z`` becomes the logits ``[0, z]``. Define it once, at module level for
+        example: a new lambda is a new function each time, and is compiled again.
+      params: A pytree of arrays.
       classes: The names of the classes in the order of the logits.
+
+    Returns:
+      A teacher without state.
+
+    Example:
+      >>> linear = from_function(lambda params, inputs: inputs @ params, jnp.ones((4, 3)))
+      >>> linear(jnp.ones((2, 4))).logits.shape
+      (2, 3)
     """
     return Teacher(_Function(predict), params, {}, classes)
 
@@ -100,22 +118,24 @@ def ensemble(
 ) -> Teacher:
     r"""Several teachers as one.
 
-    ``"probability"`` has the logits :math:`\log \sum_m w_m p_m(k)`: a class is possible if one
-    member thinks so. ``"log"`` has :math:`\sum_m w_m \log p_m(k)`, the geometric mean before
-    normalising: a class is impossible if one member thinks so. Members whose weight is 0 have no
-    say in either. If every class is impossible to some member, ``"log"`` has no distribution left.
+    ``"probability"`` has the logits :math:`\log \sum_m w_m p_m(k)`: a class is possible if it is
+    possible to any member. ``"log"`` has :math:`\sum_m w_m \log p_m(k)`, the unnormalised geometric
+    mean: a class is impossible if it is impossible to any member. Members of weight 0 are ignored
+    in both. If every class is impossible to some member, ``"log"`` leaves no distribution.
 
     Args:
       teachers: One or more, with the same classes in the same order.
-      weights: One a teacher, >= 0, divided by their sum; equal by default. They are leaves of the
-        result, and may be traced.
-      mix: Where the mean is taken.
+      weights: One per teacher (``[teachers]``), >= 0, divided by their sum; equal by default. They
+        are leaves of the result, and may be traced.
+      mix: Whether to average probabilities or their logarithms.
 
     Returns:
-      A teacher without features. Its params are ``{"members": [...], "weights": ...}``.
+      A teacher with logits ``[batch, ..., classes]`` in float32 or better, and without features.
+      Its params are ``{"members": [...], "weights": ...}``.
 
     Raises:
-      ValueError: if there are no teachers, their classes differ, or the weights are wrong.
+      ValueError: if there are no teachers, if their classes differ, or if the weights are not one
+        per teacher, finite, >= 0 and not all 0.
 
     Example:
       >>> sure = from_function(lambda params, inputs: inputs + params, jnp.array([[0.0, 50.0]]))
@@ -155,10 +175,13 @@ def reorder(teacher: Teacher, classes: Sequence[str]) -> Teacher:
 
     Args:
       teacher: One that declares its classes.
-      classes: The same names in the order wanted.
+      classes: The same names in the new order.
+
+    Returns:
+      A teacher whose logits ``[batch, ..., classes]`` are permuted; features stay as they are.
 
     Raises:
-      ValueError: if the teacher declares no classes, or others.
+      ValueError: if the teacher declares no classes, or different ones.
 
     Example:
       >>> pets = from_function(lambda params, inputs: inputs + params, 0.0, classes=("cat", "dog"))
@@ -176,7 +199,7 @@ def reorder(teacher: Teacher, classes: Sequence[str]) -> Teacher:
             f"got {list(classes)}"
         )
     order = jnp.asarray([teacher.classes.index(name) for name in classes])
-    # The order lies in the state: as a parameter, an integer would be in the way of jax.grad.
+    # The order is part of the state: jax.grad refuses integers among the params.
     state = {"teacher": teacher.state, "order": order}
     return dataclasses.replace(
         teacher, predict=_Reorder(teacher.predict), state=state, classes=classes
@@ -187,6 +210,12 @@ def start_average(params: PyTree) -> PyTree:
     """The start of a moving average: a copy of ``params`` with floats as float32 or better.
 
     It starts at the params themselves and not at 0, so there is no bias to correct.
+
+    Args:
+      params: Any pytree of arrays.
+
+    Returns:
+      The same structure and shapes; integers, booleans and keys as they are.
     """
     return jax.tree.map(_wide, params)
 
@@ -194,17 +223,18 @@ def start_average(params: PyTree) -> PyTree:
 def update_average(average: PyTree, params: PyTree, decay: float | Float[Array, ""]) -> PyTree:
     """One step of an exponential moving average, ``decay * average + (1 - decay) * params``.
 
-    Early on, a shorter memory forgets the random start: pass
-    ``decay=jnp.minimum(decay, (1 + step) / (10 + step))``. For an average of batch statistics as
-    well, average ``(params, state)``.
+    To forget the random start sooner, begin with a smaller decay:
+    ``decay=jnp.minimum(decay, (1 + step) / (10 + step))``. To average batch statistics as well,
+    average ``(params, state)``.
 
     Args:
       average: From :func:`start_average`, or the last call.
-      params: The current values, same structure. Integers, booleans and keys are copied.
-      decay: In [0, 1]; may be traced.
+      params: The current values, same structure and shapes. Integers, booleans and keys are
+        copied.
+      decay: A scalar in [0, 1]; may be traced.
 
     Returns:
-      The new average, floats in the dtype of ``average``.
+      The new average, with floats in the dtype of ``average``.
 
     Raises:
       ValueError: if the structures differ, or a decay known beforehand is out of range.
@@ -226,7 +256,7 @@ def update_average(average: PyTree, params: PyTree, decay: float | Float[Array, 
         _checks.same_shape(average=old, params=new)
         if not jnp.issubdtype(jnp.result_type(old), jnp.inexact):
             return new
-        # Written as a difference: nothing moves, to the bit, where the two are equal.
+        # As a difference, so that equal values stay equal bit for bit.
         return (old + (1.0 - decay) * (new - old)).astype(old.dtype)
 
     return jax.tree.map(step, average, params)
@@ -235,30 +265,35 @@ def update_average(average: PyTree, params: PyTree, decay: float | Float[Array, 
 def precompute(
     teacher: Teacher, inputs: Any, *, batch_size: int = 1024
 ) -> Float[np.ndarray, "n ... classes"]:
-    """All of a teacher's logits, in host memory.
+    """A teacher's logits for a whole data set, in host memory.
 
-    Runs compiled, a batch at a time; the last one is filled up with its own last row, so that one
-    program serves all.
+    Runs compiled, batch by batch. The last batch is padded with its own last row, so that all
+    batches share one program.
 
     Args:
       teacher: Any teacher.
       inputs: An array or a pytree of arrays, ``[n, ...]``.
-      batch_size: Rows at a time.
+      batch_size: Rows per batch; changes memory and speed only.
 
     Returns:
       Logits ``[n, ..., classes]`` in the teacher's dtype.
 
     Raises:
-      ValueError: if there are no rows, arrays of different length, or ``batch_size < 1``.
+      ValueError: if there are no rows, if arrays differ in length, or if ``batch_size < 1``.
+
+    Example:
+      >>> double = from_function(lambda params, inputs: inputs * params, 2.0)
+      >>> precompute(double, jnp.ones((3, 2)), batch_size=2).shape
+      (3, 2)
     """
-    _checks.at_least(1.0, batch_size=batch_size)
-    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(inputs)}
+    batch_size = _checks.count("batch_size", batch_size)
+    lengths = {np.shape(x)[:1] for x in jax.tree.leaves(inputs)}
     n = sum(max(lengths, default=()))
     if lengths != {(n,)} or n == 0:
         raise ValueError(
             f"inputs must be arrays [n, ...] with one n > 0, got the leading axes {sorted(lengths)}"
         )
-    batch_size = min(int(batch_size), n)
+    batch_size = min(batch_size, n)
     batches = []
     for start in range(0, n, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
@@ -306,11 +341,11 @@ class _Ensemble:
         _checks.same_shape(**logits)
         log_p = jnp.stack([jax.nn.log_softmax(_wide(o.logits), axis=-1) for o in outputs])
         weights = params["weights"].reshape((-1,) + (1,) * (log_p.ndim - 1))
-        heard = weights > 0  # keeps 0 * -inf, and whatever a silent member says, out
+        counts = weights > 0  # a member of weight 0 may say -inf or NaN
         if self.mix == "log":
-            return Outputs(jnp.where(heard, weights * jnp.where(heard, log_p, 0.0), 0.0).sum(0))
-        log_w = jnp.log(jnp.where(heard, weights, 1.0))
-        return Outputs(jax.nn.logsumexp(jnp.where(heard, log_w + log_p, -jnp.inf), axis=0))
+            return Outputs(jnp.where(counts, weights * jnp.where(counts, log_p, 0.0), 0.0).sum(0))
+        log_w = jnp.log(jnp.where(counts, weights, 1.0))
+        return Outputs(jax.nn.logsumexp(jnp.where(counts, log_w + log_p, -jnp.inf), axis=0))
 
 
 def _normalised(weights: Any, number: int) -> Float[Array, " teachers"]:

@@ -1,25 +1,30 @@
-"""Training: one step, scanned; ``run`` is pure, ``fit`` is watched."""
+"""Training: one step, scanned. ``run`` is a pure function; ``fit`` logs, saves and resumes."""
 
 from distill_jax.optimizers import max_norm
-from distill_jax.training._history import NonFiniteLoss
-from distill_jax.training._records import read_sweep
 from distill_jax.training.checkpoints import CheckpointError, Checkpoints
-from distill_jax.training.choosing import best, summary
-from distill_jax.training.fitting import fit
-from distill_jax.training.grids import integers, log_uniform, sampled, uniform
-from distill_jax.training.layout import (
+from distill_jax.training.devices import (
     Layout,
-    by_name,
-    by_size,
     data_parallel,
     fsdp,
-    replicated,
+    replicate,
+    shard_by_name,
+    shard_by_size,
 )
-from distill_jax.training.logs import json_lines, tensorboard
+from distill_jax.training.fitting import fit
 from distill_jax.training.profiling import Breakdown, breakdown
 from distill_jax.training.running import run
 from distill_jax.training.step import Recipe, TrainState
-from distill_jax.training.sweeps import sweep
+from distill_jax.training.sweeps import (
+    best,
+    integers,
+    log_uniform,
+    read_sweep,
+    sampled,
+    summary,
+    sweep,
+    uniform,
+)
+from distill_jax.training.watching import NonFiniteLoss, json_lines, tensorboard
 
 __all__ = [
     "Breakdown",
@@ -31,8 +36,6 @@ __all__ = [
     "TrainState",
     "best",
     "breakdown",
-    "by_name",
-    "by_size",
     "data_parallel",
     "fit",
     "fsdp",
@@ -41,9 +44,11 @@ __all__ = [
     "log_uniform",
     "max_norm",
     "read_sweep",
-    "replicated",
+    "replicate",
     "run",
     "sampled",
+    "shard_by_name",
+    "shard_by_size",
     "summary",
     "sweep",
     "tensorboard",

@@ -17,22 +17,24 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from distill_jax import _checks
 from distill_jax import data as data_
 from distill_jax.data.batching import pad
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
-from distill_jax.training import _hosts, _input
-from distill_jax.training import logs as logs_
-from distill_jax.training._configuration import configuration
-from distill_jax.training._history import History
-from distill_jax.training._preemption import EXIT_CODE, stopping
-from distill_jax.training.accumulation import divides
-from distill_jax.training.checkpoints import Checkpoints, Saver
-from distill_jax.training.compiled import init, steps_of
-from distill_jax.training.layout import Layout
-from distill_jax.training.profiling import tracing
-from distill_jax.training.progress import Progress
-from distill_jax.training.step import Augment, Recipe, TrainState, check, check_initial
+from distill_jax.training import _preparing
+from distill_jax.training._between_calls import BetweenCalls
+from distill_jax.training._preparing import Prepared
+from distill_jax.training.checkpoints import Checkpoints
+from distill_jax.training.devices import Layout, _hosts
+from distill_jax.training.devices._preemption import stopping
+from distill_jax.training.step import TrainState
+from distill_jax.training.step._compiled import steps_of
+from distill_jax.training.step._forward import Augment
+from distill_jax.training.watching import logs as logs_
+from distill_jax.training.watching._progress import Progress
+from distill_jax.training.watching._tracing import tracing
+from distill_jax.training.watching.history import History
 from distill_jax.types import Batch, Model
 
 
@@ -121,159 +123,96 @@ def fit(
         configuration, if processes disagree, or if ``layout`` does not divide the batch.
     """
     logs = logs_.listed(log)
-    teachers = _input.named(teachers)
-    model = _input.wrapped(model, compute_dtype, remat)
-    steps, steps_per_call, microbatches = _input.at_least_one(
-        steps=steps, steps_per_call=steps_per_call, microbatches=microbatches
-    )
-    if prefetch is not None and prefetch < 0:
-        raise ValueError(f"prefetch must be 0 or more, got {prefetch}")
-    if callable(callbacks):
-        raise TypeError("callbacks must be a list of functions, got one: pass callbacks=[function]")
-    _check_checkpoints(checkpoints, layout, evaluate)
-    if evaluate_every is not None and (evaluate is None or evaluate_every < 1):
-        raise ValueError(
-            f"evaluate_every must be 1 or more, and go with evaluate, got {evaluate_every}"
-        )
-    key_init, key_order = _input.keys(key, order_key)
-    if initial is not None and not isinstance(initial, TrainState):
-        raise TypeError(f"initial must be a TrainState, got {type(initial).__name__}")
-    start = 0 if initial is None else int(initial.step)
-    may_miss = functools.partial(_input.may_miss, model, teachers)
-    source = _input.source(data, key_order, batch_size, steps, start, may_miss)
+    steps = _checks.count("steps", steps)
+    if steps_per_call is not None:
+        steps_per_call = _checks.count("steps_per_call", steps_per_call)
+    if prefetch is not None:
+        prefetch = _checks.count("prefetch", prefetch, least=0)
+    _check_what_watches(checkpoints, layout, evaluate, evaluate_every, callbacks)
     with contextlib.ExitStack() as stack:
-        stack.callback(source.close)
-        recipe = Recipe(model, optimizer, augment, average_decay is not None, microbatches)
-        check(recipe, objective, source.seen, teachers)
-        decay = _input.moving(average_decay)
-        rows = source.rows
-        if layout is not None:
-            rows *= 1 if source.whole else layout.processes
-            layout.check(rows, microbatches=microbatches)
-        if augment is None:  # or else it may change the number of rows
-            divides(microbatches, rows)
-
-        row = {name: column[:1] for name, column in source.seen.items()}
-        expected = jax.eval_shape(recipe.init, objective, row, teachers, key_init)
-        if initial is not None:
-            check_initial(initial, expected)
-        put: Callable[[Batch], Any] = jax.device_put
-        if layout is not None:
-            layout.check_params(expected.params, expected.term_params, teachers)
-            put = layout.whole_batch if source.whole else layout.local_batch
-        given: dict[str, Any] = {}
+        source = stack.enter_context(_preparing.opened(data, batch_size))
+        ready = _preparing.prepared(
+            model,
+            objective,
+            optimizer,
+            source,
+            key=key,
+            order_key=order_key,
+            teachers=teachers,
+            initial=initial,
+            average_decay=average_decay,
+            augment=augment,
+            microbatches=microbatches,
+            compute_dtype=compute_dtype,
+            remat=remat,
+            layout=layout,
+        )
+        configuration: dict[str, Any] = {}
         if checkpoints is not None or jax.process_count() > 1:
-            given = configuration(
-                recipe,
-                objective,
-                teachers,
-                {n: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for n, x in row.items()},
-                key=key,
-                decay=decay,
+            configuration = ready.configuration(
+                key,
                 order_key=None if order_key is None else jax.random.key_data(order_key).tolist(),
-                microbatches=microbatches,
                 compute_dtype=None if compute_dtype is None else str(jnp.dtype(compute_dtype)),
+                microbatches=ready.recipe.microbatches,
                 remat=remat,
-                data=_input.fingerprint(source.seen) if source.whole else None,
-                initial=_input.started(initial),
             )
-            if layout is not None:
-                _hosts.agree(configuration=given, steps=steps, rows=rows)
-                stack.enter_context(_hosts.together())
         if layout is not None:
-            expected = jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-                expected,
-                layout.shardings(expected),
-            )
-            teachers = layout.place_teachers(teachers)
-            objective, decay, key_init = Layout(layout.mesh, batch=layout.batch).place(
-                (objective, decay, key_init)
-            )
+            _hosts.agree(configuration=configuration, steps=steps, rows=ready.rows)
+            stack.enter_context(_hosts.together())
 
-        saver = None if checkpoints is None else stack.enter_context(checkpoints.open(given))
-        found = None if saver is None else saver.restore(expected)
-        position = None
-        if found is not None:
-            state, position = found
-        elif initial is None:
-            state = init(recipe, layout, objective, row, teachers, key_init)
-        else:  # calls give their state's memory away
-            state = jax.tree.map(jnp.copy, initial)
-            state = state if layout is None else layout.place(state)
-        done = int(state.step) - start
+        saver = (
+            None if checkpoints is None else stack.enter_context(checkpoints.open(configuration))
+        )
+        found = None if saver is None else saver.restore(ready.expected)
+        state, position = (ready.start(), None) if found is None else found
+        done = int(state.step) - ready.steps_before
         if done > steps:
             raise ValueError(
                 f"steps must be {done} or more, as many as the last checkpoint has taken, "
                 f"got {steps}: steps count those before a resumption"
             )
-        if steps_per_call is None:
-            batch = {n: np.broadcast_to(x, (rows, *x.shape[1:])) for n, x in row.items()}
-            slow = jax.default_backend() == "cpu" and recipe.convolves(
-                state, batch, objective, teachers, decay
-            )
-            whole = (evaluate_every, checkpoints and checkpoints.every)
-            steps_per_call = 1 if slow else _call_length(steps, *whole)
-
-        pairs: Iterator[tuple[Batch, Any]] = iter(())
-        if done < steps:
-            pairs = itertools.islice(source.open(position), steps - done)
-            if not source.whole:
-                # A batch norm would see the rows that fill up: then only where sizes must be equal.
-                even = layout is not None or microbatches > 1
-                pairs = _filled(pairs, source.rows, even, even or not jax.tree.leaves(state.state))
-            ahead = prefetch if prefetch is not None else 0 if source.whole else 2
-            if layout is not None or ahead:
-                pairs = data_.prefetch(pairs, put, ahead)
-                stack.callback(pairs.close)
+        if steps_per_call is None and ready.is_slow_in_a_scan():
+            steps_per_call = 1
+        elif steps_per_call is None:
+            steps_per_call = _call_length(steps, evaluate_every, checkpoints and checkpoints.every)
+        batches = stack.enter_context(_batches(ready, state, position, steps - done, prefetch))
         tracer = stack.enter_context(tracing(trace))
-        history = History(start + done, logs)
         shown = progress and jax.process_index() == 0
         bar = stack.enter_context(Progress(steps, shown=shown))
         stop = stack.enter_context(stopping(saver is not None))
-        bar.update(done, {})
-        evaluated = -1
-        if done == steps and evaluate is not None:  # finished before
-            history.evaluated(start + done, _floats(evaluate(state)))
-        for group, position in _groups(pairs, steps_per_call):
-            call = functools.partial(steps_of, recipe, unroll, layout)
-            state, metrics = tracer.call(
-                start + done, call, state, group, objective, teachers, decay
-            )
-            before, done = done, done + len(group)
-            history.add(metrics)
-            bar.update(done, history.latest)
-            for callback in callbacks:
-                callback(state, history.settle())
-            values = None
-            due = evaluate_every is not None and done // evaluate_every > before // evaluate_every
-            if evaluate is not None and (due or done == steps):
-                history.settle()
-                values, evaluated = _floats(evaluate(state)), done
-                history.evaluated(start + done, values)
-            if saver is None:
-                continue
-            stopped = stop(start + done)
-            best = checkpoints is not None and checkpoints.best is not None and values is not None
-            if saver.due(start + done) or best or stopped or done == steps:
-                _save(saver, history, start + done, state, position, values)
-            if stopped:
-                saver.wait()
-                raise SystemExit(EXIT_CODE)
-        history.settle()
-        bar.update(done, history.latest)
-        if done < steps:
-            warnings.warn(f"data ended after {done} of {steps} steps", stacklevel=2)
-            values = None
-            if evaluate is not None and evaluated != done:
-                values = _floats(evaluate(state))
-                history.evaluated(start + done, values)
-            if saver is not None:
-                _save(saver, history, start + done, state, position, values)
-    return state, history.arrays()
+        watch = BetweenCalls(
+            first=ready.steps_before,
+            steps=steps,
+            history=History(ready.steps_before + done, logs),
+            bar=bar,
+            evaluate=evaluate,
+            evaluate_every=evaluate_every,
+            callbacks=callbacks,
+            saver=saver,
+            save_evaluated=checkpoints is not None and checkpoints.best is not None,
+            stop=stop,
+        )
+        watch.begin(done, state)
+        call = functools.partial(steps_of, ready.recipe, unroll, layout)
+        rest = ready.objective, ready.teachers, ready.decay
+        for group, position in _groups(batches, steps_per_call):
+            state, metrics = tracer.call(watch.step, call, state, group, *rest)
+            watch.after_call(len(group), state, metrics, position)
+        if watch.done < steps:
+            warnings.warn(f"data ended after {watch.done} of {steps} steps", stacklevel=2)
+        watch.end(state, position)
+    return state, watch.history.arrays()
 
 
-def _check_checkpoints(checkpoints: Any, layout: Layout | None, evaluate: Any) -> None:
+def _check_what_watches(
+    checkpoints: Any, layout: Layout | None, evaluate: Any, evaluate_every: Any, callbacks: Any
+) -> None:
+    if callable(callbacks):
+        raise TypeError("callbacks must be a list of functions, got one: pass callbacks=[function]")
+    if evaluate_every is not None and (evaluate is None or evaluate_every < 1):
+        raise ValueError(
+            f"evaluate_every must be 1 or more, and go with evaluate, got {evaluate_every}"
+        )
     if checkpoints is None:
         return
     if not isinstance(checkpoints, Checkpoints):
@@ -293,35 +232,33 @@ def _check_checkpoints(checkpoints: Any, layout: Layout | None, evaluate: Any) -
         )
 
 
-def _save(saver: Saver, history: History, step: int, state: TrainState, position, values) -> None:
-    """Saves a state, unless training has failed: a run that goes on from that would fail again."""
-    history.settle()
-    if not _finite((state.params, state.term_params)):
-        history.refuse(step)
-    saver.save(step, state, position, values)
-
-
-@jax.jit
-def _finite(tree: Any) -> Array:
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.array([jnp.isfinite(x).all() for x in floats]).all()
-
-
-def _floats(values: Any) -> dict[str, float]:
-    if not isinstance(values, Mapping):
-        raise TypeError(
-            f"evaluate must return a dictionary of numbers, got {type(values).__name__}"
-        )
-    for name, x in values.items():
-        if np.ndim(x):
-            raise TypeError(f"evaluate must give numbers, got {name!r} of shape {np.shape(x)}")
-    return {name: float(x) for name, x in values.items()}
-
-
 def _call_length(*steps: int | None) -> int:
     """Steps in a call: a shorter call at the end would be a program of its own."""
     whole = math.gcd(*[n for n in steps if n])
     return next((n for n in range(16, 3, -1) if whole % n == 0), 16)
+
+
+@contextlib.contextmanager
+def _batches(
+    ready: Prepared, state: TrainState, position: Any, count: int, prefetch: int | None
+) -> Iterator[Iterator[tuple[Batch, Any]]]:
+    """The next ``count`` batches, each with the position after it, drawn ahead by a thread."""
+    if not count:
+        yield iter(())
+        return
+    pairs: Iterator[tuple[Batch, Any]]
+    pairs = itertools.islice(ready.source.batches(position, ready), count)
+    if not ready.source.in_memory:
+        # A batch norm would see the rows that fill a batch up: then only if sizes must be equal.
+        even = ready.layout is not None or ready.recipe.microbatches > 1
+        fill = even or not jax.tree.leaves(state.state)
+        pairs = _filled(pairs, ready.source.rows, even, fill)
+    ahead = prefetch if prefetch is not None else 0 if ready.source.in_memory else 2
+    if ready.layout is None and not ahead:
+        yield pairs
+        return
+    with contextlib.closing(data_.prefetch(pairs, ready.put, ahead)) as drawn:
+        yield drawn
 
 
 def _filled(

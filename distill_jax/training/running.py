@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from distill_jax import _checks
 from distill_jax import data as data_
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
-from distill_jax.training import _input
-from distill_jax.training.accumulation import divides
-from distill_jax.training.compiled import init, steps_of
-from distill_jax.training.step import Augment, Recipe, TrainState, check, check_initial
+from distill_jax.training import _preparing
+from distill_jax.training.step import Recipe, TrainState
+from distill_jax.training.step._compiled import step, steps_of
+from distill_jax.training.step._forward import Augment
 from distill_jax.types import Batch, Model
 
 Metrics = dict[str, Float[Array, " steps"]]
@@ -75,7 +75,7 @@ def run(
       microbatches: Pieces that a step's batch is computed in, to save memory; must divide it. The
         gradient is that of the whole batch; see ``training.accumulation``.
       compute_dtype: What the student computes in, bfloat16 for example; parameters stay as they
-        are, and losses float32. See ``models.compute_in``.
+        are, and losses float32. See ``models.cast``.
       remat: Whether the student's forward pass is computed again in the backward pass, to save
         memory. See ``models.remat``.
       unroll: Steps unrolled in the scan.
@@ -90,60 +90,46 @@ def run(
       ValueError: before the first step, for data, teachers or terms that do not fit; see
         ``data.check``. Values that are traced are not looked at.
     """
-    teachers = _input.named(teachers)
-    steps, microbatches = _input.at_least_one(steps=steps, microbatches=microbatches)
-    model = _input.wrapped(model, compute_dtype, remat)
+    steps = _checks.count("steps", steps)
     data = {name: jnp.asarray(column) for name, column in data.items()}
-    data_.check(
-        data,
-        batch_size=batch_size,
-        values=_input.seen(data),
-        missing=_input.may_miss(model, teachers, data),
+    ready = _preparing.prepared(
+        model,
+        objective,
+        optimizer,
+        _preparing.InMemory(data, batch_size),
+        key=key,
+        order_key=order_key,
+        teachers=teachers,
+        initial=initial,
+        average_decay=average_decay,
+        augment=augment,
+        microbatches=microbatches,
+        compute_dtype=compute_dtype,
+        remat=remat,
     )
-    if augment is None:  # or else it may change the number of rows
-        divides(microbatches, batch_size)
-    key_init, key_order = _input.keys(key, order_key)
-    recipe = Recipe(model, optimizer, augment, average_decay is not None, microbatches)
-    decay = _input.moving(average_decay)
-    batch = {name: column[:1] for name, column in data.items()}
-    check(recipe, objective, data, teachers)
-    if initial is None:
-        first = init(recipe, None, objective, batch, teachers, key_init)
-    else:
-        fresh = jax.eval_shape(recipe.init, objective, batch, teachers, key_init)
-        check_initial(initial, fresh)
-        first = initial
-    start = 0 if initial is None else initial.step
-    index = data_.batch_indices(key_order, len(data["inputs"]), batch_size, steps, start=start)
-    arguments = (first, index, data, objective, teachers, decay)
+    state = ready.start()
+    index = data_.batch_indices(
+        ready.key_order, len(data["inputs"]), batch_size, steps, start=ready.steps_before
+    )
+    rest = ready.objective, ready.teachers, ready.decay
     if per_step is None:
-        per_step = _per_step(recipe, *arguments)
-    if not per_step or _traced(arguments):
-        return _run(recipe, unroll, *arguments)
+        per_step = ready.is_slow_in_a_scan()
+    if not per_step or _preparing.has_tracers((state, index, data, rest)):
+        return _scanned(ready.recipe, unroll, state, index, data, *rest)
     history = []
-    state = jax.tree.map(jnp.copy, first)
-    for i in range(steps):
-        rows = data_.take(data, index[i])
-        state, metrics = steps_of(recipe, 1, None, state, [rows], objective, teachers, decay)
+    for rows in index:
+        batch = data_.take(data, rows)
+        state, metrics = steps_of(ready.recipe, 1, None, state, [batch], *rest)
         history.append(metrics)
     return state, jax.tree.map(lambda *x: jnp.concatenate(x), *history)
 
 
-def _traced(tree: Any) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
-
-
-def _per_step(recipe: Recipe, first, index, data, objective, teachers, decay) -> bool:
-    if jax.default_backend() != "cpu" or _traced((first, index, data, objective, teachers)):
-        return False
-    rows = {name: column[: index.shape[1]] for name, column in data.items()}
-    return recipe.convolves(first, rows, objective, teachers, decay)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(recipe: Recipe, unroll: int, state, index, data, objective, teachers, decay):
+def _scanned(recipe: Recipe, unroll: int, state, index, data, objective, teachers, decay):
+    """One scan over all steps; ``index`` holds the rows of each, ``[steps, batch]``."""
+
     def body(state, rows):
         batch = {name: column[rows] for name, column in data.items()}
-        return recipe.step(state, batch, objective, teachers, decay)
+        return step(recipe, state, batch, objective, teachers, decay)
 
     return jax.lax.scan(body, state, index, unroll=unroll)

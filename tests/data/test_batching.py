@@ -20,6 +20,7 @@ def numbered(n):
     return {"inputs": np.arange(n, dtype=np.float32)[:, None], "labels": jnp.arange(n)}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("start", [0, 4])
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_host_and_compiled_streams_agree(impl, start):
@@ -78,7 +79,7 @@ def test_columns_stay_where_they_are():
         ({"n": 0}, ValueError, "n must be 1 or more"),
         ({"steps": -1}, ValueError, "steps must be 0 or more"),
         ({"start": -1}, ValueError, "start must be 0 or more"),
-        ({"steps": 1.5}, TypeError, "steps must be an int, got 1.5"),
+        ({"steps": 1.5}, TypeError, "steps must be an integer, got 1.5"),
     ],
 )
 @pytest.mark.usefixtures("library_errors")
@@ -100,6 +101,7 @@ def test_batches_check_at_the_call_not_at_the_first_batch():
         batches(numbered(7), key=KEY, batch_size=2, steps=-1)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("size", [1, 3, 7, 10])
 def test_padded_batches_count_every_row_once(size):
     parts = list(padded_batches(numbered(7), size))
@@ -125,6 +127,7 @@ def test_padded_batches_check_at_the_call():
         padded_batches(numbered(3), 0)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("parts", "sizes"),
     [([2, 3, 4], [2, 3, 4]), ([0.2, 0.3], [2, 3]), ([1 / 3, 1 / 3, 1 / 3], [3, 4, 3])],

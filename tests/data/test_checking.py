@@ -20,11 +20,13 @@ def with_value(value, *, rows=(1, 2), name="inputs"):
     return good() | {name: column}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.bool_])
 def test_sound_data_passes(dtype):
     check(good() | {"inputs": jnp.ones((4, 2), dtype)}, batch_size=4, num_classes=3)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("data", "options", "error", "message"),
     [

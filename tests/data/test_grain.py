@@ -1,4 +1,4 @@
-"""Grain's datasets and loaders go on where they were, through nothing but their own protocol."""
+"""Grain's datasets and loaders resume where they were, through their own protocol alone."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_position_saved_in_the_middle_gives_the_same_batches(kind):
     pairs = list(itertools.islice(positions(SOURCES[kind]()), 5))
@@ -100,5 +101,7 @@ def test_a_state_of_another_loader_is_an_error():
         worker_count=0,
         read_options=READ,
     )
-    with pytest.raises(ValueError, match="data cannot go on at this position .*Iterator.set_state"):
+    with pytest.raises(
+        ValueError, match="data cannot resume at this position .*Iterator.set_state"
+    ):
         positions(other, position=position)

@@ -40,6 +40,7 @@ def pairs(n):
     return ((i, {"batches": i + 1}) for i in range(n))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("size", [0, 1, 2, 5])
 def test_pairs_and_their_order_are_kept(size):
     found = list(prefetch(pairs(20), lambda i: i * i, size))
@@ -185,7 +186,7 @@ def test_the_thread_runs_in_the_callers_context():
 def test_a_bad_size_is_an_error_at_the_call():
     with pytest.raises(ValueError, match="size must be 0 or more, got -1"):
         prefetch(pairs(1), lambda x: x, -1)
-    with pytest.raises(TypeError, match="size must be an int, got 1.5"):
+    with pytest.raises(TypeError, match="size must be an integer, got 1.5"):
         prefetch(pairs(1), lambda x: x, 1.5)
 
 

@@ -87,6 +87,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_stream_goes_on_at_each_of_its_positions(kind):
     pairs = [(batch, stored(position)) for batch, position in positions(SOURCES[kind]())]
@@ -217,10 +218,10 @@ def test_a_source_without_a_batch_is_an_error_and_one_that_has_ended_is_not():
     exhausted = iter(rows(2))
     next(exhausted)
     for source in ([], exhausted):
-        with pytest.raises(ValueError, match="data has no batch: .* drawn to its end"):
+        with pytest.raises(ValueError, match="data has no batch: .* already exhausted"):
             list(positions(source))
     assert list(positions(rows(2), start=1)) == []
-    with pytest.raises(ValueError, match="data ended after 1 of the 2 batches to leave out"):
+    with pytest.raises(ValueError, match="data ended after 1 of the 2 batches to skip"):
         list(positions(rows(2), position={"batches": 2}))
 
 
@@ -243,7 +244,7 @@ def test_an_error_of_the_source_says_where():
 )
 @pytest.mark.usefixtures("library_errors")
 def test_what_is_no_position_is_an_error(position):
-    with pytest.raises(ValueError, match="position must be one that data.positions gave"):
+    with pytest.raises(ValueError, match="position must come from data.positions"):
         positions(rows(2), position=position)
 
 
@@ -254,9 +255,9 @@ def test_a_position_of_another_kind_of_source_is_an_error():
     (_, filled), *_ = positions(padded(Stateful(rows(2, 2))))
     with pytest.raises(ValueError, match="that of data, list_iterator, has no set_state"):
         positions(rows(2, 2), position=stateful)
-    with pytest.raises(ValueError, match="goes on by a state of its own"):
+    with pytest.raises(ValueError, match="resumes from a state of its own"):
         positions(Stateful(rows(2, 2)), position=counted)
-    with pytest.raises(ValueError, match="Batches.set_state.*must be one that data.batches gave"):
+    with pytest.raises(ValueError, match="Batches.set_state.*must come from get_state"):
         positions(batches(ARRAYS, key=KEY, batch_size=3), position=stateful)
     with pytest.raises(ValueError, match="not padded"):
         positions(padded(Stateful(rows(2, 2))), position=stateful)
@@ -276,7 +277,7 @@ def test_a_state_that_json_cannot_hold_is_an_error():
         def get_state(self):
             return {"rng": np.arange(3)}
 
-    with pytest.raises(TypeError, match="must give what JSON holds .* got ndarray"):
+    with pytest.raises(TypeError, match="must return JSON values .* got ndarray"):
         next(positions(Strange(rows(2))))
 
 
@@ -287,6 +288,7 @@ def test_many_shapes_are_warned_of_and_a_few_are_not():
         list(positions(lengths))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("size", [None, 3, 4])
 def test_padded_is_padded_batches_for_streams(size):
     arrays = {"inputs": np.arange(8.0)[:, None], "labels": jnp.arange(8)}
@@ -322,7 +324,7 @@ def test_padded_names_what_it_cannot_pad():
         list(padded(rows(2, 0)))
     with pytest.raises(TypeError, match=r"padded takes an iterable, got a function"):
         padded(lambda start: rows(2))
-    with pytest.raises(TypeError, match="named arrays: cut them with data.padded_batches"):
+    with pytest.raises(TypeError, match="named arrays: split them with data.padded_batches"):
         padded(GOOD)
     with pytest.raises(ValueError, match="batch_size must be 1 or more"):
         padded(rows(2), 0)

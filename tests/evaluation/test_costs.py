@@ -20,6 +20,7 @@ def big():
     return cost(model, *model.init(jax.random.key(0), INPUTS), INPUTS, repeats=3)
 
 
+@pytest.mark.quick
 def test_counts_parameters_and_operations(big):
     parameters = 16 * 32 + 32 + 32 * 8 + 8
     assert big["parameters"] == parameters
@@ -60,7 +61,7 @@ def test_compression_is_a_ratio(big):
 
 
 def test_batches_of_different_size_do_not_compare(big):
-    with pytest.raises(ValueError, match="batches of one size, got 4 and 8"):
+    with pytest.raises(ValueError, match="batches of the same size, got 4 and 8"):
         compression(big, big | {"batch_size": 8})
 
 
@@ -68,8 +69,8 @@ def test_batches_of_different_size_do_not_compare(big):
     ("inputs", "repeats", "message"),
     [
         (INPUTS, 0, "repeats must be 1 or more"),
-        (INPUTS[:0], 1, "inputs must have a row"),
-        (jnp.ones(()), 1, "inputs must have a row"),
+        (INPUTS[:0], 1, "inputs must have at least one row"),
+        (jnp.ones(()), 1, "inputs must have at least one row"),
     ],
 )
 def test_names_what_is_wrong(inputs, repeats, message):

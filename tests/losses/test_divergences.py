@@ -47,6 +47,7 @@ def test_references_agree_with_other_implementations():
         laws.close(references.skew_kl(student, teacher, alpha=share), skewed, rtol=1e-10)
 
 
+@pytest.mark.quick
 def test_the_teacher_is_what_beta_weights():
     # GKD's definition, from probabilities: beta KL(p || m) + (1 - beta) KL(q || m).
     for beta in (0.1, 0.3, 0.5, 0.9):

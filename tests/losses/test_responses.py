@@ -16,6 +16,7 @@ LABELS = jnp.array([2, 1])
 traced = jax.jit(losses.cross_entropy)
 
 
+@pytest.mark.quick
 def test_equals_optax():
     want = optax.softmax_cross_entropy_with_integer_labels(LOGITS, LABELS)
     laws.close(traced(LOGITS, LABELS), want, rtol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 
 import chex
@@ -68,8 +69,11 @@ def count_traces_afresh():
     chex.clear_trace_counter()
 
 
-def train(model: Model, params, state, key):
-    return jax.jit(lambda p, s, k: model.apply(p, s, INPUTS, key=k, train=True))(params, state, key)
+def train(model: Model, params, state, key, inputs=INPUTS):
+    def apply(params, state, key):
+        return model.apply(params, state, inputs, key=key, train=True)
+
+    return jax.jit(apply)(params, state, key)
 
 
 def to_linen(params, state):
@@ -153,7 +157,7 @@ def test_dropout_follows_the_key(model):
     assert not np.allclose(first.logits, other.logits)
     evaluated = [model.apply(params, state, INPUTS, key=k)[0].logits for k in (KEY, None)]
     np.testing.assert_array_equal(*evaluated)
-    with pytest.raises(ValueError, match="key is None, and the module .*: pass key="):
+    with pytest.raises(ValueError, match="key is None, but the module .*: pass key="):
         model.apply(params, state, INPUTS, train=True)
 
 
@@ -189,6 +193,7 @@ def test_a_second_call_does_not_trace_again(model):
     assert hash(model) == hash(model) and model == model
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "make",
     [
@@ -236,6 +241,58 @@ def test_a_module_that_runs_twice_has_two_features():
     layer = params["layer"]
     want = features["layer[0]"] @ layer["kernel"] + layer["bias"][None]
     np.testing.assert_allclose(features["layer[1]"], want, atol=1e-6)
+
+
+class Sized(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, inputs, outputs: int = 3):
+        self.norm = nnx.BatchNorm(inputs["x"].shape[-1], rngs=rngs)
+        self.conv = nnx.Conv(1, 1, (3,), padding=[(1, 1)], rngs=rngs)  # a list has no hash
+        self.head = nnx.Linear(inputs["x"].shape[-1], outputs, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.conv(self.norm(x["x"])[..., None])[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("make", "outputs"),
+    [
+        (Sized, 3),
+        (functools.partial(Sized, outputs=2), 2),
+        (lambda rngs, inputs: Sized(rngs, inputs), 3),
+    ],
+    ids=["class", "partial", "function"],
+)
+def test_nnx_modules_may_take_their_sizes_from_the_inputs(make, outputs):
+    model = from_nnx(make)
+    for size in (4, 2):
+        inputs = {"x": INPUTS[:, :size]}
+        params, state = jax.eval_shape(model.init, KEY, inputs)
+        assert params["head"]["kernel"].shape == (size, outputs)
+        assert state["norm"]["mean"].shape == (size,)
+    params, state = model.init(KEY, {"x": INPUTS})
+    outcome, after = train(model, params, state, KEY, {"x": INPUTS})
+    assert outcome.logits.shape == (6, outputs)
+    assert not np.allclose(after["norm"]["mean"], state["norm"]["mean"])
+    one = model.predict(params, state, {"x": np.asarray(INPUTS[:1])}).logits
+    np.testing.assert_allclose(one, model.predict(params, state, {"x": INPUTS}).logits[:1], 1e-5)
+    with pytest.raises(ValueError, match=r"head/kernel' has \(4, .\), and needs \(2, .\)"):
+        model.predict(params, state, {"x": INPUTS[:, :2]})
+
+
+def test_an_argument_inputs_with_a_value_is_left_alone():
+    class Net(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs, inputs: int = 4):
+            self.head = nnx.Linear(inputs, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(x)
+
+    def size_first(inputs, rngs):
+        return Net(rngs, inputs)
+
+    for make in (Net, functools.partial(Net, inputs=4), functools.partial(size_first, 4)):
+        params, _ = jax.eval_shape(from_nnx(make).init, KEY, INPUTS)
+        assert params["head"]["kernel"].shape == (4, 3)
 
 
 class Seeded(nnx.Module):
@@ -294,7 +351,7 @@ def test_layers_stacked_by_vmap_and_cells_that_draw_in_evaluation():
     first, again, other = (train(model, params, state, jax.random.key(i))[0] for i in (1, 1, 2))
     np.testing.assert_array_equal(first.logits, again.logits)
     assert not np.allclose(first.logits, other.logits)
-    with pytest.raises(ValueError, match="key is None, and the module needs one in training"):
+    with pytest.raises(ValueError, match="key is None, but the module draws random numbers"):
         model.apply(params, state, INPUTS, train=True)
 
 
@@ -337,6 +394,7 @@ def test_one_output_becomes_two_classes(model):
     np.testing.assert_allclose(jax.nn.softmax(logits)[:, 1], jax.nn.sigmoid(z), atol=1e-6)
 
 
+@pytest.mark.quick
 def test_functions_with_and_without_state():
     plain = from_function(lambda key, x: jnp.zeros((4, 3)), lambda params, inputs: inputs @ params)
     params, state = plain.init(KEY, INPUTS)

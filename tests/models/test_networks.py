@@ -1,4 +1,4 @@
-"""The shipped networks against Flax's layers, and their own promises."""
+"""The networks that come along: against references in NumPy, and their own promises."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from distill_jax.models import _layers, convnet, logistic_regression, mlp, resnet
+from distill_jax.models import (
+    cast,
+    convnet,
+    from_nnx,
+    images,
+    logistic_regression,
+    mlp,
+    resnet,
+)
+from tests.models.drawing import drawn
 
 KEY = jax.random.key(0)
 FLAT = jax.random.normal(jax.random.key(1), (6, 4))
@@ -22,7 +30,13 @@ RESNET = resnet(8, 3, width=2)
 
 @functools.cache
 def variables(model, flat: bool):
-    return jax.jit(model.init)(KEY, FLAT if flat else IMAGES)
+    return drawn(model, FLAT if flat else IMAGES)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "train"))
+def forward(model, params, state, inputs, *, train=False):
+    """One program for all tests of a model."""
+    return model.apply(params, state, inputs, train=train)
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +44,7 @@ def count_traces_afresh():
     chex.clear_trace_counter()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("num_classes", "outputs"), [(2, 1), (3, 3)])
 def test_logistic_regression_starts_at_zero_and_has_two_classes_or_more(num_classes, outputs):
     model = logistic_regression(num_classes)
@@ -44,6 +59,7 @@ def test_logistic_regression_starts_at_zero_and_has_two_classes_or_more(num_clas
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+@pytest.mark.quick
 def test_mlp_dropout_keeps_the_mean_and_the_rate():
     model = mlp([64], 3, dropout=0.25, input_dropout=0.5, activation=lambda x: x)
     inputs = jnp.ones((128, 16))
@@ -65,7 +81,7 @@ def test_mlp_dropout_follows_the_key_layer_by_layer():
     chex.assert_trees_all_equal(first, again)
     np.testing.assert_array_equal(first.features["hidden/0"], other.features["hidden/0"])
     assert not np.allclose(first.logits, other.logits)
-    with pytest.raises(ValueError, match="key is None, and dropout in training needs one"):
+    with pytest.raises(ValueError, match="key is None, but dropout in training needs one"):
         model.apply(params, state, FLAT, train=True)
     still = mlp([5, 5], 3)
     trained, _ = still.apply(params, state, FLAT, train=True)
@@ -76,8 +92,10 @@ def test_kernels_start_with_the_stated_variance():
     params, _ = mlp([500], 400).init(KEY, jnp.ones((1, 300)))
     assert abs(float(params["hidden"]["0"]["kernel"].var()) * 300 / 2 - 1) < 0.05
     assert abs(float(params["head"]["kernel"].var()) * 500 - 1) < 0.05
-    kernel = _layers.conv_init(KEY, 3, 64, 64)["kernel"]
-    assert abs(float(kernel.var()) * 9 * 64 / 2 - 1) < 0.05
+    params, _ = convnet([64], 300).init(KEY, jnp.ones((1, 4, 4, 32)))
+    assert abs(float(params["blocks"]["0"]["conv"]["kernel"].var()) * 9 * 32 / 2 - 1) < 0.05
+    assert abs(float(params["head"]["kernel"].var()) * 64 - 1) < 0.05
+    assert float(params["head"]["kernel"].max()) > 3 / 8  # normal, not truncated at two sigmas
 
 
 def test_mlp_vmaps_over_keys():
@@ -93,32 +111,83 @@ def test_mlp_vmaps_over_keys():
     assert not np.allclose(many[0], many[1])
 
 
-def test_conv_and_batch_norm_are_those_of_flax():
-    ours = _layers.conv_init(KEY, 3, 2, 3)
-    theirs = nnx.Conv(
-        2, 3, (3, 3), strides=2, padding=[(1, 1), (1, 1)], use_bias=False, rngs=nnx.Rngs(0)
-    )
-    theirs.kernel = nnx.Param(ours["kernel"])
-    np.testing.assert_allclose(_layers.conv(ours, IMAGES, 2), theirs(IMAGES), atol=1e-5)
-
-    params, state = _layers.batch_norm_init(2)
-    params = {"scale": params["scale"] * 2, "bias": params["bias"] + 1}
-    norm = nnx.BatchNorm(2, momentum=0.9, epsilon=1e-5, rngs=nnx.Rngs(0))
-    norm.scale, norm.bias = nnx.Param(params["scale"]), nnx.Param(params["bias"])
-    for train in (True, False):
-        norm.set_attributes(use_running_average=not train)
-        got, state = _layers.batch_norm(params, state, IMAGES, train=train)
-        np.testing.assert_allclose(got, norm(IMAGES), atol=1e-5)
-        np.testing.assert_allclose(state["mean"], norm.mean.get_value(), atol=1e-6)
-        np.testing.assert_allclose(state["var"], norm.var.get_value(), atol=1e-5)
+def reference_layer(params, state, x, stride=1, *, train):
+    """3x3 convolution and batch norm in float64, from their definitions; and the new state."""
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
+    x = np.einsum("nhwcij,ijco->nhwo", windows[:, ::stride, ::stride], params["conv"]["kernel"])
+    params, state = params["norm"], state["norm"]
+    now = {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))} if train else state
+    after = {name: 0.9 * state[name] + 0.1 * now[name] for name in state} if train else state
+    x = (x - now["mean"]) / np.sqrt(now["var"] + 1e-5) * params["scale"] + params["bias"]
+    return x, {"norm": after}
 
 
-def test_batch_norm_of_bfloat16_has_float32_statistics():
-    params, state = _layers.batch_norm_init(2)
-    got, state = _layers.batch_norm(params, state, IMAGES.astype(jnp.bfloat16) + 100, train=True)
-    assert got.dtype == jnp.bfloat16 and state["mean"].dtype == jnp.float32
-    rounded = np.asarray((IMAGES.astype(jnp.bfloat16) + 100).astype(jnp.float32), np.float64)
-    np.testing.assert_allclose(state["mean"], 0.1 * rounded.mean((0, 1, 2)), rtol=1e-5)
+def reference_convnet(params, state, x, *, train):
+    features, after = {}, {"blocks": {}}
+    for i, block in params["blocks"].items():
+        x, after["blocks"][i] = reference_layer(block, state["blocks"][i], x, train=train)
+        n, height, width, channels = x.shape
+        x = x[:, : height // 2 * 2, : width // 2 * 2]
+        x = x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4)).clip(0)
+        features[f"blocks/{i}"] = x
+    return _reference_head(params, features, x), after
+
+
+def reference_resnet(params, state, x, *, train):
+    features, after = {}, {"blocks": {}}
+    x, after["stem"] = reference_layer(params["stem"], state["stem"], x, train=train)
+    x = features["stem"] = x.clip(0)
+    for i, block in params["blocks"].items():
+        stored, stride = state["blocks"][i], 1 if i == "0" else 2
+        y, first = reference_layer(block["first"], stored["first"], x, stride, train=train)
+        y, second = reference_layer(block["second"], stored["second"], y.clip(0), train=train)
+        y[..., : x.shape[3]] += x[:, ::stride, ::stride]
+        x = features[f"blocks/{i}"] = y.clip(0)
+        after["blocks"][i] = {"first": first, "second": second}
+    return _reference_head(params, features, x), after
+
+
+def _reference_head(params, features, x):
+    features["pooled"] = x.mean((1, 2))
+    return features["pooled"] @ params["head"]["kernel"] + params["head"]["bias"], features
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("model", "reference"),
+    [(CONVNET, reference_convnet), (RESNET, reference_resnet)],
+    ids=["convnet", "resnet"],
+)
+def test_convolutional_networks_match_numpy(model, reference, train):
+    params, state = variables(model, False)
+    outputs, after = forward(model, params, state, IMAGES, train=train)
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, state, IMAGES))
+    (logits, features), state_after = reference(*wide, train=train)
+    np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(dict(outputs.features), features, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(after, state_after, rtol=1e-4, atol=1e-5)
+
+
+def conv_layer(rngs):
+    return images._ConvLayer(2, 2, images._unchanged, rngs)
+
+
+def test_statistics_of_bfloat16_are_float32():
+    model = cast(from_nnx(conv_layer, features=("conv",)), jnp.bfloat16)
+    outputs, state = model.apply(*model.init(KEY, IMAGES), IMAGES + 100, train=True)
+    seen = outputs.features["conv"]
+    assert seen.dtype == jnp.bfloat16 and state["norm"]["mean"].dtype == jnp.float32
+    seen = np.asarray(seen, np.float64)
+    np.testing.assert_allclose(state["norm"]["mean"], 0.1 * seen.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(state["norm"]["var"], 0.9 + 0.1 * seen.var((0, 1, 2)), rtol=1e-5)
+
+
+def test_a_large_mean_costs_the_variance_no_digits():
+    norm = from_nnx(lambda rngs: conv_layer(rngs).norm)
+    _, state = norm.apply(*norm.init(KEY, IMAGES), IMAGES + 5000, train=True)
+    want = np.asarray(IMAGES + 5000, np.float64).var((0, 1, 2))
+    np.testing.assert_allclose((state["var"] - 0.9) / 0.1, want, rtol=1e-4)
 
 
 @pytest.mark.parametrize("model", [CONVNET, RESNET], ids=["convnet", "resnet"])
@@ -142,14 +211,14 @@ def test_convolutional_networks_train_and_evaluate(model):
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), state, after)
     assert all(jax.tree.leaves(moved))
-    evaluate = jax.jit(model.apply)
-    outputs, same = evaluate(params, after, IMAGES)
+    outputs, same = forward(model, params, after, IMAGES)
     chex.assert_trees_all_equal(same, after)
-    other = evaluate(params, after, IMAGES.at[1:].add(1.0))[0]
+    other = forward(model, params, after, IMAGES.at[1:].add(1.0))[0]
     np.testing.assert_allclose(other.logits[0], outputs.logits[0], atol=1e-5)  # rows do not mix
     assert not np.allclose(other.logits[1], outputs.logits[1])
     assert not np.allclose(trained.logits, outputs.logits)
-    with pytest.raises(ValueError, match="2 channels of the kernel"):
+    wrong = r"conv/kernel' has \(3, 3, 2, .\), and needs \(3, 3, 1, .\): .* other inputs"
+    with pytest.raises(ValueError, match=wrong):
         model.predict(params, state, IMAGES[..., :1])
 
 
@@ -188,7 +257,7 @@ def test_a_resnet_block_without_weights_is_the_shortcut():
     params, state = variables(RESNET, False)
     zero = jax.tree.map(jnp.zeros_like, params["blocks"]["1"])
     params = {**params, "blocks": {**params["blocks"], "1": zero}}
-    features = jax.jit(RESNET.predict)(params, state, IMAGES).features
+    features = forward(RESNET, params, state, IMAGES)[0].features
     np.testing.assert_array_equal(
         features["blocks/1"][..., :2], features["blocks/0"][:, ::2, ::2, :]
     )
@@ -206,9 +275,9 @@ def test_wrong_arguments_are_named(library_errors):
         logistic_regression(1)
     with pytest.raises(ValueError, match="classes must name each of the 3 classes, got 2"):
         mlp([5], 3, classes=("a", "b"))
-    with pytest.raises(ValueError, match="sizes must be integers >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"sizes\[0\] must be 1 or more, got 0"):
         mlp([0], 3)
-    with pytest.raises(ValueError, match=r"dropout must be one rate or one a hidden layer \(2\)"):
+    with pytest.raises(ValueError, match=r"dropout must be one rate or one per hidden layer \(2\)"):
         mlp([5, 5], 3, dropout=[0.5])
     with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1.0"):
         mlp([5], 3, dropout=1.0)
@@ -216,7 +285,7 @@ def test_wrong_arguments_are_named(library_errors):
         mlp([5], 3, input_dropout=-0.1)
     with pytest.raises(ValueError, match="depth must be 6 n . 2 .* got 18"):
         resnet(18, 10)
-    with pytest.raises(ValueError, match="channels must have one number a stage"):
+    with pytest.raises(ValueError, match="channels must have one number per stage"):
         convnet([], 3)
     with pytest.raises(ValueError, match=r"batch, height, width, channels\], got \(6, 4\)"):
         CONVNET.init(KEY, FLAT)
@@ -238,5 +307,5 @@ def test_numpy_numbers_and_lists_of_classes_are_taken():
         model.predict(params, state, np.asarray(FLAT)).logits,
         model.predict(params, state, FLAT).logits,
     )
-    with pytest.raises(ValueError, match="True"):
+    with pytest.raises(TypeError, match=r"sizes\[0\] must be an integer, got True"):
         mlp([True], 3)

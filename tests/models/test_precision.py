@@ -19,7 +19,7 @@ from distill_jax import _programs, models, rules, teachers, training
 from distill_jax.evaluation import cost
 from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.models import (
-    compute_in,
+    cast,
     convnet,
     from_function,
     from_linen,
@@ -110,9 +110,9 @@ def gradient(model: Model, params, state, inputs=INPUTS, key=KEY):
 
 WRAPS = {
     "plain": lambda model: model,
-    "low": lambda model: compute_in(model, LOW),
+    "low": lambda model: cast(model, LOW),
     "remat": lambda model: remat(model, pieces=4),
-    "both": lambda model: remat(compute_in(model, LOW), pieces=4),
+    "both": lambda model: remat(cast(model, LOW), pieces=4),
 }
 
 
@@ -158,9 +158,10 @@ def test_recomputing_changes_no_value_no_state_and_no_gradient(name):
         assert cosine(both[0], low[0]) > 0.999
 
 
+@pytest.mark.quick
 @ALL
 def test_wraps_are_equal_and_evaluate(name):
-    for wrap in (lambda m: compute_in(m, LOW), remat, lambda m: remat(compute_in(m, "bfloat16"))):
+    for wrap in (lambda m: cast(m, LOW), remat, lambda m: remat(cast(m, "bfloat16"))):
         assert wrap(MODELS[name]).init is MODELS[name].init  # the same start, bit for bit
         assert wrap(MODELS[name]) == wrap(MODELS[name])
         assert hash(wrap(MODELS[name])) == hash(wrap(MODELS[name]))
@@ -171,7 +172,7 @@ def test_wraps_are_equal_and_evaluate(name):
     want = MODELS[name].predict(params, state, INPUTS).logits
     got = remat(MODELS[name]).predict(params, state, INPUTS).logits
     np.testing.assert_array_equal(got, want)
-    low = compute_in(MODELS[name], LOW).predict(params, state, INPUTS).logits
+    low = cast(MODELS[name], LOW).predict(params, state, INPUTS).logits
     np.testing.assert_allclose(low, want, atol=0.1)
 
 
@@ -206,7 +207,7 @@ def test_recomputing_lowers_the_memory_of_a_compiled_gradient():
     whole = Model(deep.init, lambda *args, **options: jax.checkpoint(
         lambda params: deep.apply(params, *args[1:], **options))(args[0]))  # fmt: skip
     assert temporary(whole, params, state, inputs) > 0.9 * plain
-    low = remat(compute_in(deep, LOW))
+    low = remat(cast(deep, LOW))
     kept = [kept_bytes(m, params, state, inputs) for m in (deep, remat(deep), low)]
     assert kept[1] < 0.35 * kept[0] and kept[2] < 0.7 * kept[1]
 
@@ -306,7 +307,7 @@ def test_batch_norm_of_shipped_networks_keeps_float32_statistics():
     model, images = convnet([3], 3), jax.random.normal(KEY, (6, 4, 4, 1))
     params, state = model.init(KEY, images)
     want, (_, after) = gradient(model, params, state, images)
-    got, (_, low_after) = gradient(remat(compute_in(model, LOW)), params, state, images)
+    got, (_, low_after) = gradient(remat(cast(model, LOW)), params, state, images)
     assert dtypes(low_after) == dtypes(after) == dtypes(state)
     chex.assert_trees_all_close(low_after, after, atol=0.02)
     assert cosine(got, want) > 0.99
@@ -321,7 +322,7 @@ def test_params_of_mixed_dtypes_and_integer_inputs():
         "scale": jnp.float32(2.0),
         "out": jnp.ones((4, 3)),
     }
-    model = compute_in(from_function(lambda key, inputs: made, apply), LOW)
+    model = cast(from_function(lambda key, inputs: made, apply), LOW)
     inputs = {"token": jnp.array([1999, 1, 2, 3, 4, 5]), "more": INPUTS}
     params, _ = model.init(KEY, inputs)
     got, (outputs, _) = gradient(model, params, {}, inputs)
@@ -329,7 +330,7 @@ def test_params_of_mixed_dtypes_and_integer_inputs():
     more = np.asarray(INPUTS.astype(LOW), np.float64).sum(1)[:, None]
     want = 2 * np.asarray(made["table"], np.float64)[np.asarray(inputs["token"])] + more
     np.testing.assert_allclose(outputs.logits, want, atol=0.1)  # row 1999, not its rounding 2000
-    up = compute_in(from_function(lambda key, inputs: made, apply), jnp.float32)
+    up = cast(from_function(lambda key, inputs: made, apply), jnp.float32)
     exact = 2.0 * float(made["table"][1999, 0]) + float(INPUTS[0].sum())
     np.testing.assert_allclose(gradient(up, params, {}, inputs)[1][0].logits[0, 0], exact, 1e-5)
 
@@ -347,7 +348,7 @@ def forbids(params, inputs):
 STUDENT = from_function(lambda key, inputs: 0.1 * jax.random.normal(key, (4, 3)), forbids)
 
 
-@pytest.mark.parametrize("wrap", [lambda m: compute_in(m, LOW), remat], ids=["low", "remat"])
+@pytest.mark.parametrize("wrap", [lambda m: cast(m, LOW), remat], ids=["low", "remat"])
 def test_training_keeps_float32_and_compiles_once(wrap):
     where = jnp.arange(32) % 4 > 0
     inputs = jax.random.normal(jax.random.key(3), (32, 4))
@@ -378,7 +379,7 @@ def test_training_keeps_float32_and_compiles_once(wrap):
 
 
 def test_cost_of_a_wrapped_model():
-    model = remat(compute_in(mlp([8], 3), LOW))
+    model = remat(cast(mlp([8], 3), LOW))
     params, state = model.init(KEY, INPUTS)
     assert cost(model, params, state, INPUTS, repeats=1)["parameters"] == 4 * 8 + 8 + 8 * 3 + 3
 
@@ -386,20 +387,20 @@ def test_cost_of_a_wrapped_model():
 def test_wrong_arguments_are_refused(library_errors):
     for dtype in (jnp.float16, "float16", jnp.float8_e4m3fn):
         with pytest.raises(ValueError, match="loss scaling; use jnp.bfloat16"):
-            compute_in(MODELS["mlp"], dtype)
+            cast(MODELS["mlp"], dtype)
     for dtype in (jnp.int8, "quarter", None):
         with pytest.raises(TypeError, match="dtype must be a floating dtype such as jnp.bfloat16"):
-            compute_in(MODELS["mlp"], dtype)
+            cast(MODELS["mlp"], dtype)
     with pytest.raises(ValueError, match="jax_enable_x64"):
-        compute_in(MODELS["mlp"], np.float64)
+        cast(MODELS["mlp"], np.float64)
     with pytest.raises(ValueError, match="pieces must be 1 or more, got 0"):
         remat(MODELS["mlp"], pieces=0)
 
     model = dataclasses.replace(MODELS["mlp"], exact_inputs=True)
     for wrapped in (model, remat(model)):
-        with pytest.raises(ValueError, match="model compares its inputs with written numbers"):
-            compute_in(wrapped, LOW)
-    with pytest.raises(ValueError, match="teacher compares its inputs with written numbers"):
+        with pytest.raises(ValueError, match="model compares its inputs with written thresholds"):
+            cast(wrapped, LOW)
+    with pytest.raises(ValueError, match="teacher compares its inputs with written thresholds"):
         teachers.cast(teachers.ensemble([teachers.teacher(model, {}, {})]))
 
 
@@ -427,7 +428,7 @@ def test_rules_never_see_rounded_inputs():
         rules.enforce(models.logistic_regression(2), book),
         rules.to_logistic_regression(book),
     ):
-        with pytest.raises(ValueError, match="compares its inputs with written numbers"):
-            models.compute_in(model, jnp.bfloat16)
+        with pytest.raises(ValueError, match="compares its inputs with written thresholds"):
+            models.cast(model, jnp.bfloat16)
     with pytest.raises(ValueError, match="compare"):
         teachers.cast(rules.rule_teacher(book), jnp.bfloat16)

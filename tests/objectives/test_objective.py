@@ -22,6 +22,7 @@ def gradient(objective, kernel, batch, denominators):
     return jax.value_and_grad(value)(kernel)
 
 
+@pytest.mark.quick
 def test_value_is_the_weighted_sum_of_means_over_what_counts():
     batch, kernel = example()
     value, (parts, _) = both()({}, {}, context_of(kernel, batch))

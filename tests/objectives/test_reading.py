@@ -13,6 +13,7 @@ from distill_jax.types import Outputs
 from tests.objectives.examples import CLASSES, both, context_of, example
 
 
+@pytest.mark.quick
 def test_each_teacher_by_its_name():
     batch, kernel = example()
     teachers = {"big": Outputs(batch["teacher_logits"]), "small": Outputs(-batch["teacher_logits"])}

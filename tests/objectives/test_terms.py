@@ -13,6 +13,7 @@ from distill_jax.types import Outputs
 from tests.objectives.examples import both, example
 
 
+@pytest.mark.quick
 def test_masks_of_rows_and_of_tokens_meet_row_by_row():
     batch = {"inputs": jnp.zeros((4, 4, 2)), "mine": jnp.array([True, False, False, False])}
     batch["where"] = jnp.ones((4, 4), bool)

@@ -16,6 +16,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.quick
 def test_bars_have_the_heights_of_their_rows():
     (axes,) = bars(ROWS, x="model", y="accuracy", group="how", title="Title").axes
     assert sorted(bar.get_height() for bar in axes.patches) == [0.8, 0.9, 0.95]
@@ -113,8 +114,8 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "rows must have"),
-        ([{"model": "a"}], r"rows must have .* lacking \['accuracy'\]"),
+        ([], "rows must not be empty"),
+        ([{"model": "a"}], r"each must have .* lacking \['accuracy'\]"),
         (ROWS[:2], r"rows must differ in \['model'\]"),
     ],
 )
@@ -126,7 +127,7 @@ def test_bars_name_what_is_wrong(rows, message):
 @pytest.mark.parametrize(
     ("series", "message"),
     [
-        ({}, "series must have one or more"),
+        ({}, "series must not be empty"),
         ({"a": ([1, 2], [1, 2, 3])}, r"series 'a' must be .* got shapes \(2,\) and \(3,\)"),
         ({"a": ([], [])}, "series 'a' must be"),
     ],

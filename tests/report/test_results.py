@@ -19,6 +19,7 @@ def round_trip(tmp_path, payload):
     return json.loads(save_json(tmp_path / "new" / "a.json", payload).read_text(encoding="utf-8"))
 
 
+@pytest.mark.quick
 def test_numbers_and_arrays_become_plain(tmp_path):
     payload = {
         "numpy": np.float32(0.5),

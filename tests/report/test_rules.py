@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from distill_jax.report import show_check, show_explanation
@@ -25,6 +26,7 @@ def printed(what: Check | Explanation, **options: Any) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.quick
 def test_a_line_for_each_rule_and_no_column_that_says_nothing() -> None:
     book = bind("old: age > 60 => sick\n[hard] clean: age < 0 => well", SCHEMA)
     text = printed(check(book, TABLE, labels=LABELS))

@@ -9,6 +9,7 @@ from scipy import stats
 from distill_jax.report import interval95, mean_std
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 11, 12, 30, 200])
 def test_interval_is_students(n):
     x = np.random.default_rng(n).normal(3.0, 2.0, n)
@@ -35,5 +36,5 @@ def test_one_value_has_no_spread():
 @pytest.mark.parametrize("values", [[], [[1.0, 2.0]], 3.0])
 def test_values_are_one_number_a_run(values):
     for function in (mean_std, interval95):
-        with pytest.raises(ValueError, match="values must be one number a run"):
+        with pytest.raises(ValueError, match="values must be one number per run"):
             function(values)

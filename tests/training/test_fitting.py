@@ -100,6 +100,7 @@ def test_prefetching_changes_nothing():
         same(got, want)
 
 
+@pytest.mark.quick
 def test_a_short_batch_is_filled_up_with_rows_that_do_not_count():
     batches = list(stream(steps=2))
     short = {name: x[:5] for name, x in batches[1].items()}

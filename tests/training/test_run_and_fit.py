@@ -93,6 +93,7 @@ def test_a_convnet_with_batch_norm_gives_the_same_bits():
     assert any(jax.tree.leaves(moved)), "batch statistics must have moved"
 
 
+@pytest.mark.quick
 def test_training_learns():
     _, metrics = run(STUDENT, LABELS, optax.adam(0.1), DATA, key=KEY, steps=60, batch_size=16)
     assert metrics["loss"][-5:].mean() < 0.5 * metrics["loss"][0]

@@ -73,6 +73,19 @@ class Book:
         return self.info.schema
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that the rules speak of, which must be the student's."""
+        return self.schema.classes
+
+    def describe(self) -> dict[str, Any]:
+        """The rules as values of JSON, for the configuration of a run."""
+        return {
+            "rules": str(self).splitlines(),
+            "logic": self.info.logic.name,
+            "strengths": np.asarray(self.strengths).tolist(),
+        }
+
+    @property
     def rules(self) -> tuple[f.Rule, ...]:
         """The rules, without the clauses that define predicates."""
         return self.info.rules

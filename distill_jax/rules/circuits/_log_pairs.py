@@ -30,7 +30,8 @@ def conjunction(parts: Sequence[Pair]) -> Pair:
 
 
 def negation(pair: Pair) -> Pair:
-    return pair[::-1]
+    yes, no = pair
+    return no, yes
 
 
 def disjunction(parts: Sequence[Pair]) -> Pair:

@@ -12,7 +12,7 @@ import numpy as np
 
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.language import formulas as f
-from distill_jax.rules.logic import _inputs
+from distill_jax.rules.logic import _predictions
 from distill_jax.rules.logic.evaluation import violation
 
 MOST_ROWS = 256
@@ -60,15 +60,14 @@ def _gradients(book: Book, columns: Any, logits: Any, views: Any) -> tuple[Any, 
             )  # fmt: skip
         return violation(moved, x[None], p[None], views={n: v[None] for n, v in seen.items()})[0]
 
-    seen = _inputs.seen(book, views)
     shifts = jnp.zeros((batch, circuit.width.shape[0] if soft else 0))
 
     def of_rule(rule: Any) -> tuple[Any, Any]:
         def total(p: Any, shift: Any) -> Any:
-            return jax.vmap(one)(p, shift, columns, seen)[:, rule].sum()
+            return jax.vmap(one)(p, shift, columns, views)[:, rule].sum()
 
         by_p, by_shift = jax.grad(total, argnums=(0, 1))(
-            _inputs.probabilities(book, logits), shifts
+            _predictions.probabilities(book, logits), shifts
         )
         return jnp.abs(by_p).sum(0), jnp.abs(by_shift).sum()
 

@@ -47,7 +47,7 @@ import numpy as np
 from distill_jax import _checks
 from distill_jax.rules.binding.book import Book, encode, number_of_columns
 from distill_jax.rules.inspection import _sides
-from distill_jax.rules.logic import _inputs
+from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic._inputs import Views
 from distill_jax.rules.logic.evaluation import fires, forbidden, violation
 
@@ -114,10 +114,10 @@ def check(
     rows, rules = len(columns), len(book)
     data: dict[str, Any] = {"columns": columns}
     if book.schema.views or logits is not None:
-        _inputs.has_views(book, views)
+        _inputs.check_views(book, views)
         like = np.zeros((rows, len(book.schema.classes)), np.float32) if logits is None else logits
         _checks.shape((rows, len(book.schema.classes)), logits=like)
-        model, _, seen = _inputs.clean(book, like, columns, views)
+        model, _, seen = _inputs.prepared(book, like, columns, views)
         data["views"] = {name: np.asarray(seen[name]) for name in seen}
         data |= {} if logits is None else {"logits": np.asarray(model)}
     options: dict[str, Any] = {}
@@ -267,10 +267,9 @@ def _sums(
         "covered": fired.any(1).sum(),
     }
     classes = len(book.schema.classes)
-    shown = {name: jax.nn.one_hot(x.argmax(-1), classes) for name, x in views.items()}
-    if not book.schema.exclusive:
-        shown = {name: (x > 0).astype(jnp.float32) for name, x in views.items()}
-    broken = functools.partial(violation, book, columns, views=shown)
+    shown = {name: _predictions.predicted(book, x) for name, x in views.items()}
+    as_logits = {name: _predictions.certain(book, x) for name, x in shown.items()}
+    broken = functools.partial(violation, book, columns, views=as_logits)
     if "targets" in data:
         counts = fired & data["known"][:, None]
         wrong = broken(data["targets"]) > 0.5
@@ -284,12 +283,8 @@ def _sums(
         out |= {"labelled": counts.sum(0), "wrong": (counts & wrong).sum(0), "drawn_wrong": drawn}
     if "logits" in data:
         logits = data["logits"]
-        p = _inputs.probabilities(book, logits)
-        mean = violation(book, columns, p, views=_inputs.seen(book, views))
-        if book.schema.exclusive:
-            predicted = jax.nn.one_hot(logits.argmax(-1), classes)
-        else:
-            predicted = (logits > 0).astype(jnp.float32)
+        mean = violation(book, columns, _predictions.probabilities(book, logits), views=views)
+        predicted = _predictions.predicted(book, logits).astype(jnp.float32)
         violated = fired & (broken(predicted) > 0.5)
         out |= {
             "mean_violation": jnp.where(fired, mean, 0.0).sum(0),
@@ -315,10 +310,9 @@ def _clashes(book: Book, columns: Any, valid: Any, shown: Any, parts: dict[str, 
     """For each pair of rules, on how many rows they leave no class between them."""
     pieces = book.pieces
     applies = fires(dataclasses.replace(book, fires=pieces.guard), columns) & valid[:, None]
-    for v, name in enumerate(book.schema.views):
-        x = jnp.concatenate([shown[name], jnp.ones((len(valid), 1))], 1) > 0.5
-        applies &= x[:, pieces.seen[:, v]]
     padding = jnp.ones((len(valid), 1), bool)
+    for v, name in enumerate(book.schema.views):
+        applies &= jnp.concatenate([shown[name], padding], 1)[:, pieces.seen[:, v]]
     inside = jnp.concatenate([applies, padding], 1)[:, parts["inside"]].all(-1)
     outside = jnp.concatenate([applies, ~padding], 1)[:, parts["outside"]].any(-1)
     way = (inside & ~outside).astype(jnp.float32)

@@ -13,7 +13,7 @@ import numpy as np
 from distill_jax import _checks
 from distill_jax.rules.binding.book import Book, encode, number_of_columns
 from distill_jax.rules.inspection.checking import crisp
-from distill_jax.rules.logic import _inputs
+from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic._inputs import Views
 from distill_jax.rules.logic.evaluation import fires, violation
 
@@ -80,11 +80,11 @@ def explain(
     columns = _row(book, example)
     classes = len(book.schema.classes)
     _checks.shape((classes,), logits=logits)
-    _inputs.has_views(book, views)
+    _inputs.check_views(book, views)
     single = {name: getattr(view, "logits", view) for name, view in (views or {}).items()}
     _checks.shape((classes,), **{f"views[{name!r}]": x for name, x in single.items()})
     batched = {name: jnp.asarray(x)[None] for name, x in single.items()}
-    z, columns, seen = _inputs.clean(book, jnp.asarray(logits)[None], columns, batched)
+    z, columns, seen = _inputs.prepared(book, jnp.asarray(logits)[None], columns, batched)
     strengths = np.asarray(book.strengths if strengths is None else strengths, np.float64)
     _checks.shape((len(book),), strengths=strengths)
     _checks.finite(strengths=strengths)
@@ -92,7 +92,6 @@ def explain(
     strengths = np.where(hard, 0.0, strengths)
     fired = np.asarray(fires(book, columns)[0])
     possible = np.asarray(fires(book, columns, unknown=True)[0])
-    seen = _inputs.seen(book, seen)
     if book.schema.exclusive:
         found = _classes(book, columns, np.asarray(z[0], np.float64), strengths, seen)
     else:
@@ -188,9 +187,10 @@ def _labels(
     book: Book, columns: Any, z: Any, strengths: np.ndarray, seen: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     classes = book.schema.classes
-    p = _inputs.probabilities(book, z)
-    predicted = (z > 0).astype(jnp.float32)
-    shown = {name: (x > 0.5).astype(jnp.float32) for name, x in seen.items()}
+    p = _predictions.probabilities(book, z)
+    predicted = _predictions.predicted(book, z).astype(jnp.float32)
+    by_view = {name: _predictions.predicted(book, x) for name, x in seen.items()}
+    shown = {name: _predictions.certain(book, x) for name, x in by_view.items()}
     broken = np.asarray(_violations(book, columns, predicted, shown)[0])
     now, pulls = jax.device_get(_pulls(book, columns, z, dict(seen)))
     rows = []
@@ -222,7 +222,7 @@ def _pulls(book: Book, columns: Any, z: Any, views: Any) -> tuple[Any, Any]:
     """Violation of each rule, ``[rules]``, and its derivatives by the logits."""
 
     def at(z: Any) -> Any:
-        return violation(book, columns, _inputs.probabilities(book, z), views=views)[0]
+        return violation(book, columns, _predictions.probabilities(book, z), views=views)[0]
 
     now, back = jax.vjp(at, z)
     return now, jax.lax.map(lambda row: back(row)[0][0], jnp.eye(len(book)))

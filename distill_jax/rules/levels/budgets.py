@@ -95,7 +95,7 @@ def _ascend(
     each = each_penalty(student_logits, columns, views, rules, "linear", where)
     multipliers = jax.lax.stop_gradient(state["multipliers"])
     rows = _inputs.masked(weighted_sum(each, multipliers[None, :]), where)
-    keep = jnp.ones(each.shape[:1], bool) if where is None else jnp.asarray(where)
+    keep = _inputs.rows_that_count(each, where)
     number = keep.sum(dtype=each.dtype)
     mean = jnp.where(keep[:, None], each, 0.0).sum(0) / jnp.maximum(number, 1.0)
     excess = jnp.where(number > 0, jax.lax.stop_gradient(mean) - budget, 0.0)

@@ -41,7 +41,7 @@ from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error
 from distill_jax.rules.language.errors import RuleError
 from distill_jax.rules.levels.projection import hold
-from distill_jax.rules.logic import _inputs
+from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic.evaluation import fires
 from distill_jax.types import Model, Outputs, Params, State
 
@@ -155,8 +155,8 @@ def max_constraint_loss(
       Giunchiglia and Lukasiewicz, 2020, section 3.2, and ``train.py`` of ``EGiunchiglia/C-HMCNN``.
     """
     _checks.floating(student_logits=student_logits)
-    _checks.shape(jnp.shape(student_logits), targets=targets)
-    logits, y = _inputs.wide(student_logits), jnp.asarray(targets)
+    _checks.same_shape(student_logits=student_logits, targets=targets)
+    logits, y = _inputs.float32_or_wider(student_logits), jnp.asarray(targets)
     y = y.astype(logits.dtype)
     if where is not None:
         _checks.boolean(where=where)
@@ -165,10 +165,10 @@ def max_constraint_loss(
         logits, y = jnp.where(keep, logits, 0.0), jnp.where(keep, y, 0.0)
         columns = None if columns is None else jnp.where(keep, columns, 0.0)
     present = y > 0
-    shown = _inputs.log_sigmoid(logits) + jnp.log(jnp.where(present, y, 1.0))
+    shown = _predictions.log_sigmoid(logits) + jnp.log(jnp.where(present, y, 1.0))
     shown = max_constraint(rules, columns, jnp.where(present, shown, -jnp.inf))
     shown = jnp.minimum(shown, 0.0)  # SURE is a logit
-    absent = -_inputs.log_sigmoid(-max_constraint(rules, columns, logits))
+    absent = -_predictions.log_sigmoid(-max_constraint(rules, columns, logits))
     missed = jnp.where(present, -y * jnp.where(present, shown, 0.0), 0.0)
     wrong = jnp.where(y < 1, (1.0 - y) * jnp.where(y < 1, absent, 0.0), 0.0)
     return _inputs.masked((missed + wrong).sum(1), where)
@@ -344,7 +344,7 @@ class _Enforced:
         self, params: Params, state: State, inputs: Any, *, key: Any = None, train: bool = False
     ) -> tuple[Outputs, State]:
         outputs, state = self.apply(params, state, inputs, key=key, train=train)
-        logits, columns = outputs.logits, _inputs.wide(self.columns(inputs))
+        logits, columns = outputs.logits, _inputs.float32_or_wider(self.columns(inputs))
         _checks.shape((columns.shape[0], len(self.book.schema.classes)), logits=logits)
         safe = hold if self.book.schema.exclusive else max_constraint
         return outputs._replace(logits=safe(self.book, columns, logits)), state

@@ -38,14 +38,13 @@ from jaxtyping import Array, Bool, Float
 from distill_jax import _checks
 from distill_jax.objectives import Term, term
 from distill_jax.rules.binding.book import Book
-from distill_jax.rules.logic import _inputs
+from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic._inputs import Views
 from distill_jax.rules.logic.evaluation import violation, weighted_violation
 from distill_jax.rules.logic.logarithms import log_sum_exp, log_truth
 
 HARD_WEIGHT = 10.0
 """The weight of a hard rule in a penalty, as log-odds: 22,000 to 1."""
-
 
 Kind = Literal["linear", "log", "squared"]
 KINDS = ("linear", "log", "squared")
@@ -92,13 +91,13 @@ def penalty(
     if kind == "log":
         each = each_penalty(student_logits, columns, views, rules, kind, where)
         return _inputs.masked(weighted_sum(each, own), where)
-    logits, columns, views = _inputs.clean(rules, student_logits, columns, views, where)
+    logits, columns, views = _inputs.prepared(rules, student_logits, columns, views, where)
     rows = weighted_violation(
         rules,
         columns,
-        _inputs.probabilities(rules, logits),
+        _predictions.probabilities(rules, logits),
         own[0],
-        views=_inputs.seen(rules, views),
+        views=views,
         squared=kind == "squared",
     )
     return _inputs.masked(rows, where)
@@ -120,7 +119,7 @@ def batch_penalty(
     rule hopelessly weigh little in it. Never above ``penalty(..., kind="log")``.
     """
     each = -each_penalty(student_logits, columns, views, rules, "log", where)
-    keep = jnp.ones(each.shape[:1], bool) if where is None else jnp.asarray(where)
+    keep = _inputs.rows_that_count(each, where)
     number = jnp.maximum(keep.sum(dtype=each.dtype), 1.0)
     mean = log_sum_exp(each, jnp.broadcast_to(keep[:, None], each.shape), axis=0) - jnp.log(number)
     mean = jnp.where(keep.any(), mean, 0.0)
@@ -178,11 +177,10 @@ def encourage(
 def each_penalty(
     student_logits: Any, columns: Any, views: Any, rules: Book, kind: str, where: Any
 ) -> Float[Array, "batch rules"]:
-    logits, columns, views = _inputs.clean(rules, student_logits, columns, views, where)
+    logits, columns, views = _inputs.prepared(rules, student_logits, columns, views, where)
     if kind == "log":
         return -log_truth(rules, columns, logits, views=views)
-    probabilities = _inputs.probabilities(rules, logits)
-    violated = violation(rules, columns, probabilities, views=_inputs.seen(rules, views))
+    violated = violation(rules, columns, _predictions.probabilities(rules, logits), views=views)
     return violated if kind == "linear" else violated * violated
 
 
@@ -197,7 +195,7 @@ def _weights(book: Book, weights: Any) -> Float[Array, "1 rules"]:
     if weights is not None:
         _checks.shape((len(book),), weights=weights)
         _checks.at_least(0.0, weights=weights)
-        return _inputs.wide(weights)[None, :]
+        return _inputs.float32_or_wider(weights)[None, :]
     known = _checks.known(book.strengths)
     if known is not None and (known < 0).any():
         first = int(np.argmax(known < 0))
@@ -213,9 +211,3 @@ def _weights(book: Book, weights: Any) -> Float[Array, "1 rules"]:
 def _kind(kind: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
-
-
-# Logarithms
-
-
-# Dual ascent

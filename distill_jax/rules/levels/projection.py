@@ -72,9 +72,9 @@ def project(
       >>> [f"{p:.3f}" for p in corrected[:, 1]]  # e² : 1 where the rule fires
       ['0.881', '0.500']
     """
-    _inputs.exclusive(book, "project")
-    logits, columns, views = _inputs.clean(book, logits, columns, views)
-    against = energies(book, columns, strengths=strengths, views=_inputs.seen(book, views))
+    _inputs.check_exclusive(book, "project")
+    logits, columns, views = _inputs.prepared(book, logits, columns, views, name="logits")
+    against = energies(book, columns, strengths=strengths, views=views)
     return jax.nn.log_softmax(hold(book, columns, logits - against), axis=-1)
 
 
@@ -85,6 +85,3 @@ def hold(
     without = forbidden(book, columns)
     left = (~without & ~jnp.isneginf(logits)).any(-1, keepdims=True)
     return jnp.where(without & left, -jnp.inf, logits)
-
-
-# Predict functions and losses compare by content, so that equal ones share compiled programs.

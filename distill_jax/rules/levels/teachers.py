@@ -48,7 +48,7 @@ def rule_teacher(
     """
     _teaches(book, "rule_teacher")
     classes = len(book.schema.classes)
-    prior = jnp.full(classes, 1.0 / classes) if prior is None else _inputs.wide(prior)
+    prior = jnp.full(classes, 1.0 / classes) if prior is None else _inputs.float32_or_wider(prior)
     _checks.shape((classes,), prior=prior)
     _checks.at_least(0.0, prior=prior)
     total = _checks.known(prior.sum())
@@ -114,12 +114,12 @@ class _Corrected:
 
 
 def _own(book: Book, strengths: Any) -> Array:
-    strengths = book.strengths if strengths is None else _inputs.wide(strengths)
+    strengths = book.strengths if strengths is None else _inputs.float32_or_wider(strengths)
     _checks.shape((len(book),), strengths=strengths)
     _checks.finite(strengths=strengths)
     return strengths
 
 
 def _teaches(book: Book, who: str) -> None:
-    _inputs.exclusive(book, who)
-    _inputs.without_views(book, who)
+    _inputs.check_exclusive(book, who)
+    _inputs.check_no_views(book, who)

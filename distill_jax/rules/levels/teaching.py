@@ -47,8 +47,8 @@ def posterior_kl(
     Returns:
       Nats, ``[batch]``.
     """
-    _inputs.exclusive(rules, "posterior_kl")
-    logits, columns, views = _inputs.clean(rules, student_logits, columns, views, where)
+    _inputs.check_exclusive(rules, "posterior_kl")
+    logits, columns, views = _inputs.prepared(rules, student_logits, columns, views, where)
     taught = project(rules, columns, logits, strengths=strengths, views=views)
     taught = jax.lax.stop_gradient(taught)
     return soft_targets(logits, taught, temperature=temperature, where=where)
@@ -97,7 +97,7 @@ def teach(
     Raises:
       ValueError: for label sets, or ``learn`` without a rule to learn.
     """
-    _inputs.exclusive(book, "teach")
+    _inputs.check_exclusive(book, "teach")
     if not callable(strengths) and strengths is not None:
         _checks.shape((len(book),), strengths=strengths)
         _checks.finite(strengths=strengths)
@@ -117,7 +117,7 @@ def teach(
         _Learned(labelled),
         where=where,
         reads=reads,
-        init=_Start(jnp.shape(book.strengths)[0]),
+        init=_Start(len(book)),
         rules=book,
         temperature=temperature,
     )
@@ -236,7 +236,7 @@ class _Learned:
         temperature: Any = 1.0,
         where: Any = None,
     ) -> tuple[Array, State]:
-        logits, columns, views = _inputs.clean(rules, student_logits, columns, views, where)
+        logits, columns, views = _inputs.prepared(rules, student_logits, columns, views, where)
         strengths = _strengths(rules, params)
         rows = posterior_kl(
             logits,

@@ -1,4 +1,4 @@
-"""What the levels share: logits, columns and views as the rules' functions take them."""
+"""Arguments that functions of rules share, checked at trace time: columns, logits, views, rows."""
 
 from __future__ import annotations
 
@@ -10,83 +10,116 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
-from distill_jax.rules.binding.book import Book
+from distill_jax.rules.binding.book import Book, number_of_columns
 
 Views = Mapping[str, Any]
-"""Logits ``[batch, classes]`` of other views of the examples, or ``Outputs``, by name."""
+"""Logits ``[batch, classes]`` on other views of the examples, or the ``Outputs`` that hold them, by
+the view's name. A class at ``-inf`` has probability 0. No gradient passes to them."""
 
 
-def clean(
+def prepared(
     book: Book,
-    student_logits: Any,
+    logits: Any,
     columns: Any,
     views: Views | None,
     where: Bool[Array, " batch"] | None = None,
+    *,
+    name: str = "student_logits",
 ) -> tuple[Float[Array, "batch classes"], Array, dict[str, Array]]:
-    """Logits, columns and the views' logits: checked, float32 or better, with masked rows at 0.
+    """Logits, columns and the views' logits, float32 or wider, with masked rows at 0.
 
-    Masked rows are replaced before anything sees them, so that whatever they hold, NaN included,
-    reaches neither value nor gradient.
+    Masked rows are replaced before anything is computed from them, so that they contribute neither
+    value nor gradient, even if they hold NaN.
+
+    Args:
+      book: The rules.
+      logits: ``[batch, classes]``.
+      columns: From ``encode``, ``[batch, columns]``.
+      views: See ``Views``; others than the book's are left out.
+      where: Rows that count, ``[batch]``.
+      name: What error messages call the logits.
     """
-    _checks.floating(student_logits=student_logits, columns=columns)
-    logits, columns = wide(student_logits), wide(columns)
-    batch, classes = columns.shape[:1], len(book.schema.classes)
-    if logits.shape != (*batch, classes):
-        raise ValueError(
-            f"student_logits must have shape [batch, classes] with the {classes} classes of the "
-            f"rules' schema and the {sum(batch)} rows of columns, got {logits.shape}"
-        )
-    arrays = {name: getattr(view, "logits", view) for name, view in (views or {}).items()}
-    _checks.floating(**{f"views[{name!r}]": x for name, x in arrays.items()})
-    arrays = {name: jax.lax.stop_gradient(wide(x)) for name, x in arrays.items()}
+    _checks.floating(**{name: logits, "columns": columns})
+    columns = encoded_columns(book, columns=columns)
+    logits = float32_or_wider(logits)
+    shape = (columns.shape[0], len(book.schema.classes))
+    hint = ", the rows of columns and the classes of the rules"
+    _checks.shape(shape, hint=hint, **{name: logits})
+    arrays = view_logits(book, views, shape)
     if where is None:
         return logits, columns, arrays
     _checks.boolean(where=where)
-    _checks.shape(batch, where=where)
+    _checks.shape(shape[:1], where=where)
     keep = jnp.asarray(where)[:, None]
-    kept = {name: jnp.where(keep, x, 0.0) for name, x in arrays.items()}
-    return jnp.where(keep, logits, 0.0), jnp.where(keep, columns, 0.0), kept
+    logits, columns, arrays = jax.tree.map(
+        lambda x: jnp.where(keep, x, 0.0), (logits, columns, arrays)
+    )
+    return logits, columns, arrays
 
 
-def masked(rows: Array, where: Any) -> Array:
-    """Rows that do not count become 0."""
-    return rows if where is None else jnp.where(where, rows, 0.0)
+def encoded_columns(book: Book, **columns: Any) -> Float[Array, "batch columns"]:
+    """Encoded columns, given by the name that error messages use, in float32 or wider.
+
+    Raises:
+      ValueError: if there are not as many as ``encode(book, table)`` gives.
+    """
+    expected = ("batch", number_of_columns(book))
+    _checks.shape(expected, hint=" as encode(book, table) gives them", **columns)
+    (found,) = columns.values()
+    return float32_or_wider(found)
 
 
-def probabilities(book: Book, logits: Array) -> Array:
-    """Of classes, or of labels."""
-    if book.schema.exclusive:
-        return jax.nn.softmax(logits, axis=-1)
-    return jax.nn.sigmoid(logits)
+def view_logits(book: Book, views: Views | None, shape: tuple[int, ...]) -> dict[str, Array]:
+    """Logits on the views that the book speaks of, float32 or wider, without gradient.
+
+    Args:
+      book: The rules.
+      views: See ``Views``; others than the book's are left out.
+      shape: What each must have, ``[batch, classes]``.
+    """
+    check_views(book, views)
+    found = {name: (views or {})[name] for name in book.schema.views}
+    found = {name: getattr(view, "logits", view) for name, view in found.items()}
+    named = {f"views[{name!r}]": x for name, x in found.items()}
+    _checks.floating(**named)
+    _checks.shape(shape, **named)
+    return {name: jax.lax.stop_gradient(float32_or_wider(x)) for name, x in found.items()}
 
 
-def seen(book: Book, views: Mapping[str, Array]) -> dict[str, Array]:
-    """The views' probabilities."""
-    return {name: probabilities(book, x) for name, x in views.items()}
-
-
-def log_sigmoid(x: Array) -> Array:
-    """Also at infinity, with gradient 0 there."""
-    finite = jnp.isfinite(x)
-    ends = jnp.where(x > 0, 0.0, x)  # NaN stays NaN
-    return jnp.where(finite, jax.nn.log_sigmoid(jnp.where(finite, x, 0.0)), ends)
-
-
-def wide(x: Any) -> Array:
+def float32_or_wider(x: Any) -> Array:
+    """An array in float32, or in its own dtype where that is wider."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def exclusive(book: Book, who: str) -> None:
+def rows_that_count(rows: Array, where: Any) -> Bool[Array, " batch"]:
+    """``where``, or all rows where it is None."""
+    return jnp.ones(rows.shape[:1], bool) if where is None else jnp.asarray(where)
+
+
+def masked(rows: Float[Array, " batch"], where: Any) -> Float[Array, " batch"]:
+    """Values of rows, with 0 in the rows that do not count."""
+    return rows if where is None else jnp.where(where, rows, 0.0)
+
+
+def identity(inputs: Any) -> Any:
+    """The columns of inputs that are the encoded columns."""
+    return inputs
+
+
+# What is asked of a book
+
+
+def check_exclusive(book: Book, who: str) -> None:
     """Raises for a book over label sets."""
     if not book.schema.exclusive:
         raise ValueError(
             f"{who} is for exclusive classes, and the book's schema has label sets: their joint "
-            "distribution has no closed form; hold these rules with encourage or dual_ascent"
+            "distribution has no closed form; use encourage or dual_ascent for these rules"
         )
 
 
-def has_views(book: Book, views: Views | None) -> None:
+def check_views(book: Book, views: Views | None) -> None:
     """Raises if a view that the book speaks of is missing."""
     if missing := set(book.schema.views) - set(views or {}):
         raise ValueError(
@@ -94,15 +127,10 @@ def has_views(book: Book, views: Views | None) -> None:
         )
 
 
-def without_views(book: Book, who: str) -> None:
+def check_no_views(book: Book, who: str) -> None:
     """Raises for a book that speaks of other views."""
     if book.schema.views:
         raise ValueError(
-            f"{who} sees one input of an example, and the book speaks of the views "
+            f"{who} sees one input per example, and the book speaks of the views "
             f"{list(book.schema.views)}: bind its other rules to a schema without views"
         )
-
-
-def identity(inputs: Any) -> Any:
-    """Inputs that are the encoded columns."""
-    return inputs

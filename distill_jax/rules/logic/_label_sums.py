@@ -264,7 +264,7 @@ def _summed(rows: Array, tree: tuple[Sums, ...]) -> Array:
     return rows
 
 
-def _rescaled(values: Array, rescale: Elementwise | None) -> Array:
+def _rescaled(values: Array, rescale: Callable[[Array], Array] | None) -> Array:
     return values if rescale is None else rescale(values)
 
 

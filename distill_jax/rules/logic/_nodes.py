@@ -22,7 +22,7 @@ from distill_jax.rules.circuits._algebra import (
 from distill_jax.rules.circuits._circuit import Circuit
 from distill_jax.rules.circuits._log_pairs import Pair, conjunction
 from distill_jax.rules.circuits._registers import registers
-from distill_jax.rules.logic._inputs import log_sigmoid
+from distill_jax.rules.logic._predictions import log_sigmoid
 
 
 def crisp_nodes(

@@ -31,7 +31,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -39,13 +38,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
-from distill_jax.rules.binding.book import Book, number_of_columns
+from distill_jax.rules.binding.book import Book
 from distill_jax.rules.circuits.fuzzy_logics import PRODUCT
-from distill_jax.rules.logic import _label_sums, _tiles
+from distill_jax.rules.logic import _inputs, _label_sums, _predictions, _tiles
+from distill_jax.rules.logic._inputs import Views
 from distill_jax.rules.logic._nodes import crisp_nodes, fuzzy_nodes
-
-Views = Mapping[str, Any]
-"""Probabilities ``[batch, classes]`` of other views of the examples, by name."""
 
 
 def fires(
@@ -77,7 +74,17 @@ def violation(
     *,
     views: Views | None = None,
 ) -> Float[Array, "batch rules"]:
-    """How far each rule is from being true: 1 − ``truth``, computed without cancellation."""
+    """How far each rule is from being true: 1 − ``truth``, computed without cancellation.
+
+    Args:
+      book: The rules.
+      columns: From ``encode``.
+      probabilities: Of the classes (each row sums to 1) or the labels (each from 0 to 1).
+      views: Logits on other views, as in ``truth``.
+
+    Returns:
+      ``[batch, rules]``, from 0 to 1, float32 or better; gradients as for ``truth``.
+    """
     columns, probabilities, arrays = _arguments(book, columns, probabilities, views)
     if book.schema.exclusive:
         weight = guards(book, columns, arrays) * (book.pieces.table @ probabilities.T)
@@ -104,8 +111,10 @@ def truth(
       book: The rules.
       columns: From ``encode``.
       probabilities: Of the classes (each row sums to 1) or the labels (each from 0 to 1).
-      views: Probabilities on other views, by name; a rule that compares with one takes the two for
-        independent. No gradient passes to them.
+      views: Logits ``[batch, classes]`` on other views, or the model's ``Outputs`` on them, by
+        name; their probabilities are the softmax, or over label sets the sigmoid, in float32 or
+        better, so a class at ``-inf`` has probability 0. A rule that compares with a view takes
+        the two predictions for independent. No gradient passes to them.
 
     Returns:
       Float32 or better. Gradients reach the probabilities and, through soft comparisons, the
@@ -141,9 +150,9 @@ def energies(
       book: The rules.
       columns: From ``encode``.
       strengths: In place of the book's own, ``[rules]``; may be traced.
-      views: As in ``truth``.
+      views: Logits on other views, as in ``truth``.
     """
-    _exclusive(book, "energies")
+    _inputs.check_exclusive(book, "energies")
     columns, _, arrays = _arguments(book, columns, None, views)
     own = book.strengths if strengths is None else jnp.asarray(strengths)
     _checks.shape((len(book),), strengths=own)
@@ -153,7 +162,7 @@ def energies(
 
 def forbidden(book: Book, columns: Float[Any, "batch columns"]) -> Bool[Array, "batch classes"]:
     """Which classes the hard rules forbid on each example; exclusive classes only."""
-    _exclusive(book, "forbidden")
+    _inputs.check_exclusive(book, "forbidden")
     guards = _held(book, _columns(book, columns), book.pieces.guard, False)
     hard = book.hard[book.pieces.rule][:, None] * book.pieces.table
     return (guards.astype(hard.dtype) @ hard) > 0
@@ -174,7 +183,7 @@ def weighted_violation(
     comparisons.
     """
     columns, probabilities, arrays = _arguments(book, columns, probabilities, views)
-    weights = _wide(weights)
+    weights = _inputs.float32_or_wider(weights)
     _checks.shape((len(book),), weights=weights)
     if book.schema.exclusive and not squared:
         return (_against(book, columns, arrays, weights) * probabilities).sum(1)
@@ -193,17 +202,9 @@ def weighted_violation(
     )
 
 
-def _exclusive(book: Book, who: str) -> None:
-    if not book.schema.exclusive:
-        raise ValueError(f"{who} is for exclusive classes, and the book's schema has label sets")
-
-
 def _columns(book: Book, columns: Any) -> Array:
-    width = number_of_columns(book)
-    _checks.shape(("batch", width), columns=columns, hint=", as encode(book, table) gives it")
-    columns = jnp.asarray(columns)
     _checks.floating(columns=columns)
-    return columns.astype(jnp.promote_types(columns.dtype, jnp.float32))
+    return _inputs.encoded_columns(book, columns=columns)
 
 
 def _arguments(
@@ -211,25 +212,13 @@ def _arguments(
 ) -> tuple[Array, Any, list[Array]]:
     columns = _columns(book, columns)
     shape = (columns.shape[0], len(book.schema.classes))
-    views = dict(views or {})
-    if missing := set(book.schema.views) - set(views):
-        raise ValueError(
-            f"views must hold the probabilities of {sorted(missing)}, got {sorted(views)}"
-        )
-    arrays = [views[name] for name in book.schema.views]
-    for name, x in zip(book.schema.views, arrays, strict=True):
-        _checks.shape(shape, **{f"views[{name!r}]": x})
-    arrays = [jax.lax.stop_gradient(_wide(x)) for x in arrays]
+    logits = _inputs.view_logits(book, views, shape)
+    arrays = [_predictions.probabilities(book, x) for x in logits.values()]
     if probabilities is None:
         return columns, None, arrays
     _checks.floating(probabilities=probabilities)
     _checks.shape(shape, probabilities=probabilities)
-    return columns, _wide(probabilities), arrays
-
-
-def _wide(x: Any) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return columns, _inputs.float32_or_wider(probabilities), arrays
 
 
 SMALL, SMALL_SUMS = 1 << 21, 1 << 16
@@ -262,7 +251,7 @@ def _against(
     if book.info.soft or _at_once(book, columns, SMALL):
         return guards(book, columns, views).T @ scores
     classes = len(book.schema.classes)
-    shown = jnp.concatenate(_shown(views), axis=1) if views else jnp.zeros((len(columns), 0))
+    shown = jnp.concatenate(_shown(views), axis=1) if views else jnp.zeros((columns.shape[0], 0))
     first = (classes + 1) * jnp.arange(len(views))
     where = _tiles.Guards(book.pieces.guard, book.pieces.seen + first[None, :], shown.T)
     return _tiles.scored(book.circuit, columns, where, scores)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.circuits._algebra import Algebra
 from distill_jax.rules.circuits._log_pairs import log_sum_exp
-from distill_jax.rules.logic import _inputs
+from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic._inputs import Views
 from distill_jax.rules.logic._nodes import log_nodes
 from distill_jax.rules.logic.evaluation import violation
@@ -45,14 +45,12 @@ def log_truth(
       views: Logits on other views, where the rules use them. Over exclusive classes their
         probabilities are taken as they are, and may underflow.
     """
-    logits, columns, views = _inputs.clean(book, logits, columns, views)
+    logits, columns, views = _inputs.prepared(book, logits, columns, views, name="logits")
     if book.schema.exclusive:
         return _log_truth_of_classes(book, columns, logits, views)
     if book.info.logic.logarithm is not None:
         return _log_truth_of_labels(book, columns, logits, views, book.info.logic.logarithm)
-    violated = violation(
-        book, columns, _inputs.probabilities(book, logits), views=_inputs.seen(book, views)
-    )
+    violated = violation(book, columns, _predictions.probabilities(book, logits), views=views)
     return jnp.log(jnp.maximum(1.0 - violated, LEAST_TRUTH))
 
 
@@ -62,10 +60,9 @@ def _log_truth_of_classes(
     """By a sum over the classes that satisfy a rule, or, where that is most of them, by log1p of
     the others, so that neither end loses digits."""
     classes = logits.shape[1]
-    shown = _inputs.seen(book, views)
 
     def by(one: Array) -> Array:  # violation is linear in probabilities
-        return violation(book, columns, jnp.broadcast_to(one, logits.shape), views=shown)
+        return violation(book, columns, jnp.broadcast_to(one, logits.shape), views=views)
 
     violates = jax.vmap(by, out_axes=2)(jnp.eye(classes, dtype=logits.dtype)[:, None, :])
     log_p = jax.nn.log_softmax(logits, axis=-1)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from distill_jax.rules.binding.binding import RuleWarning, bind
-from distill_jax.rules.binding.book import Book, number_of_columns
+from distill_jax.rules.binding.book import Book
 from distill_jax.rules.binding.schema import Schema
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.logic.evaluation import fires
@@ -33,22 +33,6 @@ def clauses_of(rules: Sequence[f.Rule]) -> dict[str, list[f.Rule]]:
         if isinstance(rule.formula, f.Implies) and isinstance(rule.formula.head, f.Name):
             found.setdefault(rule.formula.head.name, []).append(rule)
     return found
-
-
-def known_columns(book: Book, columns: Any) -> Float[Array, "batch columns"]:
-    """The encoded columns, float32 or better.
-
-    Raises:
-      ValueError: if there are not as many as ``encode(book, table)`` gives.
-    """
-    width = number_of_columns(book)
-    if jnp.ndim(columns) != 2 or jnp.shape(columns)[1] != width:
-        raise ValueError(
-            f"inputs must be the encoded columns, [batch, {width}] as encode(book, table) gives "
-            f"them, got {jnp.shape(columns)}"
-        )
-    columns = jnp.asarray(columns)
-    return columns.astype(jnp.promote_types(columns.dtype, jnp.float32))
 
 
 class Raw:

@@ -34,6 +34,7 @@ from distill_jax.rules.binding.book import Book
 from distill_jax.rules.binding.schema import Schema, nearest
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error
+from distill_jax.rules.logic._inputs import encoded_columns
 from distill_jax.rules.models import _features
 from distill_jax.rules.models.drifting import Layout, RuleModel, Unit
 
@@ -96,7 +97,7 @@ def to_network(
     start = {level.name: _start(level, omega) for level in levels}
 
     def init(key: Array, inputs: Any) -> dict[str, Any]:
-        _features.known_columns(book, inputs)
+        encoded_columns(book, inputs=inputs)
         params = {}
         for i, (name, (kernel, bias)) in enumerate(start.items()):
             shift = jax.random.uniform(
@@ -106,7 +107,7 @@ def to_network(
         return params
 
     def apply(params: dict[str, Any], inputs: Any) -> Array:
-        blocks = [graph.inputs(_features.known_columns(book, inputs))]
+        blocks = [graph.inputs(encoded_columns(book, inputs=inputs))]
         nets = []
         for level in levels:
             kernel, first = params[level.name]["kernel"], 0
@@ -118,7 +119,7 @@ def to_network(
             nets.append(net)
             blocks.append(jax.nn.sigmoid(net))
         logits = [
-            jnp.zeros(len(blocks[0])) if place is None else nets[place[0]][:, place[1]]
+            jnp.zeros(blocks[0].shape[0]) if place is None else nets[place[0]][:, place[1]]
             for place in outputs
         ]
         return jnp.stack(logits, axis=1)

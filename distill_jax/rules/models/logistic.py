@@ -22,6 +22,7 @@ from distill_jax.rules.binding.schema import Schema
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error
 from distill_jax.rules.logic import evaluation
+from distill_jax.rules.logic._inputs import encoded_columns
 from distill_jax.rules.models import _features
 from distill_jax.rules.models.drifting import Layout, RuleModel, Unit
 from distill_jax.rules.models.kbann import bound
@@ -124,12 +125,12 @@ def to_logistic_regression(
 
     def init(key: Array, inputs: Any) -> dict[str, Any]:
         del key
-        _features.known_columns(book, inputs)
+        encoded_columns(book, inputs=inputs)
         start = {"kernel": kernel, "bias": bias}
         return {"linear": {name: jnp.asarray(x, jnp.float32) for name, x in start.items()}}
 
     def apply(params: dict[str, Any], inputs: Any) -> Array:
-        columns = _features.known_columns(book, inputs)
+        columns = encoded_columns(book, inputs=inputs)
         seen = jnp.concatenate([see[kind](columns) for kind in kinds], axis=1)
         layer = params["linear"]
         return seen @ layer["kernel"] + layer["bias"][None, :]

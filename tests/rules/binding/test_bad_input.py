@@ -38,6 +38,7 @@ LABELS = Schema(COLUMNS, ("well", "sick"), exclusive=False)
 ROW = {"age": [50.0], "pressure": [1.0], "sex": ["F"], "smoker": [1], "note": ["x"]}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -114,6 +114,7 @@ def test_label_sets_as_by_brute_force(rules) -> None:
     agrees(quiet(_text(rules, heads), LABELS), ROWS[::7])
 
 
+@pytest.mark.quick
 def test_two_rules_and_where() -> None:
     book = quiet(
         "[hard] old: age > 60 => sick\n[hard] not smoker => well\n[w=3] age > 1 => well", TWO

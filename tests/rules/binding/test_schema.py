@@ -30,6 +30,7 @@ def structured() -> np.ndarray:
     return np.array(rows, [*kinds, ("note", object)])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "table",
     [
@@ -64,6 +65,7 @@ def test_categories_of_the_future_and_columns_that_nobody_asked_for() -> None:
     np.testing.assert_array_equal(encode_columns(schema, later), [[2], [1]])
 
 
+@pytest.mark.quick
 def test_what_pandas_declares_a_category_is_one() -> None:
     frame = pd.DataFrame({"stage": pd.Categorical([3, 1, None])})
     (column,) = infer_schema(frame, CLASSES).columns

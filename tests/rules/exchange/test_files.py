@@ -24,6 +24,7 @@ DISJUNCTIONS = "[hard] a or not `b c`\n[hard] not a\n[hard] `b c` or d or not a"
 PATTERNS = 'text matches r"call.*(free|prize)" => spam\ntext matches "\'\\"" => `not spam`'
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("text", "suffix"),
     [

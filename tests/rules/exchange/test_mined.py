@@ -37,6 +37,7 @@ def holds(body: f.Formula, row: dict[str, Any]) -> bool:
     return all(truth)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_one_leaf_s_rule_holds_and_it_says_the_tree_s_class(dtype: type) -> None:
     """Also for values at the thresholds and next to them, where rounding would show."""

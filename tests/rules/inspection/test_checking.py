@@ -266,6 +266,7 @@ def test_soft_comparisons_send_gradient_to_the_body() -> None:
     assert far["body"] < row["body"] / 10
 
 
+@pytest.mark.quick
 def test_explain_leaves_one_out(exclusive: Book) -> None:
     columns = encode(exclusive, TABLE)
     strengths = np.array([2.0, 7.0, 1.0, 0.5, -1.0, 1.0, 1.0, 1.5], np.float32)

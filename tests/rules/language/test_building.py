@@ -27,6 +27,7 @@ from distill_jax.rules.language.parsing import parse, parse_formula
 a, b, c, x, y = (col(name) for name in "abcxy")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("built", "text"),
     [

@@ -89,6 +89,7 @@ def test_precedence(text: str, tree: f.Formula) -> None:
     assert to_text(tree) == text
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("text", "tree"),
     [
@@ -171,6 +172,7 @@ def test_strings_and_their_escapes() -> None:
         assert parse_formula(f"x == {text}") == compare(X, "==", f.String(want))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("text", "line", "column", "advice"),
     [

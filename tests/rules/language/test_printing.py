@@ -188,6 +188,7 @@ def test_texts(tree: f.Formula, text: str) -> None:
     assert parse_formula(text) == tree
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "text",
     [

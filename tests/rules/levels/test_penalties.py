@@ -237,6 +237,7 @@ def test_soft_comparisons_reach_the_columns_and_keep_their_logarithm():
 # Weights
 
 
+@pytest.mark.quick
 def test_default_weights():
     rules = bind("[w=2] a\n[hard] a\n[learn] a\na\n[p=0.75] a", Schema((), ("a", "b")))
     logits, columns = jnp.zeros((1, 2)), jnp.zeros((1, 0))
@@ -270,7 +271,7 @@ def test_complaints(library_errors):
         encourage("rules", 1.0, rules, weights=-jnp.ones(6))
     with pytest.raises(ValueError, match='coupled is for kind "log"'):
         encourage("rules", 1.0, rules, coupled=True)
-    with pytest.raises(ValueError, match=r"views must hold the probabilities of \['later'\]"):
+    with pytest.raises(ValueError, match=r"views must hold the model's logits on \['later'\]"):
         penalty(logits, columns, {}, rules=rules)
     with pytest.raises(ValueError, match="student_logits must have shape"):
         penalty(logits[:, :2], columns, views, rules=rules)

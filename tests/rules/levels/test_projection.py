@@ -97,6 +97,7 @@ def test_projection_takes_excluded_classes_and_gaps_of_10000():
     assert short.dtype == jnp.float32
 
 
+@pytest.mark.quick
 def test_where_hard_rules_leave_no_class_they_are_ignored():
     schema = Schema((Column("x"),), ("a", "b", "c"))
     text = "[hard] x > 0 => a\n[hard] x > 1 => b\n[w=2] x > 1 => c"
@@ -266,7 +267,7 @@ def test_complaints(library_errors):
     ):
         with pytest.raises(ValueError, match="exclusive classes.*encourage"):
             call()
-    with pytest.raises(ValueError, match=r"views must hold the probabilities of \['later'\]"):
+    with pytest.raises(ValueError, match=r"views must hold the model's logits on \['later'\]"):
         project(small_books.book(), columns, logits)
     with pytest.raises(ValueError, match=r"rule_teacher sees one input.*\['later'\]"):
         rule_teacher(small_books.book())

@@ -17,6 +17,7 @@ from distill_jax.rules import Column, Schema, bind, encode, energies, fires, for
 from distill_jax.rules import truth as truth_of
 from distill_jax.rules import violation as violation_of
 from distill_jax.rules.logic import evaluation as logic_
+from tests.rules import small_books
 from tests.rules.reference import (
     CLAUSES,
     FEATURES,
@@ -73,7 +74,9 @@ def exclusive():
 def test_exact_truth_is_a_sum_over_the_worlds_that_satisfy_a_rule(exclusive) -> None:
     book, rows, columns = exclusive
     rng = np.random.default_rng(0)
-    p, v = rng.dirichlet(np.ones(3), (2, len(rows)))
+    p = rng.dirichlet(np.ones(3), len(rows))
+    view = 2 * rng.standard_normal((len(rows), 3))
+    v = small_books.softmax(view)
     want = np.zeros((len(rows), len(book)))
     for b, row in enumerate(rows):
         for k, j in itertools.product(range(3), range(3)):
@@ -81,7 +84,7 @@ def test_exact_truth_is_a_sum_over_the_worlds_that_satisfy_a_rule(exclusive) -> 
             for r, rule in enumerate(book.rules):
                 if holds(rule.formula, row, world, book.info.definitions) is False:
                     want[b, r] += p[b, k] * v[b, j]
-    views = {"v": jnp.asarray(v)}
+    views = {"v": jnp.asarray(view)}
     got = violation(book, columns, jnp.asarray(p), views=views)
     np.testing.assert_allclose(got, want, atol=1e-6)
     np.testing.assert_allclose(truth(book, columns, jnp.asarray(p), views=views), 1 - got)
@@ -126,7 +129,8 @@ def test_every_logic_is_boolean_at_the_corners(logic: str) -> None:
         for row, corner in zip(rows, corners, strict=True)
     ]
     p = np.asarray(corners, np.float32)
-    got = violation(book, columns, p[:, :3], views={"v": p[:, 3:]})
+    view = np.where(p[:, 3:] > 0, np.inf, -np.inf).astype(np.float32)
+    got = violation(book, columns, p[:, :3], views={"v": view})
     np.testing.assert_allclose(got, np.asarray(want, float), atol=1e-6)
 
 
@@ -141,6 +145,7 @@ IMPLICATIONS["sigmoidal"] = (  # as the paper writes it
 ) / (np.exp(4.5) - 1)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("logic", IMPLICATIONS)
 def test_implications_are_those_stated(logic: str) -> None:
     schema = Schema((), ("a", "b"), exclusive=False)
@@ -240,10 +245,12 @@ def test_shapes_are_checked_by_name(library_errors) -> None:
     columns, p = np.zeros((2, 1), np.float32), np.ones((2, 3), np.float32)
     with pytest.raises(ValueError, match=r"columns must have shape \[batch, 1\].*\(2, 3\)"):
         violation_of(book, p, p)
-    with pytest.raises(ValueError, match=r"views must hold the probabilities of \['v'\]"):
+    with pytest.raises(ValueError, match=r"views must hold the model's logits on \['v'\]"):
         violation_of(book, columns, p)
     with pytest.raises(ValueError, match=r"views\['v'\] must have shape \(2, 3\)"):
         violation_of(book, columns, p, views={"v": p[:1]})
+    with pytest.raises(TypeError, match=r"views\['v'\] must be floating point"):
+        violation_of(book, columns, p, views={"v": p.astype(int)})
     with pytest.raises(ValueError, match=r"probabilities must have shape \(2, 3\)"):
         violation_of(book, columns, p[:, :2], views={"v": p})
     with pytest.raises(TypeError, match="probabilities must be floating point"):
@@ -268,8 +275,9 @@ def test_labels_and_categories_of_any_name() -> None:
     genes = Schema((), ("GO:1", "GO:2", "v:GO:1"), exclusive=False, views=("v",))
     book = bind("`GO:1` => `GO:2`\n`v:GO:1` => view(v).`GO:1`", genes)
     p = np.array([[1, 0, 1]], np.float32)
-    seen = {"v": np.array([[0.25, 0, 0]], np.float32)}
-    np.testing.assert_array_equal(truth(book, np.zeros((1, 0)), p, views=seen), [[0, 0.25]])
+    seen = {"v": np.array([[np.log(1 / 3), 0, 0]], np.float32)}  # of probability ¼
+    found = truth(book, np.zeros((1, 0)), p, views=seen)
+    np.testing.assert_allclose(found, [[0, 0.25]], rtol=1e-6)
     digits = Schema((Column("zip", "categorical", ("1234567", "0.5")),), ("3", "8"), target="digit")
     book = bind("zip == 1234567 => digit == 3\nzip == 0.5 => digit != 3", digits)
     p = np.array([[0.25, 0.75]] * 2, np.float32)

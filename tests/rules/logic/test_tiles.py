@@ -45,6 +45,7 @@ def test_nodes_hold_where_a_loop_says_so(batch):
     np.testing.assert_array_equal(counts, want[where].sum(0))
 
 
+@pytest.mark.quick
 def test_a_missing_value_is_taken_for_what_is_asked():
     build = Builder(1)
     above = build.interval(Interval(0, 1.0, np.inf))

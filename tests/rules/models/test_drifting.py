@@ -16,6 +16,7 @@ SCHEMA = Schema(tuple(Column(name, "boolean") for name in "abc"), ("no", "yes"))
 INPUTS = jnp.zeros((1, 3))
 
 
+@pytest.mark.quick
 def test_a_row_says_how_a_rule_moved() -> None:
     model = to_network("yes :- p, not b.   p :- a.   p :- b, c.", SCHEMA, noise=0.0)
     before, _ = model.init(jax.random.key(0), INPUTS)

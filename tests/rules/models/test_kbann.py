@@ -51,6 +51,7 @@ def test_decides_every_assignment_as_the_theory_does(theory: str) -> None:
     assert np.abs(logits[:, 1] - logits[:, 0]).min() > 10  # not by a hair
 
 
+@pytest.mark.quick
 def test_weights_are_those_of_towell_and_shavlik() -> None:
     theory = "yes :- p, not q.   p :- a, b, not c.   p :- d.   q :- c.   q :- not d."
     model = to_network(theory, BINARY, omega=4.0, noise=0.0)

@@ -66,6 +66,7 @@ RULES = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("schema", RULES, ids=["two", "three"])
 def test_start_is_minus_the_energies_up_to_a_shift(schema: Schema) -> None:
     model = to_logistic_regression(RULES[schema], schema)

@@ -1,0 +1,124 @@
+"""What ``fit`` does between two calls of its program: it shows, evaluates, saves and stops."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from distill_jax.training.checkpoints.saving import Saver
+from distill_jax.training.devices._preemption import EXIT_CODE
+from distill_jax.training.step import TrainState
+from distill_jax.training.watching._progress import Progress
+from distill_jax.training.watching.history import History
+
+
+@dataclasses.dataclass
+class BetweenCalls:
+    """What looks at a run between two calls: history, bar, callbacks, evaluations, checkpoints.
+
+    Attributes:
+      first: Steps that the state given to ``fit`` had taken.
+      steps: Steps to take, counted from there, as all others here.
+      save_evaluated: Whether every evaluated state is saved.
+      stop: Whether to stop at a step, which counts from the first run's start.
+      done: Steps taken.
+    """
+
+    first: int
+    steps: int
+    history: History
+    bar: Progress
+    evaluate: Callable[[TrainState], Mapping[str, Any]] | None
+    evaluate_every: int | None
+    callbacks: Sequence[Callable[[TrainState, Mapping[str, np.ndarray]], None]]
+    saver: Saver | None
+    save_evaluated: bool
+    stop: Callable[[int], bool]
+    done: int = 0
+    evaluated: int = -1
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken, those of the state given to ``fit`` included."""
+        return self.first + self.done
+
+    def begin(self, done: int, state: TrainState) -> None:
+        """Before the first call; a run that is finished already is only evaluated."""
+        self.done = done
+        self.bar.update(done, {})
+        if done == self.steps:
+            self._evaluated(state)
+
+    def after_call(self, count: int, state: TrainState, metrics: Any, position: Any) -> None:
+        """After a call of ``count`` steps has been started; reads the metrics of the call before.
+
+        Raises:
+          NonFiniteLoss, CheckpointError: as ``fit``.
+          SystemExit: once the state is saved, if the process was asked to end.
+        """
+        before, self.done = self.done, self.done + count
+        self.history.add(metrics)
+        self.bar.update(self.done, self.history.latest)
+        for callback in self.callbacks:
+            callback(state, self.history.settle())
+        every, last = self.evaluate_every, self.done == self.steps
+        due = every is not None and self.done // every > before // every
+        values = self._evaluated(state) if due or last else None
+        if self.saver is None:
+            return
+        stopped = self.stop(self.step)
+        best = self.save_evaluated and values is not None
+        if self.saver.due(self.step) or best or stopped or last:
+            self._save(state, position, values)
+        if stopped:
+            self.saver.wait()
+            raise SystemExit(EXIT_CODE)
+
+    def end(self, state: TrainState, position: Any) -> None:
+        """After the last call; if the data ended early, evaluates and saves the last state."""
+        self.history.settle()
+        self.bar.update(self.done, self.history.latest)
+        if self.done < self.steps:
+            values = None if self.evaluated == self.done else self._evaluated(state)
+            self._save(state, position, values)
+
+    def _evaluated(self, state: TrainState) -> dict[str, float] | None:
+        if self.evaluate is None:
+            return None
+        self.history.settle()
+        values, self.evaluated = _numbers(self.evaluate(state)), self.done
+        self.history.evaluated(self.step, values)
+        return values
+
+    def _save(self, state: TrainState, position: Any, values: dict[str, float] | None) -> None:
+        """Saves a state, unless it is not finite: a run resumed from it would fail again."""
+        if self.saver is None:
+            return
+        self.history.settle()
+        if not _is_finite((state.params, state.term_params)):
+            self.history.refuse(self.step)
+        self.saver.save(self.step, state, position, values)
+
+
+@jax.jit
+def _is_finite(tree: Any) -> Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.array([jnp.isfinite(x).all() for x in floats]).all()
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    """What ``evaluate`` returned, as Python floats."""
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            f"evaluate must return a dictionary of numbers, got {type(values).__name__}"
+        )
+    for name, x in values.items():
+        if np.ndim(x):
+            raise TypeError(f"evaluate must give numbers, got {name!r} of shape {np.shape(x)}")
+    return {name: float(x) for name, x in values.items()}

@@ -1,0 +1,361 @@
+"""What ``run``, ``fit`` and ``breakdown`` do with their arguments before the first step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from distill_jax import _checks, _fingerprints, _programs, models
+from distill_jax import data as data_
+from distill_jax.objectives import Objective
+from distill_jax.teachers import Teacher
+from distill_jax.training.checkpoints._configuration import configuration
+from distill_jax.training.devices import Layout
+from distill_jax.training.step import Recipe, TrainState, _compiled
+from distill_jax.training.step._checking import check, check_initial
+from distill_jax.training.step._forward import VIEW, Augment, is_input
+from distill_jax.training.step._gradients import divides
+from distill_jax.types import Batch, Model
+
+
+class InMemory:
+    """Arrays in memory, cut into shuffled batches.
+
+    Attributes:
+      columns: All rows, ``[rows, ...]`` each, which every process holds.
+      rows: Rows of a batch.
+    """
+
+    in_memory = True
+
+    def __init__(self, columns: Batch, batch_size: int):
+        self.columns, self.rows = columns, batch_size
+
+    def batches(self, position: Any, prepared: Prepared) -> Iterator[tuple[Batch, Any]]:
+        """``(batch, position after it)`` from a position, or from the beginning if it is None."""
+        stream = data_.batches(
+            self.columns,
+            key=prepared.key_order,
+            batch_size=self.rows,
+            start=prepared.steps_before,
+        )
+        return data_.positions(stream, position=position)
+
+
+class Stream:
+    """A stream of batches, of which the first has been drawn.
+
+    Attributes:
+      columns: The first batch.
+      rows: Rows of it, in this process.
+    """
+
+    in_memory = False
+
+    def __init__(self, data: Iterable[Batch] | Callable[[int], Iterable[Batch]]):
+        self._data = data
+        self._stream: Any = iter(data) if isinstance(data, Iterable) else data
+        self._pairs = data_.positions(self._stream)
+        self._first = next(self._pairs)
+
+    @property
+    def columns(self) -> Batch:
+        return self._first[0]
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def batches(self, position: Any, prepared: Prepared) -> Iterator[tuple[Batch, Any]]:
+        """``(batch, position after it)`` from a position, or from the beginning if it is None."""
+        if position is None:
+            return itertools.chain([self._first], self._pairs)
+        # A stream that can go to the position does; any other is drawn from its beginning.
+        drawn = hasattr(self._stream, "__next__") and not hasattr(self._stream, "set_state")
+        again = itertools.chain(self._first[:1], self._stream) if drawn else self._stream
+        return data_.positions(again, position=position)
+
+    def close(self) -> None:
+        """Closes the threads and files that iterating over the data has opened."""
+        if self._stream is not self._data and hasattr(self._stream, "close"):
+            # A thread that was stopped may still be drawing its last batch: then the stream is
+            # closed when its last reference goes.
+            with contextlib.suppress(ValueError):
+                self._stream.close()
+
+
+Source = InMemory | Stream
+"""Where batches come from: what can be checked of it before the first step, and the batches."""
+
+
+@contextlib.contextmanager
+def opened(
+    data: Batch | Iterable[Batch] | Callable[[int], Iterable[Batch]], batch_size: int | None
+) -> Iterator[Source]:
+    """The source of ``fit``'s batches, closed at the end."""
+    if isinstance(data, Mapping):
+        if batch_size is None:
+            raise ValueError("batch_size must be given for arrays in memory")
+        columns = {str(name): np.asarray(column) for name, column in data.items()}
+        yield InMemory(columns, batch_size)
+        return
+    if batch_size is not None:
+        raise ValueError("batch_size is for arrays in memory; batches have a size of their own")
+    with contextlib.closing(Stream(data)) as stream:
+        yield stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run whose parts fit together, ready for its first step.
+
+    Attributes:
+      recipe: What is fixed in the step's program.
+      objective, teachers, decay, key: Arguments of the programs, placed as ``layout`` says.
+      key_order: Decides the order of rows in memory.
+      row: A first example, ``[1, ...]`` per column.
+      rows: Rows of a batch, those of all processes together.
+      layout: Which device holds what, or None.
+      initial: The state to continue from, or None.
+      source: Where batches come from.
+      given: ``(objective, teachers, decay)`` before they were placed.
+    """
+
+    recipe: Recipe
+    objective: Objective
+    teachers: Mapping[str, Teacher]
+    decay: Array | None
+    key: Array
+    key_order: Array
+    row: Batch
+    rows: int
+    layout: Layout | None
+    initial: TrainState | None
+    source: Source
+    given: tuple[Objective, Mapping[str, Teacher], Array | None]
+
+    @property
+    def steps_before(self) -> Any:
+        """Steps that ``initial`` has taken; traced where that state is."""
+        step = 0 if self.initial is None else self.initial.step
+        return step if isinstance(step, jax.core.Tracer) else int(step)
+
+    @functools.cached_property
+    def expected(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        start = functools.partial(_compiled.start, self.recipe)
+        state = jax.eval_shape(start, self.objective, self.row, self.teachers, self.key)
+        if self.layout is None:
+            return state
+        return jax.tree.map(_with_sharding, state, self.layout.shardings(state))
+
+    def start(self) -> TrainState:
+        """The state before the first step, which the caller may donate."""
+        if self.initial is None:
+            return _compiled.init(
+                self.recipe, self.layout, self.objective, self.row, self.teachers, self.key
+            )
+        state = jax.tree.map(jnp.copy, self.initial)
+        return state if self.layout is None else self.layout.place(state)
+
+    def put(self, batch: Batch) -> dict[str, jax.Array]:
+        """A batch of this process on the devices."""
+        if self.layout is None:
+            return jax.device_put(dict(batch))
+        in_memory = self.source.in_memory
+        return (self.layout.whole_batch if in_memory else self.layout.local_batch)(batch)
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a batch of all processes."""
+        sharding = None if self.layout is None else self.layout.replicated
+        return {
+            name: jax.ShapeDtypeStruct(
+                (self.rows, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding
+            )
+            for name, x in self.row.items()
+        }
+
+    def traced_step(self, teachers: Mapping[str, Teacher]) -> Any:
+        """The jaxpr of a step with these teachers: the trace that its programs are made of."""
+        step = functools.partial(_compiled.step, self.recipe)
+        arguments = self.batch_shapes(), self.objective, teachers, self.decay
+        return jax.make_jaxpr(step)(self.expected, *arguments)
+
+    def is_slow_in_a_scan(self) -> bool:
+        """Whether a step should be a program of its own: on CPU, if it holds a convolution.
+
+        False inside another program, of which the step is a part.
+        """
+        if jax.default_backend() != "cpu":
+            return False
+        arguments = self.row, self.objective, self.teachers, self.decay, self.key, self.initial
+        if has_tracers(arguments):
+            return False
+        traced = self.traced_step(self.teachers)
+        # The optimizer may close over a traced learning rate.
+        return not has_tracers(traced.consts) and _programs.has_convolution(traced)
+
+    def configuration(self, key: Array, **settings: Any) -> dict[str, Any]:
+        """What a resumed run must share with this one, and every process with the others."""
+        start = functools.partial(_compiled.start, self.recipe)
+        # The layout may change, and with it how teachers are gathered: they are as given here.
+        objective, teachers, decay = self.given
+        traced = (
+            jax.make_jaxpr(start)(self.objective, self.row, self.teachers, self.key),
+            self.traced_step(teachers),
+        )
+        columns = self.source.columns
+        return configuration(
+            self.recipe,
+            objective,
+            teachers,
+            self.batch_shapes(),
+            state=self.expected,
+            programs=[_fingerprints.program(x) for x in traced],
+            key=key,
+            decay=decay,
+            data=_fingerprints.rows_and_checksum(columns) if self.source.in_memory else None,
+            initial=_fingerprint_of_state(self.initial),
+            **settings,
+        )
+
+
+def prepared(
+    model: Model,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    source: Source,
+    *,
+    key: Array,
+    order_key: Array | None = None,
+    teachers: Mapping[str, Teacher] | None = None,
+    initial: TrainState | None = None,
+    average_decay: Any = None,
+    augment: Augment | None = None,
+    microbatches: int = 1,
+    compute_dtype: Any = None,
+    remat: bool = False,
+    layout: Layout | None = None,
+) -> Prepared:
+    """Checks that everything fits together, data included, and places it on its devices.
+
+    Args:
+      source: Where batches come from; its columns are checked here, once.
+      model, objective, optimizer, key, order_key, teachers, initial, average_decay, augment,
+        microbatches, compute_dtype, remat, layout: As in ``fit``.
+
+    Raises:
+      TypeError, ValueError: as in ``fit``.
+    """
+    given = _named(teachers)
+    microbatches = _checks.count("microbatches", microbatches)
+    model = _wrapped(model, compute_dtype, remat)
+    if initial is not None and not isinstance(initial, TrainState):
+        raise TypeError(f"initial must be a TrainState, got {type(initial).__name__}")
+    decay = _decay(average_decay)
+    columns = source.columns
+    data_.check(
+        columns,
+        batch_size=source.rows if source.in_memory else None,
+        values=[name for name in columns if is_input(name)],
+        missing=_columns_that_may_miss(model, given, columns),
+    )
+    rows = source.rows
+    if layout is not None:
+        rows *= 1 if source.in_memory else layout.processes
+        layout.check(rows, microbatches=microbatches)
+    if augment is None:  # otherwise augmentation may change the number of rows
+        divides(microbatches, rows)
+    recipe = Recipe(model, optimizer, augment, decay is not None, microbatches)
+    check(recipe, objective, columns, given)
+
+    key_init, key_order = jax.random.split(key)
+    as_given = objective, given, decay
+    placed = given
+    if layout is not None:
+        placed = layout.place_teachers(given)
+        objective, decay, key_init = layout.place_whole((objective, decay, key_init))
+    found = Prepared(
+        recipe=recipe,
+        objective=objective,
+        teachers=placed,
+        decay=decay,
+        key=key_init,
+        key_order=key_order if order_key is None else order_key,
+        row={name: column[:1] for name, column in columns.items()},
+        rows=rows,
+        layout=layout,
+        initial=initial,
+        source=source,
+        given=as_given,
+    )
+    if initial is not None:
+        check_initial(initial, found.expected)
+    if layout is not None:
+        layout.check_params(found.expected.params, found.expected.term_params, given)
+    return found
+
+
+def has_tracers(tree: Any) -> bool:
+    """Whether any leaf is traced, so that its value is not known."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def _with_sharding(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding, weak_type=x.weak_type)
+
+
+def _columns_that_may_miss(model: Any, teachers: Mapping[str, Any], data: Batch) -> tuple[str, ...]:
+    """Columns in which NaN is a missing value, for every model that reads them."""
+    read_by_teachers = "teacher_inputs" if "teacher_inputs" in data else "inputs"
+    own = [name for name in data if name == "inputs" or name.startswith(VIEW)]
+    found = {**dict.fromkeys(own, getattr(model, "missing", False)), "teacher_inputs": True}
+    if teachers and read_by_teachers in found:
+        found[read_by_teachers] &= all(getattr(t, "missing", False) for t in teachers.values())
+    return tuple(name for name, allowed in found.items() if allowed)
+
+
+def _named(teachers: Any) -> dict[str, Any]:
+    if teachers is not None and not isinstance(teachers, Mapping):
+        raise TypeError(
+            f"teachers must be a dictionary of teachers by name, got {type(teachers).__name__}: "
+            'pass teachers={"teacher": teacher}'
+        )
+    return dict(teachers or {})
+
+
+def _wrapped(model: Model, compute_dtype: Any, remat: bool) -> Model:
+    """The student as the step computes it. Equal wraps of a model are equal."""
+    if not isinstance(model, Model):
+        return model  # check words the error
+    if not isinstance(remat, bool):
+        raise TypeError(f"remat must be True or False, got {remat!r}: see models.remat for more")
+    if compute_dtype is not None:
+        model = models.cast(model, compute_dtype)
+    return models.remat(model) if remat else model
+
+
+def _decay(average_decay: Any) -> Array | None:
+    if average_decay is None:
+        return None
+    _checks.between(0.0, 1.0, average_decay=average_decay)
+    return jnp.asarray(average_decay, jnp.float32)
+
+
+def _fingerprint_of_state(state: TrainState | None) -> list[int] | None:
+    """The step of a state and the checksums of its arrays."""
+    if state is None:
+        return None
+    sums = jax.device_get([_fingerprints.checksum(x) for x in jax.tree.leaves(state)])
+    return [int(state.step), *(int(x) for x in sums)]

@@ -1,0 +1,5 @@
+"""Checkpoints of a run: a folder that ``fit`` saves into and resumes from."""
+
+from distill_jax.training.checkpoints.saving import CheckpointError, Checkpoints
+
+__all__ = ["CheckpointError", "Checkpoints"]

@@ -1,0 +1,163 @@
+"""What a checkpoint holds: arrays by their paths, keys as bits, and sums by which damage shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+
+from distill_jax._fingerprints import checksum, is_key, leaves_by_path, shapes
+
+
+class Other(ValueError):
+    """A whole checkpoint, but not one of this run."""
+
+
+def contents(state: PyTree) -> dict[str, jax.Array]:
+    """What Orbax is to write: it knows no keys, and refuses arrays without elements."""
+    leaves = {name: jnp.asarray(x) for name, x in leaves_by_path(state).items()}
+    return {name: _plain(x) for name, x in leaves.items() if x.size}
+
+
+def description(
+    state: PyTree, position: Any, metrics: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """What is written beside the arrays, as values of JSON."""
+    try:
+        json.dumps(position)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"the position in the data must be of values of JSON: {error}. Let its get_state "
+            "return numbers, text, lists and dictionaries"
+        ) from error
+    about = {
+        "positions": _positions(position),
+        "metrics": {name: float(x) for name, x in (metrics or {}).items()},
+        "arrays": shapes(state),
+        "checksums": checksums(state),
+    }
+    about = json.loads(json.dumps(about))  # as it will be read
+    return about | {"hash": _hash(about)}
+
+
+def checked(about: dict[str, Any]) -> dict[str, Any]:
+    """What ``description`` gave; raises OSError if it is not."""
+    about = dict(about)
+    if about.pop("hash", None) != _hash(about):
+        raise OSError("position and checksums are not what was saved")
+    return about
+
+
+def restore_args(state: PyTree) -> Any:
+    """What Orbax is to read, and where to."""
+    import orbax.checkpoint as ocp
+
+    wanted = {name: x for name, x in leaves_by_path(state).items() if x.size}
+    return ocp.args.PyTreeRestore(
+        item={name: jax.ShapeDtypeStruct(*_kind(x)) for name, x in wanted.items()},
+        restore_args={name: _restore_args(x) for name, x in wanted.items()},
+    )
+
+
+def restored(state: PyTree, read: Mapping[str, Any], about: Mapping[str, Any]) -> PyTree:
+    """The state from what Orbax has read; raises OSError if that is not what was saved."""
+    wanted = leaves_by_path(state)
+    leaves = {name: _placed(x, read.get(name)) for name, x in wanted.items()}
+    for name, sum_ in checksums(leaves).items():
+        if sum_ != about["checksums"][name]:
+            raise OSError(f"the array {name!r} is not the one that was saved")
+    return jax.tree.unflatten(jax.tree.structure(state), leaves.values())
+
+
+def checksums(state: PyTree) -> dict[str, int]:
+    sums = {name: checksum(jnp.asarray(x)) for name, x in leaves_by_path(state).items()}
+    return {name: int(x) for name, x in jax.device_get(sums).items()}
+
+
+def position_of(about: Mapping[str, Any]) -> Any:
+    """This process's position in the data."""
+    positions = about["positions"]
+    if len(positions) == 1:
+        return positions[0]
+    if len(positions) != jax.process_count():
+        raise Other(
+            f"the checkpoint holds the positions of {len(positions)} processes in data of their "
+            f"own; {jax.process_count()} cannot go on from them"
+        )
+    return positions[jax.process_index()]
+
+
+def _positions(position: Any) -> list[Any]:
+    """The position of every process; one for all where they are the same."""
+    if jax.process_count() == 1:
+        return [position]
+    text = np.frombuffer(json.dumps(position).encode(), np.uint8)
+    longest = int(multihost_utils.process_allgather(np.array([len(text)])).max())
+    padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
+    rows = multihost_utils.process_allgather(padded)
+    positions = [json.loads(bytes(row.astype(np.uint8))) for row in rows]
+    return positions[:1] if all(p == positions[0] for p in positions) else positions
+
+
+def _plain(x: Any) -> Any:
+    """A key as its bits, anything else as it is."""
+    return jax.random.key_data(x) if is_key(x) else x
+
+
+def _kind(x: Any) -> tuple[tuple[int, ...], Any]:
+    if is_key(x):
+        bits = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        return bits.shape, bits.dtype
+    return tuple(x.shape), x.dtype
+
+
+def _spread(x: Any) -> jax.sharding.Sharding | None:
+    """The sharding of a leaf that was placed on purpose."""
+    sharding = getattr(x, "sharding", None)
+    return None if isinstance(sharding, jax.sharding.SingleDeviceSharding) else sharding
+
+
+def _restore_args(x: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    shape, dtype = _kind(x)
+    sharding = _spread(x)
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape, dtype=dtype)
+
+
+def _placed(wanted: Any, read: Any) -> jax.Array:
+    shape, dtype = _kind(wanted)
+    sharding = _spread(wanted)
+    if sharding is None:
+        # A copy of its own, not committed to a device: just what a fresh state would be.
+        array = jnp.zeros(shape, dtype) if read is None else jnp.array(read, copy=True)
+    elif read is None:
+        empty = np.zeros(shape, dtype)
+        array = jax.make_array_from_callback(shape, sharding, lambda index: empty[index])
+    else:
+        array = read
+    if is_key(wanted):
+        array = jax.random.wrap_key_data(array, impl=_implementation(wanted))
+    return array
+
+
+def _implementation(keys: Any) -> Any:
+    """How keys draw, also of keys of which only shape and dtype are known."""
+    found: list[Any] = []
+    jax.eval_shape(
+        lambda k: found.append(jax.random.key_impl(k)), jax.ShapeDtypeStruct(keys.shape, keys.dtype)
+    )
+    return found[0]
+
+
+def _hash(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

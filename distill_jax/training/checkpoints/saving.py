@@ -1,0 +1,419 @@
+"""Checkpoints of a run, by Orbax: written in the background, whole or not at all.
+
+A checkpoint holds a ``TrainState`` and a position in the data, and never a teacher. What makes the
+run that run is written beside it, so that another run does not go on from it by mistake.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+
+from distill_jax import _checks, _files, _fingerprints
+from distill_jax.training.checkpoints import _configuration, _contents, _lock, _orbax
+
+CONFIGURATION = "configuration.json"
+SHOWN = 20  # differences listed in one message
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or not be read; the message says what is still whole."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """Where ``fit`` saves its state, how often, and what it keeps.
+
+    A run that finds its own checkpoint in the folder goes on from the latest one. A checkpoint
+    that was cut off while it was written is thrown away.
+
+    Attributes:
+      folder: Made where it is missing. One run a folder. Mount a bucket to save into it.
+      every: Optimizer steps between checkpoints.
+      keep: How many of the latest stay.
+      best: Name of a metric that ``evaluate`` gives: the best checkpoints by it stay too. Those
+        saved without it, or with NaN, stay only while they are among the latest.
+      better: Whether a "higher" or a "lower" metric is better.
+      keep_best: How many of the best stay.
+      on_failure: What to do when saving fails, for a full disk say: "raise", or "warn", train on,
+        and try again with the next one. Either way, the last good checkpoint stays. Several
+        processes that train together warn of too little room, and raise for all else.
+      asynchronous: Whether files are written while training goes on. Arrays are copied off the
+        device before.
+    """
+
+    folder: str | os.PathLike[str]
+    _: dataclasses.KW_ONLY
+    every: int = 1000
+    keep: int = 3
+    best: str | None = None
+    better: Literal["higher", "lower"] = "higher"
+    keep_best: int = 1
+    on_failure: Literal["raise", "warn"] = "raise"
+    asynchronous: bool = True
+
+    def __post_init__(self) -> None:
+        _check_folder(self.folder)
+        for name in ("every", "keep", "keep_best"):
+            object.__setattr__(self, name, _checks.count(name, getattr(self, name)))
+        for name, allowed in (("better", ("higher", "lower")), ("on_failure", ("raise", "warn"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+
+    @contextlib.contextmanager
+    def open(self, configuration: Mapping[str, Any]) -> Iterator[Saver]:
+        """The folder, ready to restore from and to save into; leaving it waits for the last save.
+
+        Args:
+          configuration: What makes this run this run, as values of JSON. Where several processes
+            train together, all of them open the folder.
+
+        Raises:
+          ValueError: if the folder holds checkpoints of another configuration, naming each
+            difference; or if another run has it open.
+          OSError: if the folder cannot be made or written.
+        """
+        folder = _writable(self.folder)
+        with _orbax.quiet(), _lock.alone(folder):
+            saver = Saver(self, folder, configuration)
+            try:
+                yield saver
+            except BaseException:
+                # The error on its way out says more than one of the last save could.
+                with contextlib.suppress(Exception):
+                    saver._settle("warn")
+                saver._close()
+                raise
+            try:
+                saver.wait()
+            finally:
+                saver._close()
+
+
+class Saver:
+    """An open folder of checkpoints; made by ``Checkpoints.open``."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, folder: pathlib.Path, configuration: Mapping[str, Any]
+    ):
+        self._options = checkpoints
+        self._configuration = json.loads(json.dumps(configuration))
+        self._folder = folder
+        try:
+            self._manager = _orbax.manager(
+                self._folder,
+                keep=checkpoints.keep,
+                best=checkpoints.best,
+                better=checkpoints.better,
+                keep_best=checkpoints.keep_best,
+                asynchronous=checkpoints.asynchronous,
+            )
+        except ValueError as error:  # of all files, it reads metrics here
+            raise CheckpointError(
+                f"a file of metrics in {self._folder}, <step>/metrics/metrics, is damaged "
+                f"({error}): delete the step's folder"
+            ) from error
+        self._saving: int | None = None  # the step of the save that goes on in the background
+        self._failures = False
+        self._last_asked = self.latest() or 0
+        try:
+            self._compare()
+        except BaseException:
+            self._close()
+            raise
+
+    def latest(self) -> int | None:
+        """The step of the latest whole checkpoint, or None."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def steps(self) -> list[int]:
+        """The steps of all whole checkpoints, ascending."""
+        return sorted(step for step in self._manager.all_steps() if step != self._saving)
+
+    def due(self, step: int) -> bool:
+        """Whether a multiple of ``every`` steps was reached since the last save."""
+        return step // self._options.every > self._last_asked // self._options.every
+
+    def restore(self, state: PyTree) -> tuple[PyTree, Any] | None:
+        """The latest checkpoint, bit for bit, or None where there is none.
+
+        Args:
+          state: What to expect: arrays or ``jax.ShapeDtypeStruct``. A leaf with a sharding over
+            several devices is placed so, whatever devices it was saved from.
+
+        Returns:
+          The state, and the position in the data that was saved with it.
+
+        Raises:
+          ValueError: if the checkpoint has other arrays than ``state``.
+          CheckpointError: if a file of it is damaged or missing; names an older one that is whole.
+        """
+        self.wait()
+        step = self.latest()
+        if step is None:
+            return None
+        try:
+            about = self._about(step)
+            self._compare_arrays(step, about, state)
+            return self._read(step, about, state), _contents.position_of(about)
+        except _contents.Other as error:
+            raise ValueError(str(error)) from None
+        except Exception as error:
+            raise CheckpointError(self._damage(step, state, error)) from error
+
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        position: Any,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Saves a checkpoint; does nothing if this step has one.
+
+        When it returns, ``state`` is copied and may be donated. An error that comes up later, while
+        files are written, comes out of the next ``save`` or ``wait``.
+
+        Args:
+          step: Optimizer steps taken.
+          state: The state after them.
+          position: Where to go on in the data, as values of JSON. Where several processes train
+            together, each has its own.
+          metrics: What ``evaluate`` said about this state.
+
+        Raises:
+          CheckpointError: if saving failed, this time or the last, and ``on_failure`` is "raise".
+          ValueError: if ``metrics`` lacks the one that is to be best.
+        """
+        step = int(step)
+        value = self._metric(metrics)
+        self._last_asked = step
+        self._settle(self._options.on_failure)
+        if step in self._manager.all_steps():
+            return
+        self._sweep()
+        arrays = _contents.contents(state)
+        about = _contents.description(state, position, metrics)
+        if not self._room(step, arrays):
+            return
+        import orbax.checkpoint as ocp
+
+        self._saving = step
+        try:
+            self._write_configuration()
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(about)
+                ),
+                metrics=None if value is None else {str(self._options.best): value},
+                force=True,
+            )
+        except Exception as error:
+            self._failed(error, self._options.on_failure)
+        if not self._options.asynchronous:
+            self._settle(self._options.on_failure)
+
+    def wait(self) -> None:
+        """Waits until all is written.
+
+        Raises:
+          CheckpointError: if that failed, and ``on_failure`` is "raise".
+        """
+        self._settle(self._options.on_failure)
+
+    def _room(self, step: int, arrays: Mapping[str, jax.Array]) -> bool:
+        """Whether several processes have room for a checkpoint.
+
+        They write it together, and cannot go on together after one of them has failed to. So they
+        look beforehand. One process alone just tries.
+        """
+        if jax.process_count() == 1:
+            return True
+        free = shutil.disk_usage(self._folder).free
+        needed = sum(x.nbytes for x in arrays.values()) + 2**20
+        room = bool(multihost_utils.process_allgather(np.array([free >= needed])).all())
+        if not room:
+            error = OSError(errno.ENOSPC, f"it takes up to {needed / 1e6:,.1f} MB")
+            self._say(step, error, self._options.on_failure)
+        return room
+
+    def _settle(self, on_failure: str) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._failed(error, on_failure)
+        self._saving = None
+
+    def _failed(self, error: Exception, on_failure: str) -> None:
+        """Forgets a save that failed, frees what it took of the disk, and says so."""
+        step, self._saving = self._saving, None
+        self._failures = True
+        self._sweep()
+        self._manager.reload()  # it has counted the failed one among the latest
+        # Some processes may wait for others by now.
+        self._say(step, error, "raise" if jax.process_count() > 1 else on_failure)
+
+    def _say(self, step: int | None, error: Exception, on_failure: str) -> None:
+        good = self.latest()
+        stays = "there is none from before" if good is None else f"that of step {good} stays"
+        where, advice = str(self._folder), "Once that is mended, start again to go on from there"
+        if _orbax.no_room(error):
+            where += f", where {shutil.disk_usage(self._folder).free / 1e6:,.1f} MB are free"
+            advice = "Make room, and start again to go on from there"
+        message = (
+            f"the checkpoint of step {step} could not be saved in {where} ({stays}): "
+            f"{_orbax.first_line(error)}"
+        )
+        if on_failure == "raise":
+            raise CheckpointError(
+                f'{message}. {advice}; or pass on_failure="warn" to train on without'
+            ) from error
+        warnings.warn(f"{message}. Training goes on, and tries again later", stacklevel=2)
+
+    def _sweep(self) -> None:
+        """Deletes what saves that failed have left; some of its files may still be on their way."""
+        if self._failures and jax.process_index() == 0:
+            for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _about(self, step: int) -> dict[str, Any]:
+        import orbax.checkpoint as ocp
+
+        args = ocp.args.Composite(about=ocp.args.JsonRestore())
+        return _contents.checked(self._manager.restore(step, args=args)["about"])
+
+    def _compare_arrays(self, step: int, about: Mapping[str, Any], state: PyTree) -> None:
+        differences = _configuration.differences(about["arrays"], _fingerprints.shapes(state))
+        if differences:
+            raise _contents.Other(
+                f"the checkpoint of step {step} in {self._folder} holds another state than model, "
+                f"objective and optimizer make:\n{_listed(differences)}"
+            )
+
+    def _read(self, step: int, about: Mapping[str, Any], state: PyTree) -> PyTree:
+        import orbax.checkpoint as ocp
+
+        args = ocp.args.Composite(state=_contents.restore_args(state))
+        return _contents.restored(state, self._manager.restore(step, args=args)["state"], about)
+
+    def _damage(self, step: int, state: PyTree, error: Exception) -> str:
+        whole = None
+        for older in reversed(self.steps()[:-1]):
+            with contextlib.suppress(Exception):
+                self._read(older, self._about(older), state)
+                whole = older
+                break
+        at = self._folder / str(step)
+        advice = (
+            "there is no older one that is whole: to begin anew, delete the folder"
+            if whole is None
+            else f"that of step {whole} is whole: to go on from it, delete every later folder, "
+            f"{at} first of all"
+        )
+        what = f"the checkpoint of step {step} in {at} is damaged"
+        return f"{what} ({_orbax.first_line(error)}); {advice}"
+
+    def _compare(self) -> None:
+        if self.latest() is None:
+            return
+        path = self._folder / CONFIGURATION
+        if not path.exists():
+            warnings.warn(
+                f"{self._folder} has checkpoints and no {CONFIGURATION}: that they are of this "
+                "configuration is taken on trust",
+                stacklevel=2,
+            )
+            return
+        try:
+            before = json.loads(path.read_text())
+            if not isinstance(before, dict):
+                raise ValueError(f"a dictionary was expected, got {type(before).__name__}")
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: {error}. {_ON_TRUST}") from error
+        differences = _configuration.differences(before, self._configuration)
+        if differences:
+            raise ValueError(
+                f"{self._folder} holds checkpoints of another configuration:\n"
+                f"{_listed(differences)}\nTake another folder for this run. {_ON_TRUST}"
+            )
+        changed = _configuration.other_versions(before, self._configuration)
+        if changed:
+            warnings.warn(f"the checkpoints in {self._folder}: {changed}", stacklevel=2)
+
+    def _write_configuration(self) -> None:
+        path = self._folder / CONFIGURATION
+        # What an earlier run left without a checkpoint binds nobody.
+        if jax.process_index() == 0 and (self.latest() is None or not path.exists()):
+            with _files.replacing(path) as file:
+                file.write(json.dumps(self._configuration, indent=1).encode())
+
+    def _metric(self, metrics: Mapping[str, float] | None) -> float | None:
+        best = self._options.best
+        if best is None or metrics is None:
+            return None
+        if best not in metrics:
+            raise ValueError(
+                f"best must be the name of a metric that evaluate gives, got {best!r}; it gives "
+                f"{sorted(metrics)}"
+            )
+        value = float(metrics[best])
+        return value if math.isfinite(value) else None
+
+    def _close(self) -> None:
+        with contextlib.suppress(Exception):  # wait has said it
+            self._manager.close()
+        self._sweep()
+
+
+_ON_TRUST = (
+    f"To go on all the same, delete {CONFIGURATION} there: the checkpoints are then taken on trust."
+)
+
+
+def _check_folder(folder: Any) -> None:
+    if not isinstance(folder, str | os.PathLike) or not isinstance(os.fspath(folder), str):
+        raise TypeError(f"folder must be a path, as a string or a pathlib.Path, got {folder!r}")
+    # pathlib makes one slash of two. A single letter before is a drive.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(folder)):
+        raise ValueError(
+            f"folder must be a folder on a file system, got the address {os.fspath(folder)!r}: "
+            "mount the bucket as a folder, and pass that"
+        )
+
+
+def _writable(folder: str | os.PathLike[str]) -> pathlib.Path:
+    path = pathlib.Path(folder).absolute()
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"folder must be a folder for checkpoints, got the file {path}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".{os.getpid()}.{jax.process_index()}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"folder must be one that can be written: {error.strerror}", str(path)
+        ) from error
+    return path
+
+
+def _listed(differences: list[str]) -> str:
+    rest = len(differences) - SHOWN
+    more = [f"and {rest} more"] if rest > 0 else []
+    return "\n".join(f"  {line}" for line in (*differences[:SHOWN], *more))

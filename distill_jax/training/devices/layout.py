@@ -1,0 +1,382 @@
+"""Layouts: which device holds which part of a training run.
+
+A ``Layout`` is a mesh of devices, the axes of it that cut the rows of a batch, and a rule that says
+how parameters are cut. Nothing else in a program changes: XLA sees arrays that live on all devices,
+and puts in the collectives (GSPMD). A mean over the batch is the mean over the whole batch,
+whatever a term does with it.
+
+A rule is a function ``(path, shape, axes) -> PartitionSpec`` of a parameter's path
+(``"hidden/0/kernel"``), its shape, and the sizes of the mesh's axes by name. The same rule serves
+whatever mirrors the parameters, gradients, the optimizer's state and averages, and teachers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from distill_jax import _fingerprints
+from distill_jax.teachers import Teacher
+from distill_jax.training.devices.sharding import (
+    Axes,
+    Rule,
+    axes_of,
+    axis_names,
+    replicate,
+    shard_by_size,
+)
+from distill_jax.types import Batch, Outputs, Params, State
+
+_FIELDS = ("params", "state", "term_params", "term_state", "average", "opt_state")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh of devices, and what of a run lies where. Equal layouts share compiled programs.
+
+    The usual ones are made by :func:`data_parallel` and :func:`fsdp`; with a mesh of one's own::
+
+        mesh = jax.make_mesh((8, 4), ("data", "model"))
+        Layout(mesh, params=shard_by_name({"kernel": PartitionSpec(None, "model")}))
+
+    Args:
+      mesh: Devices. Its axes are made ``Auto``: XLA decides on what lies between.
+      batch: The axes that cut the rows of a batch.
+      params: The rule for parameters: ``replicate``, :class:`shard_by_size`,
+        :class:`shard_by_name`, or any hashable ``(path, shape, axes) -> PartitionSpec``.
+
+    Raises:
+      ValueError: if the mesh has no such axis.
+    """
+
+    mesh: Mesh
+    _: dataclasses.KW_ONLY
+    batch: Axes = "data"
+    params: Rule = replicate
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mesh, Mesh):
+            raise TypeError(
+                f"mesh must be a jax.sharding.Mesh, got {type(self.mesh).__name__}: make one with "
+                'jax.make_mesh((8,), ("data",))'
+            )
+        names = self.mesh.axis_names
+        auto = Mesh(self.mesh.devices, names, axis_types=(AxisType.Auto,) * len(names))
+        object.__setattr__(self, "mesh", auto)
+        batch = self.batch if isinstance(self.batch, str) else tuple(self.batch)
+        object.__setattr__(self, "batch", batch)
+        if not callable(self.params):
+            raise TypeError(
+                f"params must be a rule (path, shape, axes) -> PartitionSpec, got "
+                f"{type(self.params).__name__}: see replicate, shard_by_size and shard_by_name"
+            )
+        for who, used in (("batch", axis_names(batch)), ("params", axes_of(self.params))):
+            if absent := sorted(set(used) - set(names)):
+                raise ValueError(
+                    f"{who} names the axes {absent}, which the mesh does not have: its axes are "
+                    f"{list(names)}"
+                )
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The sizes of the mesh's axes, by name."""
+        return dict(self.mesh.shape)
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts the rows of a batch are cut."""
+        return math.prod(self.axes[name] for name in axis_names(self.batch))
+
+    @property
+    def processes(self) -> int:
+        """How many processes have devices of the mesh."""
+        return len({device.process_index for device in self.mesh.devices.flat})
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of what every device holds whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def check(self, rows: int, *, microbatches: int = 1) -> None:
+        """Raises ValueError if a batch of so many rows, of all processes, cannot be cut evenly.
+
+        Args:
+          rows: Rows of a batch.
+          microbatches: Pieces that a batch is computed in, one after another; each is cut.
+        """
+        unit = self.parts * microbatches
+        if rows % unit == 0 and rows > 0:
+            return
+        by = f"the {self.parts} devices of {self.batch!r}"
+        if microbatches > 1:
+            by = f"{microbatches} microbatches times {by}"
+        near = sorted({max(rows // unit, 1) * unit, (rows // unit + 1) * unit})
+        raise ValueError(
+            f"a batch of {rows} rows cannot be divided evenly by {by}: take "
+            f"{' or '.join(map(str, near))} rows, or fill batches up with rows that a column "
+            "'where' leaves out"
+        )
+
+    def check_params(self, *trees: PyTree) -> None:
+        """Raises ValueError if the rule does not fit parameters, or names some that are not there.
+
+        Args:
+          *trees: All that the rule is for: the student's parameters, terms' parameters, teachers.
+        """
+        paths = []
+        for tree in trees:
+            self.shardings(tree)
+            paths += [path for path, _, _ in _leaves(tree)]
+        unmatched = getattr(self.params, "unmatched", lambda paths: [])(paths)
+        if unmatched:
+            raise ValueError(
+                f"params has patterns that match nothing: {unmatched}; the paths are "
+                f"{sorted(set(paths))}"
+            )
+
+    def shardings(self, tree: PyTree) -> PyTree:
+        """The same tree with a ``NamedSharding`` for every leaf.
+
+        Args:
+          tree: Parameters, a ``TrainState``, teachers: arrays, or shapes of them. Scalars and keys
+            are on every device. In an optimizer's state, what has not a parameter's shape (row
+            and column statistics) is replicated where the rule does not fit.
+
+        Raises:
+          ValueError: if a spec does not fit the shape.
+        """
+        specs = [NamedSharding(self.mesh, self._spec(*leaf)) for leaf in _leaves(tree)]
+        return jax.tree.unflatten(jax.tree.structure(tree), specs)
+
+    def _spec(self, path: str, lenient: bool, leaf: Any) -> PartitionSpec:
+        shape = np.shape(leaf)
+        if not shape or _fingerprints.is_key(leaf):
+            return PartitionSpec()
+        spec = self.params(path, shape, self.axes)
+        if not isinstance(spec, PartitionSpec):
+            raise TypeError(
+                f"params must give a PartitionSpec, got {type(spec).__name__} for {path!r}"
+            )
+        wrong = self._misfit(path, shape, spec)
+        if wrong and not lenient:
+            raise ValueError(wrong)
+        return PartitionSpec() if wrong else spec
+
+    def _misfit(self, path: str, shape: tuple[int, ...], spec: PartitionSpec) -> str | None:
+        if len(spec) > len(shape):
+            return f"{path!r} of shape {shape} cannot be cut as {spec}: it has fewer axes"
+        for i, entry in enumerate(spec):
+            if absent := [name for name in axis_names(entry) if name not in self.axes]:
+                return (
+                    f"{path!r} cannot be cut as {spec}: the mesh has no axis {absent}, its axes "
+                    f"are {list(self.axes)}"
+                )
+            size = math.prod(self.axes[name] for name in axis_names(entry))
+            if shape[i] % size:
+                return (
+                    f"{path!r} of shape {shape} cannot be cut as {spec}: axis {i} of length "
+                    f"{shape[i]} is not a multiple of {size}, the devices of {entry!r}"
+                )
+        return None
+
+    def constrain(self, tree: PyTree) -> PyTree:
+        """Inside ``jit``: the same values, laid out as :meth:`shardings` says."""
+        return jax.lax.with_sharding_constraint(tree, self.shardings(tree))
+
+    def constrain_batch(self, batch: Any) -> Any:
+        """Inside ``jit``: the same columns, ``[rows, ...]``, with rows cut over the devices."""
+        sharding = self._rows()
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), batch)
+
+    def place(self, tree: PyTree) -> PyTree:
+        """Device arrays laid out as :meth:`shardings` says.
+
+        With several processes each holds all of the tree, and keeps its part. What is laid out so
+        already may be given back as it is, not as a copy.
+        """
+        return jax.tree.map(_put, tree, self.shardings(tree))
+
+    def place_whole(self, tree: PyTree) -> PyTree:
+        """Device arrays of which every device holds the whole."""
+        return jax.tree.map(lambda x: _put(x, self.replicated), tree)
+
+    def place_teachers(self, teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
+        """Teachers laid out as :meth:`shardings` says, and gathered anew wherever they are used.
+
+        In a scan over steps or microbatches a teacher is the same each time. XLA would gather all
+        of it once, before the scan, and every device would hold the whole teacher.
+        """
+        placed = self.place(dict(teachers))
+        return {
+            name: dataclasses.replace(teacher, predict=_GatheredAnew(teacher.predict))
+            for name, teacher in placed.items()
+        }
+
+    def whole_batch(self, batch: Batch) -> dict[str, jax.Array]:
+        """A batch that every process holds all rows of, as arrays over all devices.
+
+        Raises:
+          ValueError: if the rows cannot be cut evenly.
+        """
+        self.check(_length(batch))
+        return {name: _put(x, self._rows()) for name, x in batch.items()}
+
+    def local_batch(self, batch: Batch) -> dict[str, jax.Array]:
+        """A batch of which every process holds rows of its own, as arrays over all devices.
+
+        The rows of the processes follow each other in the order of the mesh's devices. Processes
+        that hold the same part, where parameters are cut over processes, must give the same rows.
+        Of several processes, some may have filled up a short batch, which adds a column ``where``:
+        all of them give one then, since they must run the same program.
+
+        Raises:
+          ValueError: if the rows cannot be cut evenly.
+        """
+        sharding, rows = self._rows(), _length(batch)
+        held = sharding.addressable_devices_indices_map((self.parts,)).values()
+        own = len({index[0].start for index in held if index is not None})
+        if rows == 0 or rows % own:
+            near = sorted({max(rows // own, 1) * own, (rows // own + 1) * own})
+            raise ValueError(
+                f"process {jax.process_index()} gave {rows} rows, which its {own} devices of "
+                f"{self.batch!r} cannot divide evenly: give {' or '.join(map(str, near))}"
+            )
+        whole = rows // own * self.parts
+        if self.processes > 1:
+            batch = {"where": np.ones(rows, bool), **batch}
+        return {
+            name: jax.make_array_from_process_local_data(
+                sharding, _on_host(x), (whole, *np.shape(x)[1:])
+            )
+            for name, x in batch.items()
+        }
+
+    def bytes_per_device(self, tree: PyTree) -> int:
+        """Bytes of a tree on each device; shapes (``jax.eval_shape``) are enough.
+
+        Example:
+          >>> layout = data_parallel(jax.devices()[:1])
+          >>> layout.bytes_per_device({"kernel": jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16)})
+          2097152
+        """
+        shardings = jax.tree.leaves(self.shardings(tree))
+        return sum(
+            math.prod(sharding.shard_shape(np.shape(x))) * jnp.result_type(x).itemsize
+            for x, sharding in zip(jax.tree.leaves(tree), shardings, strict=True)
+        )
+
+    def _rows(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(self.batch))
+
+
+@dataclasses.dataclass(frozen=True)
+class _GatheredAnew:
+    predict: Callable[..., Outputs]
+
+    def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
+        # Tied to the inputs, which are other ones each time, params are no constants of a loop.
+        params, inputs = jax.lax.optimization_barrier((params, inputs))
+        return self.predict(params, state, inputs)
+
+
+def data_parallel(devices: Sequence[Any] | None = None) -> Layout:
+    """Rows cut over all devices, parameters on each of them.
+
+    For models that fit one device; a step costs one all-reduce of the gradients.
+
+    Args:
+      devices: All devices of all processes by default.
+
+    Example:
+      >>> data_parallel(jax.devices()[:1]).axes
+      {'data': 1}
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    return Layout(_mesh(devices, data=len(devices)))
+
+
+def fsdp(
+    devices: Sequence[Any] | None = None, *, shards: int | None = None, least: int = 2**16
+) -> Layout:
+    """Rows and large parameters cut over all devices (fully sharded data parallelism).
+
+    Each device holds its part of parameters, gradients and optimizer state; weights are gathered
+    layer by layer where they are used, and gradients summed and scattered.
+
+    Args:
+      devices: All devices of all processes by default.
+      shards: How many devices share one copy of the parameters; all by default. With fewer, each
+        group of so many neighbours holds a copy (hybrid sharding): take those that have the fast
+        links between them, the devices of one host for example.
+      least: Elements from which on an array is cut; see :class:`shard_by_size`.
+
+    Raises:
+      ValueError: if ``shards`` does not divide the number of devices.
+
+    Example:
+      >>> fsdp(jax.devices()[:1]).params
+      shard_by_size(axis='data', least=65536)
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if shards is None:
+        return Layout(_mesh(devices, data=len(devices)), params=shard_by_size("data", least))
+    if shards < 1 or len(devices) % shards:
+        raise ValueError(f"shards must divide the {len(devices)} devices, got {shards}")
+    mesh = _mesh(devices, replicas=len(devices) // shards, shards=shards)
+    return Layout(mesh, batch=("replicas", "shards"), params=shard_by_size("shards", least))
+
+
+def _mesh(devices: Sequence[Any], **axes: int) -> Mesh:
+    """Devices in an order in which neighbours have links."""
+    kinds = (AxisType.Auto,) * len(axes)
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=kinds, devices=devices)
+
+
+def _leaves(tree: PyTree) -> Iterator[tuple[str, bool, Any]]:
+    """Each leaf's path as rules see it, whether it may defy the rule, and the leaf."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        fields = [getattr(entry, "name", None) for entry in path]
+        field = next((name for name in fields if name in _FIELDS), None)
+        own = path[fields.index(field) + 1 :] if field else path
+        if field == "average":
+            own = own[1:]  # a pair of params and state
+        elif field == "opt_state":
+            # The optimizer saw {"student": params, "terms": parameters of terms}.
+            roots = [getattr(entry, "key", None) in ("student", "terms") for entry in own]
+            own = own[roots.index(True) + 1 :] if True in roots else own
+        yield jax.tree_util.keystr(own, simple=True, separator="/"), field == "opt_state", leaf
+
+
+def _length(batch: Batch) -> int:
+    lengths = {name: np.shape(x)[:1] for name, x in batch.items()}
+    if len(set(lengths.values())) != 1 or () in lengths.values():
+        raise ValueError(f"batch must have columns with one leading axis, got lengths {lengths}")
+    return next(iter(lengths.values()))[0]
+
+
+def _on_host(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    return x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
+
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        # Over the devices of several processes already: laid out anew by all of them together.
+        return x if x.sharding == sharding else jax.jit(lambda x: x, out_shardings=sharding)(x)
+    if _fingerprints.is_key(x):
+        data = _put(jax.random.key_data(x), sharding)
+        return jax.jit(jax.random.wrap_key_data, static_argnames="impl")(
+            data, impl=str(jax.random.key_impl(x))
+        )
+    host = _on_host(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -1,0 +1,87 @@
+"""What a step computes before its losses: a batch's columns, and the forward passes on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from distill_jax import teachers as teachers_
+from distill_jax.objectives.context import AVERAGE
+from distill_jax.teachers import Teacher
+from distill_jax.types import Batch, Model, Outputs, Params, State
+
+VIEW = "inputs:"
+"""The prefix of columns that hold the inputs of another view of the examples."""
+
+Augment = Callable[[Array, dict[str, Any]], dict[str, Any]]
+"""``(key, batch) -> batch``."""
+
+
+class Forward(NamedTuple):
+    """The forward passes of a step, on all rows of a batch or some.
+
+    Attributes:
+      teach: ``columns -> outputs by teacher``.
+      student: ``(params, state, columns, key) -> (outputs, state)``, in training mode.
+      views: ``(params, state, columns) -> outputs by view``, without gradient.
+    """
+
+    teach: Callable[[Batch], dict[str, Outputs]]
+    student: Callable[[Params, State, Batch, Array], tuple[Outputs, State]]
+    views: Callable[[Params, State, Batch], dict[str, Outputs]]
+
+
+def is_input(column: str) -> bool:
+    """Whether models, and not only losses, read a column of this name."""
+    return column in ("inputs", "teacher_inputs") or column.startswith(VIEW)
+
+
+def prepare_columns(batch: Batch, key: Array, augment: Augment | None) -> dict[str, Any]:
+    """The batch as models and losses see it: augmented, with masked rows of inputs set to 0."""
+    # Whatever cuts the batch out of its array stays out of the step's arithmetic, so that run
+    # and fit, which cut differently, give the same bits.
+    columns = jax.lax.optimization_barrier(dict(batch))
+    if augment is not None:
+        columns = dict(augment(key, columns))
+    if "where" in columns:
+        # Masked rows may hold NaN, which would survive the product with a gradient of 0.
+        keep = columns["where"].reshape(len(columns["where"]), -1).any(1)
+        for name, x in columns.items():
+            if is_input(name):
+                columns[name] = jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+    return columns
+
+
+def forward_passes(model: Model, teachers: Mapping[str, Teacher], average: PyTree) -> Forward:
+    """The forward passes of a student, its views and its teachers.
+
+    Args:
+      model: The student.
+      teachers: Teachers by name.
+      average: The student's moving average, ``(params, state)``, which teaches too; or None.
+    """
+    if average is not None:
+        teachers = {**teachers, AVERAGE: teachers_.teacher(model, *average)}
+
+    def teach(columns):
+        inputs = columns.get("teacher_inputs", columns["inputs"])
+        with jax.named_scope("teacher"):
+            return {name: teacher(inputs) for name, teacher in teachers.items()}
+
+    def student(params, state, columns, key):
+        with jax.named_scope("student"):
+            return model.apply(params, state, columns["inputs"], key=key, train=True)
+
+    def views(params, state, columns):
+        with jax.named_scope("student"):
+            return {
+                name.removeprefix(VIEW): jax.lax.stop_gradient(model.predict(params, state, x))
+                for name, x in columns.items()
+                if name.startswith(VIEW)
+            }
+
+    return Forward(teach, student, views)

@@ -1,0 +1,135 @@
+"""One optimizer step as a pure function; ``run`` and ``fit`` scan over it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from distill_jax import teachers as teachers_
+from distill_jax.objectives import Context, Objective
+from distill_jax.teachers import Teacher
+from distill_jax.training.step._forward import Augment, Forward, forward_passes, prepare_columns
+from distill_jax.training.step._gradients import gradients
+from distill_jax.types import Batch, Model, Params, State
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a resumed run needs; never the teachers.
+
+    Attributes:
+      step: Optimizer steps taken, an integer scalar (one a run, where runs are vmapped).
+      params: The student's parameters.
+      state: The student's mutable state.
+      term_params: Parameters that terms own, by term.
+      term_state: State that terms own, by term.
+      opt_state: The optimizer's, over ``{"student": params, "terms": term_params}``.
+      average: Moving average of ``(params, state)``, or None.
+      key: Every step's key is folded from it and ``step``.
+    """
+
+    step: Any
+    params: Params
+    state: State
+    term_params: dict[str, PyTree]
+    term_state: dict[str, PyTree]
+    opt_state: PyTree
+    average: PyTree
+    key: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is fixed in a compiled step. Equal recipes share one program."""
+
+    model: Model
+    optimizer: optax.GradientTransformation
+    augment: Augment | None = None
+    averaging: bool = False
+    microbatches: int = 1
+
+    def init(
+        self, objective: Objective, batch: Batch, teachers: Mapping[str, Teacher], key: Array
+    ) -> TrainState:
+        """The state before the first step; of ``batch`` only shapes and dtypes matter."""
+        key_model, key_terms, key_steps = jax.random.split(key, 3)
+        columns = self.columns(batch, key)
+        params, state = self.model.init(key_model, columns["inputs"])
+        average = teachers_.start_average((params, state)) if self.averaging else None
+
+        def first_context():
+            forward, step = self.forward(teachers, average), jnp.zeros((), jnp.int32)
+            student, _ = forward.student(params, state, columns, key)
+            views = forward.views(params, state, columns)
+            return Context(student, forward.teach(columns), columns, step, key, views)
+
+        term_params, term_state = {}, {}
+        if any(term.init is not None for term in objective.terms):
+            term_params, term_state = objective.init(key_terms, jax.eval_shape(first_context))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            state=state,
+            term_params=term_params,
+            term_state=term_state,
+            opt_state=self.optimizer.init({"student": params, "terms": term_params}),
+            average=average,
+            key=key_steps,
+        )
+
+    def columns(self, batch: Batch, key: Array) -> dict[str, Any]:
+        """The batch as models and losses see it, augmented with ``key``."""
+        return prepare_columns(batch, key, self.augment)
+
+    def forward(self, teachers: Mapping[str, Teacher], average: PyTree) -> Forward:
+        """The forward passes of the student and of its teachers, its moving average included."""
+        return forward_passes(self.model, teachers, average if self.averaging else None)
+
+    def step(
+        self,
+        train: TrainState,
+        batch: Batch,
+        objective: Objective,
+        teachers: Mapping[str, Teacher],
+        decay: Float[Array, ""] | None = None,
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        """One step: a new state, and ``loss`` with each term's mean by name."""
+        key, key_augment = jax.random.split(jax.random.fold_in(train.key, train.step))
+        columns = self.columns(batch, key_augment)
+        trainable = {"student": train.params, "terms": train.term_params}
+        found = gradients(
+            self.forward(teachers, train.average),
+            objective,
+            trainable,
+            train.state,
+            train.term_state,
+            columns,
+            train.step,
+            key,
+            microbatches=self.microbatches,
+        )
+        average = train.average
+        with jax.named_scope("update"):
+            updates, opt_state = self.optimizer.update(found.grads, train.opt_state, trainable)
+            trainable: Any = optax.apply_updates(trainable, updates)
+            if decay is not None:
+                new = trainable["student"], found.state
+                average = teachers_.update_average(average, new, decay)
+        train = TrainState(
+            step=train.step + 1,
+            params=trainable["student"],
+            state=found.state,
+            term_params=trainable["terms"],
+            term_state=found.term_state,
+            opt_state=opt_state,
+            average=average,
+            key=train.key,
+        )
+        return train, {"loss": found.loss} | {n: part.mean for n, part in found.parts.items()}

@@ -1,0 +1,97 @@
+"""The metrics of a run, read one call late."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.training.watching import logs as logs_
+
+
+class NonFiniteLoss(FloatingPointError):
+    """Training has met NaN or inf; ``step``, ``terms`` and the ``history`` so far are attached."""
+
+    def __init__(self, message: str, step: int, terms: list[str], history: dict[str, np.ndarray]):
+        super().__init__(message)
+        self.step, self.terms, self.history = step, terms, history
+
+
+class History:
+    """Metrics by step. The newest call's are left on the device until the next one is under way."""
+
+    def __init__(self, start: int, logs: Sequence[logs_.Log] = ()):
+        self.start = start
+        self.logs = logs
+        self.calls: list[dict[str, np.ndarray]] = []
+        self.steps = 0
+        self.pending: Any = None
+        self.evaluations: list[tuple[int, dict[str, float]]] = []
+
+    @property
+    def latest(self) -> dict[str, float]:
+        return {n: float(x[-1]) for n, x in self.calls[-1].items()} if self.calls else {}
+
+    def add(self, metrics: Any) -> None:
+        self.settle()
+        self.pending = metrics
+
+    def settle(self) -> dict[str, np.ndarray]:
+        """Reads the pending metrics; raises if one of them is not finite."""
+        if self.pending is not None:
+            metrics = {name: np.asarray(x) for name, x in self.pending.items()}
+            self.pending = None
+            first = self.start + self.steps
+            self.calls.append(metrics)
+            self.steps += len(metrics["loss"])
+            logs_.tell(self.logs, first + 1, metrics)
+            bad = ~np.isfinite(np.stack(list(metrics.values()))).all(0)
+            if bad.any():
+                i = int(bad.argmax())
+                self._refuse(first + i, {name: float(x[i]) for name, x in metrics.items()})
+        return self.calls[-1] if self.calls else {}
+
+    def refuse(self, step: int) -> None:
+        """For a state that is not finite, though the losses that it comes from were."""
+        raise NonFiniteLoss(
+            f"training stopped after step {step}: the losses are finite, the parameters are not, "
+            "so a gradient was not. Look for square roots and logarithms at 0 in your losses",
+            step, [], self.arrays(),
+        )  # fmt: skip
+
+    def _refuse(self, step: int, values: dict[str, float]) -> None:
+        terms = [n for n, x in values.items() if n != "loss" and not np.isfinite(x)]
+        rest = ", ".join(f"{n} {x:.4g}" for n, x in values.items() if n not in (*terms, "loss"))
+        if terms:
+            what = " and ".join(f"term {n!r} is {values[n]:g}" for n in terms)
+        else:
+            what = f"every term is finite and the loss is {values['loss']:g}: look at the weights"
+        raise NonFiniteLoss(
+            f"training stopped at step {step}: {what}" + (f" ({rest})" if rest else "")
+            + ". Try a smaller learning rate or clipped gradients, and look for invalid rows",
+            step, terms, self.arrays(),
+        )  # fmt: skip
+
+    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+        taken = {"evaluated_at", *(self.calls[0] if self.calls else ())} & values.keys()
+        if taken:
+            raise ValueError(f"evaluate must give names of its own, got {sorted(taken)}")
+        if self.evaluations and self.evaluations[0][1].keys() != values.keys():
+            raise ValueError(
+                f"evaluate must give the same names each time: {sorted(values)} after "
+                f"{sorted(self.evaluations[0][1])}"
+            )
+        self.evaluations.append((step, dict(values)))
+        for log in self.logs:
+            log(step, dict(values))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        out = {}
+        if self.calls:
+            out = {n: np.concatenate([c[n] for c in self.calls]) for n in self.calls[0]}
+        if self.evaluations:
+            out["evaluated_at"] = np.array([step for step, _ in self.evaluations])
+            for name in self.evaluations[0][1]:
+                out[name] = np.array([values[name] for _, values in self.evaluations])
+        return out

@@ -1,0 +1,269 @@
+"""Logs: where the metrics of a run go while it runs.
+
+A log is any callable ``(step, metrics)``: ``step`` counts the optimizer steps taken, 1 after the
+first, and ``metrics`` are Python floats by name. ``fit`` calls it once for each step, in order, and
+again with the same step and the evaluation's names where an evaluation was due. Metrics come one
+compiled call late, from arrays that are on the host by then, so a log never waits for the device.
+
+The logs here write every record at once and whole: a process that is killed loses none that was
+written, and nothing has to be closed. A run that goes on from a checkpoint takes up its old log:
+records of steps that are taken again are not doubled. Of several processes the first one writes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import mmap
+import os
+import pathlib
+import socket
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax import _checks
+from distill_jax._files import end_of_whole_lines, json_values
+
+Log = Callable[[int, Mapping[str, float]], None]
+"""``(step, metrics) -> None``."""
+
+
+def json_lines(path: str | os.PathLike[str], *, every: int = 1) -> Log:
+    """A log that appends ``{"step": 7, "loss": 0.53, ...}`` to a file, one line a record.
+
+    Read it with ``pandas.read_json(path, lines=True)``. JSON has no numbers for them, so NaN and
+    infinities are the strings ``"nan"``, ``"inf"`` and ``"-inf"``, which ``float`` and
+    ``pandas.to_numeric`` take.
+
+    One file holds one run. Where a record comes whose step the file has already, that step and all
+    later ones are being taken again, and their lines are cut away: a run that goes on leaves no
+    line twice, and one that begins anew begins the file anew. A last line that was torn off is cut
+    as well.
+
+    Args:
+      path: The file; folders on the way are made.
+      every: Steps between the lines; evaluations are always written.
+
+    Returns:
+      A log. If it cannot write, to a full disk for example, it warns once, and training goes on
+      without those lines.
+
+    Raises:
+      ValueError: if ``every < 1``, or the file holds something else.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.jsonl"
+      >>> log = json_lines(path)
+      >>> log(1, {"loss": 0.5})
+      >>> log(1, {"accuracy": 0.75})
+      >>> print(path.read_text())
+      {"step": 1, "loss": 0.5}
+      {"step": 1, "accuracy": 0.75}
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise ValueError(f"path must be a file, got the folder {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _whole_lines(path, math.inf)
+    except FileNotFoundError:
+        pass
+    except _Foreign as line:
+        raise ValueError(
+            f"path must be a new file or a log, got {path}, which holds {line}: give another path"
+        ) from None
+    return _Log(every, _Lines(path))
+
+
+def tensorboard(folder: str | os.PathLike[str], *, every: int = 1) -> Log:
+    """A log that TensorBoard shows, with a curve for each name.
+
+    Needs tensorboardX: ``pip install 'distill_jax[tensorboard]'``. Look at it with ``tensorboard
+    --logdir folder``. A run that goes on writes a second file into the folder, and says in it from
+    which step on it replaces what is in the first.
+
+    Args:
+      folder: A folder of this run's own, on a disk; made where there is none.
+      every: Steps between the points; evaluations are always written.
+
+    Returns:
+      A log. If it cannot write, to a full disk for example, it warns once, and training goes on
+      without those points.
+
+    Raises:
+      ImportError: without tensorboardX.
+      ValueError: if ``every < 1``, or the folder is a file.
+    """
+    try:
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import masked_crc32c
+    except ImportError as error:
+        raise ImportError(
+            "tensorboard needs tensorboardX: pip install 'distill_jax[tensorboard]'"
+        ) from error
+    folder = pathlib.Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder must be a folder, got the file {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return _Log(every, _Events(folder, event_pb2, masked_crc32c))
+
+
+def listed(log: Any) -> tuple[Log, ...]:
+    """One log or several, as a tuple."""
+    logs = (log,) if callable(log) else log
+    if not isinstance(logs, Sequence) or not all(map(callable, logs)):
+        raise TypeError(
+            "log must be a callable (step, metrics) or a list of them, json_lines(path) for "
+            f"example, got {log!r}"
+        )
+    return tuple(logs)
+
+
+def tell(logs: Sequence[Log], first: int, metrics: Mapping[str, np.ndarray]) -> None:
+    """Hands the metrics of some steps, each ``[steps]`` and on the host, to every log in turn.
+
+    Args:
+      logs: Any.
+      first: Steps taken with the first of them, 1 at the start of a run.
+      metrics: By name, all of one length.
+    """
+    if logs:
+        columns = [np.asarray(x).tolist() for x in metrics.values()]
+        for step, values in enumerate(zip(*columns, strict=True), start=first):
+            for log in logs:
+                log(step, dict(zip(metrics, values, strict=True)))
+
+
+class _Log:
+    """Chooses the records that are written, and sees where a run begins or goes on."""
+
+    def __init__(self, every: int, target: Any):
+        self.every, self.target = _checks.count("every", every), target
+        self.last: float = math.inf
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        if jax.process_index() != 0:
+            return
+        if "step" in metrics:
+            raise ValueError("metrics must not be named 'step': logs have that name already")
+        step = int(step)
+        if step < self.last:
+            self.target.begin(step)
+        self.last = step
+        if step % self.every == 0 or "loss" not in metrics:
+            self.target.write(step, {name: float(value) for name, value in metrics.items()})
+
+
+class _Appended:
+    """A file that grows by whole records; one that cannot be written is left out."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.file: Any = None
+        self.warned = False
+
+    def append(self, record: bytes) -> None:
+        try:
+            if self.file is None:
+                self.file = self.path.open("ab", buffering=0)
+                weakref.finalize(self, self.file.close)
+            size = os.fstat(self.file.fileno()).st_size
+            if self.file.write(record) != len(record):  # the disk was full half way
+                os.ftruncate(self.file.fileno(), size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except (OSError, ValueError) as error:  # ValueError: somebody closed the file
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"{self.path} cannot be written ({error}): training goes on, its log has gaps",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+class _Lines(_Appended):
+    def begin(self, step: int) -> None:
+        try:
+            os.truncate(self.path, _whole_lines(self.path, step))
+        except FileNotFoundError:
+            pass
+        except _Foreign as line:
+            self.fail(ValueError(f"it holds {line}"))
+        except OSError as error:
+            self.fail(error)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self.append(json.dumps(json_values({"step": step, **metrics})).encode() + b"\n")
+
+
+class _Events(_Appended):
+    """TensorBoard's files: records of Protocol Buffers, each with its length and checksums."""
+
+    def __init__(self, folder: pathlib.Path, messages: Any, checksum: Any):
+        # TensorBoard reads the files in the order of their names.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        super().__init__(folder / name)
+        self.messages, self.checksum = messages, checksum
+        self.headed = False
+
+    def begin(self, step: int) -> None:
+        if not self.headed:
+            self.headed = True
+            self.record(file_version="brain.Event:2")
+        start = self.messages.SessionLog(status=self.messages.SessionLog.START)
+        self.record(step=step, session_log=start)  # what came before from this step on is void
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        points = [{"tag": name, "simple_value": value} for name, value in metrics.items()]
+        self.record(step=step, summary={"value": points})
+
+    def record(self, **fields: Any) -> None:
+        data = self.messages.Event(wall_time=time.time(), **fields).SerializeToString()
+        length = len(data).to_bytes(8, "little")
+        parts = [length, self.summed(length), data, self.summed(data)]
+        self.append(b"".join(parts))
+
+    def summed(self, data: bytes) -> bytes:
+        return self.checksum(data).to_bytes(4, "little")
+
+
+_START = b'{"step": '  # of every line
+
+
+class _Foreign(Exception):
+    """A line that is none of a log."""
+
+
+def _whole_lines(path: pathlib.Path, step: float) -> int:
+    """The length in bytes of a log's whole lines before ``step``, read from its end."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return 0
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            end = end_of_whole_lines(text)
+            if not end and text[: len(_START)] != _START[: len(text)]:
+                raise _Foreign(repr(text[:40]))
+            while end:
+                start = text.rfind(b"\n", 0, end - 1) + 1
+                if _step(text[start:end]) < step:
+                    break
+                end = start
+            return end
+
+
+def _step(line: bytes) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        raise _Foreign(repr(line[:40])) from None
