@@ -129,9 +129,8 @@ def total(
         raise ValueError(
             f"against must begin with the axes {batch} of student_logits, got {against.shape}"
         )
-    for name, x in (("where", where), ("weights", weights)):
-        if x is not None:
-            _checks.shape(batch, **{name: x})
+    optional: dict[str, Any] = {"where": where, "weights": weights}
+    _checks.shape(batch, **{name: x for name, x in optional.items() if x is not None})
     if chunk is not None:
         _checks.integer(chunk=chunk)
         _checks.positive(chunk=chunk)

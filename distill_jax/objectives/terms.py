@@ -168,7 +168,9 @@ def term(
         names a column; for any a function of the context.
       **options: The loss's options. Numbers, integers too, become floating leaves; arrays stay as
         they are; a function is a schedule ``step -> value``; strings, booleans, None and tuples of
-        them are fixed in the program.
+        them are fixed in the program. An option may be a pytree of arrays. If it has an attribute
+        ``classes`` (a tuple of names), training refuses a student whose declared classes differ;
+        if it has a method ``describe() -> values of JSON``, checkpoints list what it returns.
 
     Returns:
       A term, to be joined with others by ``weighted_sum``.

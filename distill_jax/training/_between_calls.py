@@ -20,7 +20,7 @@ from distill_jax.training.watching.history import History
 
 @dataclasses.dataclass
 class BetweenCalls:
-    """What looks at a run between two calls: history, bar, callbacks, evaluations, checkpoints.
+    """What happens between two calls: history, progress, callbacks, evaluations, checkpoints.
 
     Attributes:
       first: Steps that the state given to ``fit`` had taken.

@@ -186,12 +186,6 @@ class Prepared:
             for name, x in self.row.items()
         }
 
-    def traced_step(self, teachers: Mapping[str, Teacher]) -> Any:
-        """The jaxpr of a step with these teachers: the trace that its programs are made of."""
-        step = functools.partial(_compiled.step, self.recipe)
-        arguments = self.batch_shapes(), self.objective, teachers, self.decay
-        return jax.make_jaxpr(step)(self.expected, *arguments)
-
     def is_slow_in_a_scan(self) -> bool:
         """Whether a step should be a program of its own: on CPU, if it holds a convolution.
 
@@ -202,33 +196,47 @@ class Prepared:
         arguments = self.row, self.objective, self.teachers, self.decay, self.key, self.initial
         if has_tracers(arguments):
             return False
-        traced = self.traced_step(self.teachers)
+        step = functools.partial(_compiled.step, self.recipe)
+        arguments = self.batch_shapes(), self.objective, self.teachers, self.decay
+        traced = jax.make_jaxpr(step)(self.expected, *arguments)
         # The optimizer may close over a traced learning rate.
         return not has_tracers(traced.consts) and _programs.has_convolution(traced)
 
     def configuration(self, key: Array, **settings: Any) -> dict[str, Any]:
         """What a resumed run must share with this one, and every process with the others."""
-        start = functools.partial(_compiled.start, self.recipe)
-        # The layout may change, and with it how teachers are gathered: they are as given here.
-        objective, teachers, decay = self.given
-        traced = (
-            jax.make_jaxpr(start)(self.objective, self.row, self.teachers, self.key),
-            self.traced_step(teachers),
-        )
         columns = self.source.columns
+        objective, teachers, decay = self.given
         return configuration(
             self.recipe,
             objective,
             teachers,
             self.batch_shapes(),
             state=self.expected,
-            programs=[_fingerprints.program(x) for x in traced],
+            programs=self._hashes(),
             key=key,
             decay=decay,
             data=_fingerprints.rows_and_checksum(columns) if self.source.in_memory else None,
             initial=_fingerprint_of_state(self.initial),
             **settings,
         )
+
+    def _hashes(self) -> list[str]:
+        """Hashes of the programs that make the state and take a step.
+
+        They must not depend on the layout, which may change: shardings are taken away, and
+        teachers are as they were given, not gathered.
+        """
+        objective, teachers, decay = jax.tree.map(_without_sharding, self.given)
+        key, row, state, batch = jax.tree.map(
+            _without_sharding, (self.key, self.row, self.expected, self.batch_shapes())
+        )
+        start = functools.partial(_compiled.start, self.recipe)
+        step = functools.partial(_compiled.step, self.recipe)
+        traced = (
+            jax.make_jaxpr(start)(objective, row, teachers, key),
+            jax.make_jaxpr(step)(state, batch, objective, teachers, decay),
+        )
+        return [_fingerprints.program(x) for x in traced]
 
 
 def prepared(
@@ -314,6 +322,12 @@ def has_tracers(tree: Any) -> bool:
 
 def _with_sharding(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding, weak_type=x.weak_type)
+
+
+def _without_sharding(x: Any) -> jax.ShapeDtypeStruct:
+    if not isinstance(x, jax.ShapeDtypeStruct):
+        x = jax.typeof(x)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
 
 
 def _columns_that_may_miss(model: Any, teachers: Mapping[str, Any], data: Batch) -> tuple[str, ...]:

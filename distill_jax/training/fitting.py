@@ -1,4 +1,4 @@
-"""``fit``: training as a loop that one can watch, stop, resume, and spread over devices."""
+"""``fit``: training as a loop that logs, saves, resumes, and runs on several devices."""
 
 from __future__ import annotations
 
@@ -67,60 +67,60 @@ def fit(
     trace: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> tuple[TrainState, dict[str, np.ndarray]]:
-    """Trains a student from a stream of batches, with a progress bar and a watch on the loss.
+    """Trains a student from batches: logs, saves, resumes, and stops on a non-finite loss.
 
-    The same step as ``run``, in calls of a few steps. Metrics are read one call late, so that the
-    device is never waited for.
+    The same step as ``run``, in compiled calls of a few steps. Metrics are read one call late, so
+    that the host never waits for the device.
 
-    With ``checkpoints``, the same call again goes on where the last one was cut off, and ends in
-    the same bits, on the same devices. SIGTERM saves, and leaves by ``SystemExit`` with code 143.
+    With ``checkpoints``, the same call again resumes where the last one was interrupted, bit for
+    bit on the same devices. On SIGTERM the state is saved and ``SystemExit`` raised, with code 143.
 
-    With several processes (``jax.distributed``) each calls ``fit`` alike, with one ``layout`` over
+    With several processes (``jax.distributed``), all make the same call, with one ``layout`` over
     the devices of all. Arrays in memory are the same in all of them; a stream gives each process
-    rows of its own. See docs/scaling.md.
+    its own rows. See docs/scaling.md.
 
     Args:
       model, objective, optimizer, key, teachers, initial, average_decay, augment, order_key,
         microbatches, compute_dtype, remat, unroll: As in ``run``.
       data: Arrays in memory, cut as ``run`` cuts them; or a stream of batches, as
         ``data.positions`` takes it: an iterable, Grain's among them, or a function of the number
-        of batches to leave out. Batches shorter than the first are filled up with rows that
-        ``where`` leaves out; where the student has a state (a batch norm would see those rows, as
-        zeros) only if a layout or microbatches need it. With ``initial``, a stream must begin
-        where the run before stopped.
-      steps: Optimizer steps, those before a resumption included; fewer are taken, with a warning,
-        if batches end.
-      batch_size: Rows a step, for arrays in memory only.
-      layout: What lies on which device, ``training.data_parallel()`` or ``training.fsdp()`` for
-        example; None takes JAX's default device.
-      checkpoints: Where and when to save, and to resume from; by whole calls, and at the end.
-      steps_per_call: Steps in one compiled call. None takes 16, or somewhat less where that
-        divides ``steps``, ``evaluate_every`` and the steps between checkpoints, or 1 where the
-        step holds a convolution on CPU.
-      prefetch: Batches that a thread draws ahead and brings to the device. None takes 2 for a
-        stream, and 0, no thread, for arrays in memory.
-      evaluate: Called with the state, gives numbers to add to the history.
+        of batches to skip. Batches shorter than the first are padded with masked rows; if the
+        student has state (a batch norm would see those rows, as zeros), only where a layout or
+        microbatches need it. With ``initial``, a stream must begin where the run before stopped.
+      steps: Optimizer steps, including those before a resumption. If the data ends earlier, fewer
+        are taken, with a warning.
+      batch_size: Rows per step, for arrays in memory only.
+      layout: Which device holds what, for example ``training.data_parallel()`` or
+        ``training.fsdp()``; None uses JAX's default device.
+      checkpoints: Where to save and to resume from, and how often: after whole calls, and at the
+        end.
+      steps_per_call: Steps in one compiled call. None takes 16, or a number from 4 to 16 that
+        divides ``steps``, ``evaluate_every`` and the steps between checkpoints; on CPU 1 if the
+        step holds a convolution.
+      prefetch: Batches that a thread draws and transfers ahead. None takes 2 for a stream, and 0,
+        no thread, for arrays in memory.
+      evaluate: ``state -> {name: number}``, added to the history.
       evaluate_every: Steps between evaluations, rounded up to whole calls; the last state is
-        evaluated in any case.
+        always evaluated.
       callbacks: Called after each call with the state and that call's metrics, each ``[steps]``:
-        they wait for the device. The state's arrays are given to the next step: copy what is to
-        be kept.
-      log: Called with ``(step, metrics)`` for each step, a call late: ``training.json_lines``,
-        ``training.tensorboard``, or any function, or several.
+        this waits for the device. The state's arrays are donated to the next call: copy what you
+        keep.
+      log: Called with ``(step, metrics)`` for each step, one call late: ``training.json_lines``,
+        ``training.tensorboard``, any function, or several.
       trace: A folder for a ``jax.profiler`` trace of a few calls after the first ones.
-      progress: Whether to show a bar, on a terminal.
+      progress: Whether to show a progress bar on a terminal.
 
     Returns:
-      The state after the last step, and the history of the steps taken by this call of ``fit``:
-      ``loss`` and each term's mean, ``[steps]``, and what ``evaluate`` gave, with
+      The state after the last step, and the history of the steps that this call took: ``loss`` and
+      each term's mean, ``[steps]``; what ``evaluate`` returned, ``[evaluations]`` per name, and
       ``evaluated_at``, the steps at which it did.
 
     Raises:
-      NonFiniteLoss: as soon as a loss is NaN or inf; names step and terms. With checkpoints, also
-        where a state to be saved is not finite.
+      NonFiniteLoss: as soon as a loss is NaN or infinite, naming step and terms; with checkpoints,
+        also if parameters to be saved are not finite.
       CheckpointError: if a checkpoint cannot be written or read.
-      ValueError: before the first step, as in ``run``; if the checkpoints are those of another
-        configuration, if processes disagree, or if ``layout`` does not divide the batch.
+      ValueError: before the first step, as in ``run``; if the checkpoints belong to another
+        configuration, processes disagree, or the devices of ``layout`` do not divide the batch.
     """
     logs = logs_.listed(log)
     steps = _checks.count("steps", steps)
@@ -233,7 +233,7 @@ def _check_what_watches(
 
 
 def _call_length(*steps: int | None) -> int:
-    """Steps in a call: a shorter call at the end would be a program of its own."""
+    """Steps per call, a divisor where possible: a shorter last call needs another program."""
     whole = math.gcd(*[n for n in steps if n])
     return next((n for n in range(16, 3, -1) if whole % n == 0), 16)
 
@@ -264,7 +264,12 @@ def _batches(
 def _filled(
     pairs: Iterable[tuple[Batch, Any]], rows: int, even: bool, fill: bool
 ) -> Iterator[tuple[Batch, Any]]:
-    """Batches of fewer rows than the first, filled up with rows that ``where`` leaves out."""
+    """The batches; those with fewer rows than the first are padded with masked rows.
+
+    Args:
+      even: Whether a batch with more rows than the first is an error.
+      fill: Whether to pad.
+    """
     for i, (batch, position) in enumerate(pairs):
         length = len(next(iter(batch.values())))
         if even and length > rows:
@@ -278,10 +283,7 @@ def _filled(
 def _groups(
     pairs: Iterable[tuple[Batch, Any]], size: int
 ) -> Iterator[tuple[list[dict[str, Any]], Any]]:
-    """Up to ``size`` batches of equal shapes, with the position after them.
-
-    Another shape begins a group of its own.
-    """
+    """Groups of up to ``size`` consecutive batches of equal shapes, and the position after each."""
     group: list[dict[str, Any]] = []
     shapes, last = None, None
     for batch, position in pairs:

@@ -1,7 +1,7 @@
-"""Where the time of a step goes: a breakdown from one profiled step, and traces of whole calls.
+"""Where the time of a step goes: a breakdown from one profiled step.
 
-A compiled program has its operations in an order, and fused, as suits the device, so its parts
-cannot be timed one after another. They carry names, though: ``Recipe.step`` computes under
+The compiler reorders and fuses operations, so the parts of a program cannot be timed one after
+another. They carry names, though: ``Recipe.step`` computes under
 ``teacher``, ``student``, ``loss`` and ``update`` (``jax.named_scope``), the backward pass of a part
 keeps its name, and a profile says when each operation ran.
 """
@@ -40,9 +40,9 @@ class Breakdown:
     Attributes:
       seconds: ``input`` (drawing a batch and moving it to the device), ``teacher``, ``student`` and
         ``loss`` (forward and backward), ``update`` (optimizer and moving average) and ``other``
-        (whatever bears no name, and times at which the device did nothing), in that order.
-      method: ``"profile"``, or ``"parts"`` where the profile of this device tells nothing about
-        operations: then parts were compiled and timed alone, and differences taken.
+        (operations without a name, and idle time of the device), in that order.
+      method: ``"profile"``, or ``"parts"`` if the profile of this device does not show operations:
+        then the parts were compiled and timed alone, and differences taken.
     """
 
     seconds: dict[str, float]
@@ -54,7 +54,7 @@ class Breakdown:
         return sum(self.seconds.values())
 
     def rows(self) -> list[dict[str, Any]]:
-        """``{"part", "ms", "share"}`` by part and for the step, for ``report.show``."""
+        """``{"part", "ms", "share"}`` for each part and for the step, for ``report.show``."""
         parts = {**self.seconds, "step": self.step}
         return [
             {"part": name, "ms": 1e3 * seconds, "share": seconds / self.step}
@@ -79,24 +79,24 @@ def breakdown(
     remat: bool = False,
     layout: Layout | None = None,
 ) -> Breakdown:
-    """Where the time of a step goes, from one step that is run under the profiler.
+    """Where the time of a step goes, from one step run under the profiler.
 
-    Takes what ``fit`` takes, and runs three steps of the same program, which train nothing that is
-    kept. Every instant of the third is given to the operations that run at it on the first device,
-    in equal shares where there are several. A fused operation belongs to the part of its result, a
-    collective to the part that needs it. The input is timed by itself, though ``fit`` can draw
+    Takes what ``fit`` takes, and runs three steps of the same program; the state is thrown away.
+    Every instant of the third is attributed to the operations that run on the first device then,
+    in equal shares if there are several. A fused operation belongs to the part of its result, a
+    collective to the part that needs it. The input is timed separately, although ``fit`` can draw
     batches ahead while the device computes.
 
     Args:
       model, objective, optimizer, key, batch_size, teachers, initial, average_decay, augment,
         microbatches, compute_dtype, remat, layout: As in ``fit``.
-      data: As in ``fit``; of a stream the first two batches are drawn.
+      data: As in ``fit``; of a stream, two batches are drawn.
 
     Returns:
-      Seconds by part.
+      Seconds per part.
 
     Raises:
-      ValueError: as in ``fit``, for what does not fit together.
+      TypeError, ValueError: as in ``fit``, if the arguments do not fit together.
 
     Example::
 
@@ -143,7 +143,7 @@ def breakdown(
 def _alone(
     recipe: Recipe, whole: float, state: TrainState, batch: Any, objective: Any, teachers: Any
 ) -> dict[str, float]:
-    """Seconds of the parts of a step, compiled and timed alone; the rest of ``whole`` updates."""
+    """Seconds per part of a step, each compiled and timed alone; the rest of ``whole``: update."""
     trainable = {"student": state.params, "terms": state.term_params}
 
     @jax.jit
@@ -185,7 +185,7 @@ def _alone(
 
 
 def _least(call: Callable[..., Any], *arguments: Any, times: int = 3) -> float:
-    """The least seconds of a few calls, after one that may compile."""
+    """The shortest time of a few calls in seconds, after one that may compile."""
     jax.block_until_ready(call(*arguments))
     seconds = []
     for _ in range(times):

@@ -46,49 +46,50 @@ def run(
 ) -> tuple[TrainState, Metrics]:
     """Trains a student on arrays in memory: one compiled program, no host in between.
 
-    Pure, and made to be vmapped: over keys, weights and options of terms, teachers, or what goes
-    into the optimizer. ``jax.vmap(lambda key: run(..., key=key))(keys)`` trains one student a key,
-    with the data shared; ``training.sweep`` does it for grids. Data and teachers are arguments of
-    the program, never constants in it.
+    A pure function that can be vmapped over keys, weights and options of terms, teachers, and
+    hyper-parameters of the optimizer. ``jax.vmap(lambda key: run(..., key=key))(keys)`` trains one
+    student per key on shared data; ``training.sweep`` does so for grids. Data and teachers are
+    arguments of the program, never constants in it.
 
     A program is compiled once for each ``model``, ``optimizer`` and ``augment`` object: make them
-    once and keep them. An optimizer made inside a vmapped function, around a traced learning rate,
-    is fine too.
+    once and keep them. An optimizer made inside a vmapped function, with a traced learning rate,
+    works too.
 
     Args:
       model: The student.
       objective: What to minimise.
       optimizer: Any Optax optimizer. It sees ``{"student": params, "terms": parameters of terms}``.
-      data: Named arrays with one leading axis: ``inputs``, and what the terms read. Teachers look
-        at ``teacher_inputs`` where the data has them.
-      key: Decides start, order of rows, dropout, and what augmentation and terms draw.
+      data: Named arrays with one leading axis, ``[rows, ...]``: ``inputs``, and what the terms
+        read. Teachers read ``teacher_inputs`` if the data has that column.
+      key: Determines initial parameters, order of rows, dropout, and the draws of augmentation and
+        terms.
       steps: Optimizer steps.
-      batch_size: Rows a step, cut from one stream of shuffled epochs (``data.batches``).
+      batch_size: Rows per step, taken from one stream of shuffled epochs (``data.batches``).
       teachers: Teachers by name.
-      initial: A state to go on from. Its own key and step count on; the order of rows is that of
-        ``key``, from where that many steps end: pass the key of the run before.
-      average_decay: If given, a moving average of the student is kept with this decay, and teaches
+      initial: A state to continue from. Its own key and step are kept; the order of rows is that of
+        ``key``, after the steps taken so far: pass the key of the run before.
+      average_decay: If given, a moving average of the student with this decay is kept, and teaches
         under the name "average".
       augment: ``(key, batch) -> batch``, run inside the step.
-      order_key: Decides the order of rows in place of ``key``: vmapped students that share it see
-        the same batches, which are then cut out once for all.
-      microbatches: Pieces that a step's batch is computed in, to save memory; must divide it. The
-        gradient is that of the whole batch; see ``training.accumulation``.
+      order_key: Determines the order of rows in place of ``key``: vmapped students that share it
+        see the same batches, which are then gathered once for all of them.
+      microbatches: Number of pieces in which a step's batch is computed, to save memory; must
+        divide its rows. The gradient is that of the whole batch.
       compute_dtype: What the student computes in, bfloat16 for example; parameters stay as they
         are, and losses float32. See ``models.cast``.
       remat: Whether the student's forward pass is computed again in the backward pass, to save
         memory. See ``models.remat``.
       unroll: Steps unrolled in the scan.
-      per_step: Whether to run one program a step in place of a scan over all. Scans are slow on
-        CPU where the step holds a convolution; None finds out. Under ``jit`` or ``vmap`` it is
-        always a scan.
+      per_step: Whether to run one program per step in place of a scan over all steps. On CPU scans
+        are slow if the step holds a convolution; None decides by that. Under ``jit`` or ``vmap`` it
+        is always a scan.
 
     Returns:
       The state after the last step, and metrics, each ``[steps]``: ``loss`` and every term's mean.
 
     Raises:
-      ValueError: before the first step, for data, teachers or terms that do not fit; see
-        ``data.check``. Values that are traced are not looked at.
+      ValueError: before the first step, for data, teachers or terms that do not fit together; see
+        ``data.check``. Traced values are not checked.
     """
     steps = _checks.count("steps", steps)
     data = {name: jnp.asarray(column) for name, column in data.items()}

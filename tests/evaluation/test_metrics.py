@@ -269,8 +269,8 @@ def test_a_model_with_one_output_has_two_classes():
         ({"where": np.ones(N)}, {}, TypeError, "where must be booleans"),
         ({"teacher_logits": np.ones((N, 3))}, {}, ValueError, "teacher_logits must have the shape"),
         ({}, {"batch_size": 0}, ValueError, "batch_size must be 1 or more, got 0"),
-        ({}, {"top_k": 0}, ValueError, "top_k must be .* 1"),
-        ({}, {"bins": 0}, ValueError, "bins must be .* 1"),
+        ({}, {"top_k": 0}, ValueError, "top_k must be 1 or more, got 0"),
+        ({}, {"bins": 0}, ValueError, "bins must be 1 or more, got 0"),
     ],
 )
 @pytest.mark.usefixtures("library_errors")

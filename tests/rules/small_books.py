@@ -1,4 +1,4 @@
-"""What the tests of the levels share: two small books, and what they mean in float64 NumPy."""
+"""What the tests of rules share: two small books, and what they mean in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.objectives import Context
 from distill_jax.rules import Book, Column, Schema, bind
 from distill_jax.types import Outputs
 
@@ -108,6 +109,20 @@ def truths(logits: Any, columns: Any, view: Any) -> np.ndarray:
     return (tables(columns, view, satisfied=True) * softmax(logits)[:, None, :]).sum(-1)
 
 
+def posterior(logits, columns, view, strengths=STRENGTHS):
+    """What ``project`` makes of the logits: by its definition, ``[batch, classes]``.
+
+    Hard rules are ignored where they leave no class.
+    """
+    against = tables(columns, view)
+    p = softmax(logits)
+    forbidden = (against[:, HARD] > 0).any(1)
+    soft = p * np.exp(-(strengths * ~HARD)[None, :, None] * against).prod(1)
+    q = soft * ~forbidden
+    q = np.where(q.sum(1, keepdims=True) > 0, q, soft)
+    return q / q.sum(1, keepdims=True)
+
+
 def label_violations(logits: Any, columns: Any) -> np.ndarray:
     p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
     return np.array(
@@ -133,3 +148,11 @@ def slopes(function: Any, x: Any, step: float = 1e-6) -> np.ndarray:
 def quick(function: Any, **options: Any) -> Any:
     """Jitted, compiled in half the time: XLA's own steps stay, machine code is not polished."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
+
+
+def value_of(objective, params, logits, columns, views, *, state=None, denominators=None, **batch):
+    """An objective at a student's outputs; a step and further columns of the batch by name."""
+    step = batch.pop("step", 0)
+    batch = {"inputs": columns, "columns": columns, **batch}
+    context = Context(Outputs(logits), {}, batch, step, views=views)
+    return objective(params, state or {}, context, denominators)

@@ -389,7 +389,7 @@ class TestMessages:
             fit(STUDENT, LABELS, ADAM, wide, **SMALL, initial=state)
 
     def test_names_that_evaluate_may_not_give(self):
-        with pytest.raises(ValueError, match=r"names of its own, got \['loss'\]"):
+        with pytest.raises(ValueError, match=r"must not use the names of metrics, got \['loss'\]"):
             fit(STUDENT, LABELS, ADAM, DATA, **SMALL, evaluate=lambda state: {"loss": 0.0})
 
     def test_integer_inputs(self):

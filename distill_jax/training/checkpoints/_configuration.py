@@ -1,4 +1,4 @@
-"""What makes a run that run, as values of JSON that can be compared in another process."""
+"""The configuration of a run: values of JSON that a resumed run is compared by."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from distill_jax.teachers import Teacher
 from distill_jax.training.step import Recipe, TrainState
 from distill_jax.types import Batch
 
-SHORT = 16  # numbers that are written out; of more than these a checksum is
+SHORT = 16  # longer arrays are listed by a checksum
 
 
 def configuration(
@@ -46,19 +46,20 @@ def configuration(
     """What a resumed run must share with the run before, and every process with the others.
 
     What may change between the two is left out: the number of steps, folders, devices, logs. What
-    cannot be listed, since it is hidden in functions, is caught by ``program``, a hash of the step
-    as it is traced. It is comparable only between equal ``versions``.
+    cannot be listed because it is hidden in functions is caught by ``program``, a hash of the
+    traced step, which can be compared only between equal ``versions``.
 
     Args:
-      recipe: Student and optimizer; without a layout, which may change.
-      objective: Its weights and options are listed by value.
-      teachers: Listed by shape and by a checksum of their variables, computed where they lie.
+      recipe: Student and optimizer. The layout may change.
+      objective: Its weights and options are listed by value. An option with a method ``describe``
+        is listed by what that returns.
+      teachers: Listed by the shapes and a checksum of their variables, computed on their devices.
       batch: One batch, of the size that a step takes; only shapes and dtypes matter.
       state: The state before the first step; only shapes and dtypes matter.
       programs: Hashes of the programs that make the state and take a step.
       key: The key of the run.
       decay: Of the moving average.
-      settings: More that is to be compared: values of JSON, NumPy's scalars, arrays, dtypes, and
+      settings: Further values to compare: values of JSON, NumPy's scalars, arrays, dtypes, and
         functions, which are compared by name.
 
     Returns:
@@ -92,7 +93,7 @@ def configuration(
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What two configurations differ in, a line each: where, the old value, the new one.
+    """The differences of two configurations, one line each: where, the old value, the new one.
 
     Example:
       >>> old = {"objective": {"teacher": {"weight": 1.0, "options": {"temperature": 4.0}}}}
@@ -107,9 +108,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if path.partition("/")[0] in hidden or before.get(path, _NONE) == after.get(path, _NONE):
             continue
         if path not in after:
-            lines.append(f"{path} was {_shown(before[path])}, is not there any more")
+            lines.append(f"{path} was {_shown(before[path])}, is missing now")
         elif path not in before:
-            lines.append(f"{path} was not there, is {_shown(after[path])}")
+            lines.append(f"{path} was missing, is {_shown(after[path])}")
         else:
             lines.append(f"{path} was {_shown(before[path])}, is {_shown(after[path])}")
     comparable = old.get("versions") == new.get("versions")
@@ -122,7 +123,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What to warn of where other versions made the old one; empty where the same did.
+    """A warning if other versions made the old configuration; empty if the same did.
 
     Example:
       >>> old, new = {"versions": {"jax": "0.9.0"}}, {"versions": {"jax": "0.10.0"}}
@@ -132,7 +133,7 @@ def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     before, after = old.get("versions"), new.get("versions")
     if before == after:
         return ""
-    # A file that somebody has edited may hold anything.
+    # A file that was edited by hand may hold anything.
     before, after = (x if isinstance(x, Mapping) else {} for x in (before, after))
     names = [n for n in {**before, **after} if before.get(n) != after.get(n)]
     changes = ", ".join(
@@ -142,8 +143,8 @@ def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if old.get("program") == new.get("program"):
         return text
     return (
-        f"{text}, and the compiled step cannot be compared: what is in no list, a changed learning "
-        "rate for example, would not be seen"
+        f"{text}, and the compiled step cannot be compared: a change that is not listed, of the "
+        "learning rate for example, would go unnoticed"
     )
 
 

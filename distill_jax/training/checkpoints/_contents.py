@@ -1,4 +1,4 @@
-"""What a checkpoint holds: arrays by their paths, keys as bits, and sums by which damage shows."""
+"""What a checkpoint holds: arrays by path, random keys as bits, checksums that reveal damage."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from jaxtyping import PyTree
 from distill_jax._fingerprints import checksum, is_key, leaves_by_path, shapes
 
 
-class Other(ValueError):
-    """A whole checkpoint, but not one of this run."""
+class OfAnotherRun(ValueError):
+    """An intact checkpoint, but not one of this run."""
 
 
 def contents(state: PyTree) -> dict[str, jax.Array]:
-    """What Orbax is to write: it knows no keys, and refuses arrays without elements."""
+    """What Orbax is to write. It does not know random keys, and refuses arrays without elements."""
     leaves = {name: jnp.asarray(x) for name, x in leaves_by_path(state).items()}
     return {name: _plain(x) for name, x in leaves.items() if x.size}
 
@@ -34,8 +34,8 @@ def description(
         json.dumps(position)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"the position in the data must be of values of JSON: {error}. Let its get_state "
-            "return numbers, text, lists and dictionaries"
+            f"the position in the data must consist of values of JSON: {error}. Let its get_state "
+            "return numbers, strings, lists and dictionaries"
         ) from error
     about = {
         "positions": _positions(position),
@@ -48,7 +48,7 @@ def description(
 
 
 def checked(about: dict[str, Any]) -> dict[str, Any]:
-    """What ``description`` gave; raises OSError if it is not."""
+    """What ``description`` returned; raises OSError if it has changed."""
     about = dict(about)
     if about.pop("hash", None) != _hash(about):
         raise OSError("position and checksums are not what was saved")
@@ -56,7 +56,7 @@ def checked(about: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore_args(state: PyTree) -> Any:
-    """What Orbax is to read, and where to."""
+    """What Orbax is to read, and onto which devices."""
     import orbax.checkpoint as ocp
 
     wanted = {name: x for name, x in leaves_by_path(state).items() if x.size}
@@ -87,15 +87,15 @@ def position_of(about: Mapping[str, Any]) -> Any:
     if len(positions) == 1:
         return positions[0]
     if len(positions) != jax.process_count():
-        raise Other(
-            f"the checkpoint holds the positions of {len(positions)} processes in data of their "
-            f"own; {jax.process_count()} cannot go on from them"
+        raise OfAnotherRun(
+            f"the checkpoint holds the positions of {len(positions)} processes, each in its own "
+            f"data; {jax.process_count()} processes cannot resume from them"
         )
     return positions[jax.process_index()]
 
 
 def _positions(position: Any) -> list[Any]:
-    """The position of every process; one for all where they are the same."""
+    """The position of every process; a single one if they are all the same."""
     if jax.process_count() == 1:
         return [position]
     text = np.frombuffer(json.dumps(position).encode(), np.uint8)
@@ -118,8 +118,8 @@ def _kind(x: Any) -> tuple[tuple[int, ...], Any]:
     return tuple(x.shape), x.dtype
 
 
-def _spread(x: Any) -> jax.sharding.Sharding | None:
-    """The sharding of a leaf that was placed on purpose."""
+def _sharding_of(x: Any) -> jax.sharding.Sharding | None:
+    """The sharding of a leaf over several devices, or None."""
     sharding = getattr(x, "sharding", None)
     return None if isinstance(sharding, jax.sharding.SingleDeviceSharding) else sharding
 
@@ -128,7 +128,7 @@ def _restore_args(x: Any) -> Any:
     import orbax.checkpoint as ocp
 
     shape, dtype = _kind(x)
-    sharding = _spread(x)
+    sharding = _sharding_of(x)
     if sharding is None:
         return ocp.RestoreArgs(restore_type=np.ndarray)
     return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape, dtype=dtype)
@@ -136,9 +136,9 @@ def _restore_args(x: Any) -> Any:
 
 def _placed(wanted: Any, read: Any) -> jax.Array:
     shape, dtype = _kind(wanted)
-    sharding = _spread(wanted)
+    sharding = _sharding_of(wanted)
     if sharding is None:
-        # A copy of its own, not committed to a device: just what a fresh state would be.
+        # A copy that is not committed to a device, as in a fresh state.
         array = jnp.zeros(shape, dtype) if read is None else jnp.array(read, copy=True)
     elif read is None:
         empty = np.zeros(shape, dtype)
@@ -151,7 +151,7 @@ def _placed(wanted: Any, read: Any) -> jax.Array:
 
 
 def _implementation(keys: Any) -> Any:
-    """How keys draw, also of keys of which only shape and dtype are known."""
+    """The generator of random keys, even if only their shape and dtype are known."""
     found: list[Any] = []
     jax.eval_shape(
         lambda k: found.append(jax.random.key_impl(k)), jax.ShapeDtypeStruct(keys.shape, keys.dtype)

@@ -1,4 +1,4 @@
-"""One run a folder: a lock that the system takes back when its process ends, however it ends."""
+"""One run per folder: a lock that the system releases when its process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _held: set[BinaryIO] = set()
 def alone(folder: pathlib.Path) -> Iterator[None]:
     """Keeps other runs out of a folder.
 
-    The first of several processes holds the lock for all. Where system or file system know no
-    locks, nobody is kept out.
+    The first of several processes holds the lock for all. If the system or the file system has no
+    locks, no run is kept out.
 
     Raises:
       ValueError: in every process, if another run is in the folder.
@@ -36,7 +36,7 @@ def alone(folder: pathlib.Path) -> Iterator[None]:
             refused = bool(multihost_utils.process_allgather(np.array([refused])).any())
         if refused:
             raise ValueError(
-                f"another run has {folder} open{holder or ''}: take another folder for this run, "
+                f"another run has {folder} open{holder or ''}: use another folder for this run, "
                 "or wait until that one ends"
             )
         yield
@@ -84,7 +84,7 @@ def _is_at(file: BinaryIO, path: pathlib.Path) -> bool:
 
 
 def _forget() -> None:
-    """In a forked process, which would hold the lock on after this one."""
+    """In a forked process, which would otherwise keep the lock after this one has ended."""
     while _held:
         _held.pop().close()
 

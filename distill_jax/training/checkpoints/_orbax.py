@@ -1,4 +1,4 @@
-"""Orbax as checkpoints use it: which of them stay, and nothing of its own on the terminal."""
+"""Orbax as checkpoints use it: which of them are kept, without its own messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def manager(
     asynchronous: bool,
 ) -> Any:
     """A ``CheckpointManager`` that keeps the last ones, and the best by a metric."""
-    import orbax.checkpoint as ocp  # takes a third of a second, which other programs need not wait
+    import orbax.checkpoint as ocp  # takes a third of a second, so it is imported where it is used
 
     policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep)]
     best_fn = None
@@ -47,23 +47,23 @@ def manager(
             enable_async_checkpointing=asynchronous,
         ),
     )
-    # Whoever asks the runtime for its step to stop at is counted, and ``fit`` counts calls.
+    # The runtime counts how often it is asked for the step to stop at, and ``fit`` counts calls.
     made.reached_preemption = lambda step: False  # pyright: ignore[reportAttributeAccessIssue]
     return made
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error, without the specifications that TensorStore adds."""
+    """The first line of an error, without the specification that TensorStore adds."""
     text = str(error).strip() or type(error).__name__
     line = text.splitlines()[0].partition(" [tensorstore_spec=")[0]
-    # Where it was comes first, what it was last.
+    # The place of the error comes first in it, its cause last.
     return line if len(line) <= 400 else f"{line[:200]} ... {line[-195:]}"
 
 
 def no_room(error: BaseException) -> bool:
-    """Whether a full disk, a quota or a limit of sizes is behind an error.
+    """Whether a full disk, a quota or a limit of file sizes caused an error.
 
-    TensorStore says so in its text alone.
+    TensorStore says so only in its text.
     """
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     seen: list[BaseException] = []
@@ -85,32 +85,32 @@ def no_room(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Orbax's own words from the terminal: what matters of them is raised or warned of."""
+    """Keeps Orbax's log messages from the terminal: what matters of them is raised or warned of."""
 
     def ours(record: logging.LogRecord) -> bool:
         return f"{os.sep}orbax{os.sep}" not in record.pathname
 
     log = logging.getLogger("absl")
     log.addFilter(ours)
-    # Where one file cannot be written or read, Orbax leaves, and what becomes of the others finds
-    # nobody to tell: perhaps long after, so these two stay.
-    logging.getLogger("asyncio").addFilter(_told)
-    if not isinstance(sys.unraisablehook, _Late):
-        sys.unraisablehook = _Late(sys.unraisablehook)
+    # If one file cannot be written or read, Orbax returns, and errors of the others surface where
+    # nobody catches them, perhaps much later: these two filters stay.
+    logging.getLogger("asyncio").addFilter(_is_news)
+    if not isinstance(sys.unraisablehook, _WithoutOrbax):
+        sys.unraisablehook = _WithoutOrbax(sys.unraisablehook)
     try:
         yield
     finally:
         log.removeFilter(ours)
 
 
-def _told(record: logging.LogRecord) -> bool:
+def _is_news(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     return not ("never retrieved" in text and ("orbax" in text or "OCDBT" in text))
 
 
 @dataclasses.dataclass
-class _Late:
-    """A hook for errors that nobody can catch, which drops those of Orbax."""
+class _WithoutOrbax:
+    """A hook for errors that nobody can catch, which ignores those of Orbax."""
 
     before: Callable[[Any], Any]
 

@@ -1,7 +1,7 @@
 """Checkpoints of a run, by Orbax: written in the background, whole or not at all.
 
-A checkpoint holds a ``TrainState`` and a position in the data, and never a teacher. What makes the
-run that run is written beside it, so that another run does not go on from it by mistake.
+A checkpoint holds a ``TrainState`` and a position in the data, never a teacher. The configuration
+of the run is written beside it, so that a run with another one does not resume by mistake.
 """
 
 from __future__ import annotations
@@ -32,29 +32,30 @@ SHOWN = 20  # differences listed in one message
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or not be read; the message says what is still whole."""
+    """A checkpoint could not be written or read; the message says which one is still intact."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """Where ``fit`` saves its state, how often, and what it keeps.
+    """Where ``fit`` saves its state, how often, and which checkpoints it keeps.
 
-    A run that finds its own checkpoint in the folder goes on from the latest one. A checkpoint
-    that was cut off while it was written is thrown away.
+    A run that finds its own checkpoints in the folder resumes from the latest one. A checkpoint
+    whose writing was interrupted is deleted.
 
     Attributes:
-      folder: Made where it is missing. One run a folder. Mount a bucket to save into it.
+      folder: Created if it is missing. One run per folder. To save into a bucket, mount it.
       every: Optimizer steps between checkpoints.
-      keep: How many of the latest stay.
-      best: Name of a metric that ``evaluate`` gives: the best checkpoints by it stay too. Those
-        saved without it, or with NaN, stay only while they are among the latest.
+      keep: How many of the latest checkpoints are kept.
+      best: Name of a metric that ``evaluate`` returns: the best checkpoints by it are kept too.
+        Those saved without it, or with NaN, are kept only while they are among the latest.
       better: Whether a "higher" or a "lower" metric is better.
-      keep_best: How many of the best stay.
-      on_failure: What to do when saving fails, for a full disk say: "raise", or "warn", train on,
-        and try again with the next one. Either way, the last good checkpoint stays. Several
-        processes that train together warn of too little room, and raise for all else.
-      asynchronous: Whether files are written while training goes on. Arrays are copied off the
-        device before.
+      keep_best: How many of the best checkpoints are kept.
+      on_failure: What to do if saving fails, for example on a full disk: "raise"; or "warn",
+        continue to train, and try again at the next checkpoint. Either way the last good checkpoint
+        is kept. Several processes that train together warn of too little room, and raise for
+        everything else.
+      asynchronous: Whether files are written while training continues. Arrays are copied off the
+        device first.
     """
 
     folder: str | os.PathLike[str]
@@ -77,16 +78,16 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def open(self, configuration: Mapping[str, Any]) -> Iterator[Saver]:
-        """The folder, ready to restore from and to save into; leaving it waits for the last save.
+        """The folder, opened to restore from and to save into; leaving it waits for the last save.
 
         Args:
-          configuration: What makes this run this run, as values of JSON. Where several processes
-            train together, all of them open the folder.
+          configuration: What a resumed run must share with this one, as values of JSON. If several
+            processes train together, all of them open the folder.
 
         Raises:
           ValueError: if the folder holds checkpoints of another configuration, naming each
             difference; or if another run has it open.
-          OSError: if the folder cannot be made or written.
+          OSError: if the folder cannot be created or written.
         """
         folder = _writable(self.folder)
         with _orbax.quiet(), _lock.alone(folder):
@@ -94,7 +95,7 @@ class Checkpoints:
             try:
                 yield saver
             except BaseException:
-                # The error on its way out says more than one of the last save could.
+                # This error says more than one of the last save could.
                 with contextlib.suppress(Exception):
                     saver._settle("warn")
                 saver._close()
@@ -123,7 +124,7 @@ class Saver:
                 keep_best=checkpoints.keep_best,
                 asynchronous=checkpoints.asynchronous,
             )
-        except ValueError as error:  # of all files, it reads metrics here
+        except ValueError as error:  # it reads the files of metrics here
             raise CheckpointError(
                 f"a file of metrics in {self._folder}, <step>/metrics/metrics, is damaged "
                 f"({error}): delete the step's folder"
@@ -138,31 +139,31 @@ class Saver:
             raise
 
     def latest(self) -> int | None:
-        """The step of the latest whole checkpoint, or None."""
+        """The step of the latest complete checkpoint, or None."""
         steps = self.steps()
         return steps[-1] if steps else None
 
     def steps(self) -> list[int]:
-        """The steps of all whole checkpoints, ascending."""
+        """The steps of all complete checkpoints, ascending."""
         return sorted(step for step in self._manager.all_steps() if step != self._saving)
 
     def due(self, step: int) -> bool:
-        """Whether a multiple of ``every`` steps was reached since the last save."""
+        """Whether a multiple of ``every`` steps has been reached since the last save."""
         return step // self._options.every > self._last_asked // self._options.every
 
     def restore(self, state: PyTree) -> tuple[PyTree, Any] | None:
-        """The latest checkpoint, bit for bit, or None where there is none.
+        """The latest checkpoint, bit for bit, or None if there is none.
 
         Args:
-          state: What to expect: arrays or ``jax.ShapeDtypeStruct``. A leaf with a sharding over
-            several devices is placed so, whatever devices it was saved from.
+          state: The expected state: arrays or ``jax.ShapeDtypeStruct``. A leaf with a sharding over
+            several devices is placed accordingly, whatever devices it was saved from.
 
         Returns:
           The state, and the position in the data that was saved with it.
 
         Raises:
-          ValueError: if the checkpoint has other arrays than ``state``.
-          CheckpointError: if a file of it is damaged or missing; names an older one that is whole.
+          ValueError: if the arrays of the checkpoint are not those of ``state``.
+          CheckpointError: if a file of it is damaged or missing; names an older intact one.
         """
         self.wait()
         step = self.latest()
@@ -172,7 +173,7 @@ class Saver:
             about = self._about(step)
             self._compare_arrays(step, about, state)
             return self._read(step, about, state), _contents.position_of(about)
-        except _contents.Other as error:
+        except _contents.OfAnotherRun as error:
             raise ValueError(str(error)) from None
         except Exception as error:
             raise CheckpointError(self._damage(step, state, error)) from error
@@ -186,19 +187,19 @@ class Saver:
     ) -> None:
         """Saves a checkpoint; does nothing if this step has one.
 
-        When it returns, ``state`` is copied and may be donated. An error that comes up later, while
-        files are written, comes out of the next ``save`` or ``wait``.
+        When it returns, ``state`` has been copied and may be donated. An error that occurs later,
+        while files are written, is raised by the next ``save`` or ``wait``.
 
         Args:
           step: Optimizer steps taken.
           state: The state after them.
-          position: Where to go on in the data, as values of JSON. Where several processes train
-            together, each has its own.
-          metrics: What ``evaluate`` said about this state.
+          position: The position in the data to resume from, as values of JSON. If several processes
+            train together, each has its own.
+          metrics: What ``evaluate`` returned for this state.
 
         Raises:
           CheckpointError: if saving failed, this time or the last, and ``on_failure`` is "raise".
-          ValueError: if ``metrics`` lacks the one that is to be best.
+          ValueError: if ``metrics`` lacks the metric named by ``best``.
         """
         step = int(step)
         value = self._metric(metrics)
@@ -206,10 +207,10 @@ class Saver:
         self._settle(self._options.on_failure)
         if step in self._manager.all_steps():
             return
-        self._sweep()
+        self._delete_leftovers()
         arrays = _contents.contents(state)
         about = _contents.description(state, position, metrics)
-        if not self._room(step, arrays):
+        if not self._has_room(step, arrays):
             return
         import orbax.checkpoint as ocp
 
@@ -230,18 +231,18 @@ class Saver:
             self._settle(self._options.on_failure)
 
     def wait(self) -> None:
-        """Waits until all is written.
+        """Waits until everything is written.
 
         Raises:
           CheckpointError: if that failed, and ``on_failure`` is "raise".
         """
         self._settle(self._options.on_failure)
 
-    def _room(self, step: int, arrays: Mapping[str, jax.Array]) -> bool:
-        """Whether several processes have room for a checkpoint.
+    def _has_room(self, step: int, arrays: Mapping[str, jax.Array]) -> bool:
+        """Whether there is room for a checkpoint that several processes write.
 
-        They write it together, and cannot go on together after one of them has failed to. So they
-        look beforehand. One process alone just tries.
+        They could not continue together after one of them failed to write its part, so they look
+        beforehand. A single process just tries.
         """
         if jax.process_count() == 1:
             return True
@@ -250,7 +251,7 @@ class Saver:
         room = bool(multihost_utils.process_allgather(np.array([free >= needed])).all())
         if not room:
             error = OSError(errno.ENOSPC, f"it takes up to {needed / 1e6:,.1f} MB")
-            self._say(step, error, self._options.on_failure)
+            self._report(step, error, self._options.on_failure)
         return room
 
     def _settle(self, on_failure: str) -> None:
@@ -261,33 +262,33 @@ class Saver:
         self._saving = None
 
     def _failed(self, error: Exception, on_failure: str) -> None:
-        """Forgets a save that failed, frees what it took of the disk, and says so."""
+        """Forgets a save that failed, deletes its files, and reports it."""
         step, self._saving = self._saving, None
         self._failures = True
-        self._sweep()
-        self._manager.reload()  # it has counted the failed one among the latest
-        # Some processes may wait for others by now.
-        self._say(step, error, "raise" if jax.process_count() > 1 else on_failure)
+        self._delete_leftovers()
+        self._manager.reload()  # otherwise it counts the failed one among the latest
+        # With several processes, some may be waiting for others by now.
+        self._report(step, error, "raise" if jax.process_count() > 1 else on_failure)
 
-    def _say(self, step: int | None, error: Exception, on_failure: str) -> None:
+    def _report(self, step: int | None, error: Exception, on_failure: str) -> None:
         good = self.latest()
-        stays = "there is none from before" if good is None else f"that of step {good} stays"
-        where, advice = str(self._folder), "Once that is mended, start again to go on from there"
+        stays = "there is no earlier one" if good is None else f"that of step {good} is kept"
+        where, advice = str(self._folder), "Fix that, then start again to resume from there"
         if _orbax.no_room(error):
             where += f", where {shutil.disk_usage(self._folder).free / 1e6:,.1f} MB are free"
-            advice = "Make room, and start again to go on from there"
+            advice = "Make room, then start again to resume from there"
         message = (
             f"the checkpoint of step {step} could not be saved in {where} ({stays}): "
             f"{_orbax.first_line(error)}"
         )
         if on_failure == "raise":
             raise CheckpointError(
-                f'{message}. {advice}; or pass on_failure="warn" to train on without'
+                f'{message}. {advice}; or pass on_failure="warn" to continue without saving'
             ) from error
-        warnings.warn(f"{message}. Training goes on, and tries again later", stacklevel=2)
+        warnings.warn(f"{message}. Training continues, and saves again later", stacklevel=2)
 
-    def _sweep(self) -> None:
-        """Deletes what saves that failed have left; some of its files may still be on their way."""
+    def _delete_leftovers(self) -> None:
+        """Deletes files of failed saves, some of which may still have been on their way before."""
         if self._failures and jax.process_index() == 0:
             for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left, ignore_errors=True)
@@ -301,9 +302,9 @@ class Saver:
     def _compare_arrays(self, step: int, about: Mapping[str, Any], state: PyTree) -> None:
         differences = _configuration.differences(about["arrays"], _fingerprints.shapes(state))
         if differences:
-            raise _contents.Other(
-                f"the checkpoint of step {step} in {self._folder} holds another state than model, "
-                f"objective and optimizer make:\n{_listed(differences)}"
+            raise _contents.OfAnotherRun(
+                f"the checkpoint of step {step} in {self._folder} holds a state that differs from "
+                f"that of model, objective and optimizer:\n{_listed(differences)}"
             )
 
     def _read(self, step: int, about: Mapping[str, Any], state: PyTree) -> PyTree:
@@ -321,9 +322,9 @@ class Saver:
                 break
         at = self._folder / str(step)
         advice = (
-            "there is no older one that is whole: to begin anew, delete the folder"
+            "no older one is intact: to start over, delete the folder"
             if whole is None
-            else f"that of step {whole} is whole: to go on from it, delete every later folder, "
+            else f"that of step {whole} is intact: to resume from it, delete every later folder, "
             f"{at} first of all"
         )
         what = f"the checkpoint of step {step} in {at} is damaged"
@@ -335,22 +336,22 @@ class Saver:
         path = self._folder / CONFIGURATION
         if not path.exists():
             warnings.warn(
-                f"{self._folder} has checkpoints and no {CONFIGURATION}: that they are of this "
-                "configuration is taken on trust",
+                f"{self._folder} has checkpoints but no {CONFIGURATION}: they are assumed to be of "
+                "this configuration",
                 stacklevel=2,
             )
             return
         try:
             before = json.loads(path.read_text())
             if not isinstance(before, dict):
-                raise ValueError(f"a dictionary was expected, got {type(before).__name__}")
+                raise ValueError(f"expected a dictionary, got {type(before).__name__}")
         except ValueError as error:
             raise CheckpointError(f"{path} is damaged: {error}. {_ON_TRUST}") from error
         differences = _configuration.differences(before, self._configuration)
         if differences:
             raise ValueError(
                 f"{self._folder} holds checkpoints of another configuration:\n"
-                f"{_listed(differences)}\nTake another folder for this run. {_ON_TRUST}"
+                f"{_listed(differences)}\nUse another folder for this run. {_ON_TRUST}"
             )
         changed = _configuration.other_versions(before, self._configuration)
         if changed:
@@ -358,7 +359,7 @@ class Saver:
 
     def _write_configuration(self) -> None:
         path = self._folder / CONFIGURATION
-        # What an earlier run left without a checkpoint binds nobody.
+        # The configuration of an earlier run that saved no checkpoint is replaced.
         if jax.process_index() == 0 and (self.latest() is None or not path.exists()):
             with _files.replacing(path) as file:
                 file.write(json.dumps(self._configuration, indent=1).encode())
@@ -376,20 +377,21 @@ class Saver:
         return value if math.isfinite(value) else None
 
     def _close(self) -> None:
-        with contextlib.suppress(Exception):  # wait has said it
+        with contextlib.suppress(Exception):  # wait has raised it already
             self._manager.close()
-        self._sweep()
+        self._delete_leftovers()
 
 
 _ON_TRUST = (
-    f"To go on all the same, delete {CONFIGURATION} there: the checkpoints are then taken on trust."
+    f"To resume all the same, delete {CONFIGURATION} there: the checkpoints are then assumed to be "
+    "of this run's configuration"
 )
 
 
 def _check_folder(folder: Any) -> None:
     if not isinstance(folder, str | os.PathLike) or not isinstance(os.fspath(folder), str):
         raise TypeError(f"folder must be a path, as a string or a pathlib.Path, got {folder!r}")
-    # pathlib makes one slash of two. A single letter before is a drive.
+    # pathlib turns two slashes into one. A single letter before the colon is a drive.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(folder)):
         raise ValueError(
             f"folder must be a folder on a file system, got the address {os.fspath(folder)!r}: "

@@ -1,8 +1,8 @@
 """Several processes that train together must agree before the first step.
 
-Each of them compiles and runs the same program on its own. Where they disagree on a shape they wait
-for each other for ever; where they disagree on a number, the result is nobody's. So they compare
-what they were given, while an error can still say what is wrong.
+Each of them compiles and runs the same program on its own. If they disagree on a shape, they wait
+for each other forever; if they disagree on a number, the result is meaningless. So they compare
+their arguments while an error can still say what is wrong.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 SHOWN = 20  # differences listed in one message
-LONG = 60  # letters of a value that are shown
+LONG = 60  # characters shown of a value
 
 
 def agree(**named: Any) -> None:
     """Raises ValueError, in every process, unless all processes were given equal values.
 
-    All processes must call it. One process alone always agrees with itself.
+    All processes must call it. A single process always agrees with itself.
 
     Args:
       named: Values of JSON in nested dictionaries and lists, and arrays, which are compared by
@@ -32,7 +32,7 @@ def agree(**named: Any) -> None:
 
     Raises:
       ValueError: names what differs, and which processes were given which value.
-      TypeError: if a value is neither of JSON nor an array.
+      TypeError: if a value is neither a value of JSON nor an array.
     """
     own = dict(_flat(named))
     if jax.process_count() == 1:
@@ -59,24 +59,24 @@ def agree(**named: Any) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Within, an error of the runtime also says that another process may be where it began."""
+    """Inside it, an error of the runtime notes that another process may have caused it."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() > 1:
             error.add_note(
                 f"{jax.process_count()} processes train together, and another process may have "
-                "ended: its log would say why. All of them must start anew; with checkpoints, they "
-                "go on from the last one"
+                "ended: see its log. All of them must be started again; with checkpoints, they "
+                "resume from the last one"
             )
         raise
 
 
 def disagreements(given: Sequence[Mapping[str, str]]) -> list[str]:
-    """A line for each name that processes have different values for.
+    """One line for each name that processes have different values for.
 
     Args:
-      given: Shown values by name, one mapping a process.
+      given: Values by name, as they are shown, one mapping per process.
 
     Example:
       >>> disagreements([{"steps": "10"}, {"steps": "20"}, {"steps": "10"}])
@@ -108,7 +108,7 @@ def _bytes(x: np.ndarray) -> np.ndarray:
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Paths and what to show of the values there; unequal values never show alike."""
+    """Paths and how the values there are shown; unequal values are shown differently."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             yield from _flat(inner, f"{path}/{name}" if path else str(name))

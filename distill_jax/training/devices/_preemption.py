@@ -1,4 +1,4 @@
-"""SIGTERM: the machine is taken away soon, and asks for an end in good order."""
+"""SIGTERM: the machine is about to be taken away, and the run should save and end."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import jax
 from jax.experimental import multihost_utils
 
 EXIT_CODE = 128 + signal.SIGTERM
-"""With what a process leaves after SIGTERM: schedulers restart what failed."""
+"""The exit code of a process after SIGTERM: not 0, so that schedulers restart it."""
 
 
 @contextlib.contextmanager
 def stopping(watched: bool = True) -> Iterator[Callable[[int], bool]]:
-    """Within, SIGTERM only sets what the returned function tells: whether to stop at this step.
+    """Inside it, SIGTERM only makes the yielded function return True: whether to stop at this step.
 
-    Of several processes all are told to stop at one step, whichever got the signal. Python takes
-    signals in its main thread alone; elsewhere, the answer is always no.
+    Several processes all stop at the same step, whichever of them received the signal. Python
+    handles signals only in its main thread; in another one the answer is always False.
     """
     if not watched:
         yield lambda step: False
         return
     if jax.process_count() > 1:
-        # The distributed runtime has a handler of its own, and agrees on a number to stop at that
-        # none has reached. It must be met exactly: calls are counted, since steps leave some out.
+        # The distributed runtime has its own handler, and agrees on a number to stop at that no
+        # process has reached. Every number must be asked for: so calls are counted, not steps.
         calls = itertools.count()
         yield lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
         return

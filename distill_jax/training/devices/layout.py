@@ -1,13 +1,12 @@
 """Layouts: which device holds which part of a training run.
 
-A ``Layout`` is a mesh of devices, the axes of it that cut the rows of a batch, and a rule that says
-how parameters are cut. Nothing else in a program changes: XLA sees arrays that live on all devices,
-and puts in the collectives (GSPMD). A mean over the batch is the mean over the whole batch,
+A ``Layout`` is a mesh of devices, the axes of it that shard the rows of a batch, and a rule for how
+parameters are sharded. Nothing else in a program changes: XLA sees arrays that live on all devices,
+and inserts the collectives (GSPMD). A mean over the batch is the mean over the whole batch,
 whatever a term does with it.
 
-A rule is a function ``(path, shape, axes) -> PartitionSpec`` of a parameter's path
-(``"hidden/0/kernel"``), its shape, and the sizes of the mesh's axes by name. The same rule serves
-whatever mirrors the parameters, gradients, the optimizer's state and averages, and teachers.
+A rule (see ``sharding``) also serves what mirrors the parameters: gradients, the optimizer's state,
+moving averages, and teachers.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ _FIELDS = ("params", "state", "term_params", "term_state", "average", "opt_state
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh of devices, and what of a run lies where. Equal layouts share compiled programs.
+    """A mesh of devices, and which of them holds what. Equal layouts share compiled programs.
 
-    The usual ones are made by :func:`data_parallel` and :func:`fsdp`; with a mesh of one's own::
+    The usual ones are made by :func:`data_parallel` and :func:`fsdp`; with your own mesh::
 
         mesh = jax.make_mesh((8, 4), ("data", "model"))
         Layout(mesh, params=shard_by_name({"kernel": PartitionSpec(None, "model")}))
 
     Args:
-      mesh: Devices. Its axes are made ``Auto``: XLA decides on what lies between.
-      batch: The axes that cut the rows of a batch.
+      mesh: Devices. Its axes are made ``Auto``: XLA decides how intermediate arrays are sharded.
+      batch: The axes over which the rows of a batch are sharded.
       params: The rule for parameters: ``replicate``, :class:`shard_by_size`,
         :class:`shard_by_name`, or any hashable ``(path, shape, axes) -> PartitionSpec``.
 
@@ -92,12 +91,12 @@ class Layout:
 
     @property
     def parts(self) -> int:
-        """Into how many parts the rows of a batch are cut."""
+        """The number of parts into which the rows of a batch are sharded."""
         return math.prod(self.axes[name] for name in axis_names(self.batch))
 
     @property
     def processes(self) -> int:
-        """How many processes have devices of the mesh."""
+        """The number of processes that have devices of the mesh."""
         return len({device.process_index for device in self.mesh.devices.flat})
 
     @property
@@ -106,11 +105,11 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def check(self, rows: int, *, microbatches: int = 1) -> None:
-        """Raises ValueError if a batch of so many rows, of all processes, cannot be cut evenly.
+        """Raises ValueError if a batch cannot be sharded evenly.
 
         Args:
-          rows: Rows of a batch.
-          microbatches: Pieces that a batch is computed in, one after another; each is cut.
+          rows: Rows of a batch, those of all processes together.
+          microbatches: Pieces in which a batch is computed, one after another; each is sharded.
         """
         unit = self.parts * microbatches
         if rows % unit == 0 and rows > 0:
@@ -121,15 +120,15 @@ class Layout:
         near = sorted({max(rows // unit, 1) * unit, (rows // unit + 1) * unit})
         raise ValueError(
             f"a batch of {rows} rows cannot be divided evenly by {by}: take "
-            f"{' or '.join(map(str, near))} rows, or fill batches up with rows that a column "
-            "'where' leaves out"
+            f"{' or '.join(map(str, near))} rows, or pad batches with rows whose column 'where' is "
+            "False"
         )
 
     def check_params(self, *trees: PyTree) -> None:
-        """Raises ValueError if the rule does not fit parameters, or names some that are not there.
+        """Raises ValueError if the rule does not fit parameters, or has patterns that match none.
 
         Args:
-          *trees: All that the rule is for: the student's parameters, terms' parameters, teachers.
+          *trees: Everything that the rule is for: parameters of the student and of terms, teachers.
         """
         paths = []
         for tree in trees:
@@ -146,9 +145,9 @@ class Layout:
         """The same tree with a ``NamedSharding`` for every leaf.
 
         Args:
-          tree: Parameters, a ``TrainState``, teachers: arrays, or shapes of them. Scalars and keys
-            are on every device. In an optimizer's state, what has not a parameter's shape (row
-            and column statistics) is replicated where the rule does not fit.
+          tree: Parameters, a ``TrainState``, teachers: arrays, or shapes of them. Scalars and
+            random keys are replicated. In an optimizer's state, arrays without a parameter's shape
+            (row and column statistics) are replicated if the rule does not fit them.
 
         Raises:
           ValueError: if a spec does not fit the shape.
@@ -172,17 +171,17 @@ class Layout:
 
     def _misfit(self, path: str, shape: tuple[int, ...], spec: PartitionSpec) -> str | None:
         if len(spec) > len(shape):
-            return f"{path!r} of shape {shape} cannot be cut as {spec}: it has fewer axes"
+            return f"{path!r} of shape {shape} cannot be sharded as {spec}: it has fewer axes"
         for i, entry in enumerate(spec):
             if absent := [name for name in axis_names(entry) if name not in self.axes]:
                 return (
-                    f"{path!r} cannot be cut as {spec}: the mesh has no axis {absent}, its axes "
-                    f"are {list(self.axes)}"
+                    f"{path!r} cannot be sharded as {spec}: the mesh has no axis {absent}, its "
+                    f"axes are {list(self.axes)}"
                 )
             size = math.prod(self.axes[name] for name in axis_names(entry))
             if shape[i] % size:
                 return (
-                    f"{path!r} of shape {shape} cannot be cut as {spec}: axis {i} of length "
+                    f"{path!r} of shape {shape} cannot be sharded as {spec}: axis {i} of length "
                     f"{shape[i]} is not a multiple of {size}, the devices of {entry!r}"
                 )
         return None
@@ -192,15 +191,15 @@ class Layout:
         return jax.lax.with_sharding_constraint(tree, self.shardings(tree))
 
     def constrain_batch(self, batch: Any) -> Any:
-        """Inside ``jit``: the same columns, ``[rows, ...]``, with rows cut over the devices."""
+        """Inside ``jit``: the same columns, ``[rows, ...]``, with rows sharded over the devices."""
         sharding = self._rows()
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), batch)
 
     def place(self, tree: PyTree) -> PyTree:
         """Device arrays laid out as :meth:`shardings` says.
 
-        With several processes each holds all of the tree, and keeps its part. What is laid out so
-        already may be given back as it is, not as a copy.
+        With several processes, each holds all of the tree and keeps its part. An array that is laid
+        out so already may be returned as it is, without a copy.
         """
         return jax.tree.map(_put, tree, self.shardings(tree))
 
@@ -209,10 +208,10 @@ class Layout:
         return jax.tree.map(lambda x: _put(x, self.replicated), tree)
 
     def place_teachers(self, teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
-        """Teachers laid out as :meth:`shardings` says, and gathered anew wherever they are used.
+        """Teachers laid out as :meth:`shardings` says, gathered again in each step that uses them.
 
-        In a scan over steps or microbatches a teacher is the same each time. XLA would gather all
-        of it once, before the scan, and every device would hold the whole teacher.
+        In a scan over steps or microbatches a teacher is the same each time: XLA would gather it
+        once, before the scan, and every device would hold the whole teacher.
         """
         placed = self.place(dict(teachers))
         return {
@@ -221,24 +220,24 @@ class Layout:
         }
 
     def whole_batch(self, batch: Batch) -> dict[str, jax.Array]:
-        """A batch that every process holds all rows of, as arrays over all devices.
+        """A batch of which every process holds all rows, as arrays over all devices.
 
         Raises:
-          ValueError: if the rows cannot be cut evenly.
+          ValueError: if the rows cannot be sharded evenly.
         """
         self.check(_length(batch))
         return {name: _put(x, self._rows()) for name, x in batch.items()}
 
     def local_batch(self, batch: Batch) -> dict[str, jax.Array]:
-        """A batch of which every process holds rows of its own, as arrays over all devices.
+        """A batch of which every process holds its own rows, as arrays over all devices.
 
         The rows of the processes follow each other in the order of the mesh's devices. Processes
-        that hold the same part, where parameters are cut over processes, must give the same rows.
-        Of several processes, some may have filled up a short batch, which adds a column ``where``:
-        all of them give one then, since they must run the same program.
+        that hold the same part, if parameters are sharded over processes, must give the same rows.
+        Several processes always add a column ``where``: some of them may have padded a short batch,
+        and all must run the same program.
 
         Raises:
-          ValueError: if the rows cannot be cut evenly.
+          ValueError: if the rows cannot be sharded evenly.
         """
         sharding, rows = self._rows(), _length(batch)
         held = sharding.addressable_devices_indices_map((self.parts,)).values()
@@ -260,7 +259,7 @@ class Layout:
         }
 
     def bytes_per_device(self, tree: PyTree) -> int:
-        """Bytes of a tree on each device; shapes (``jax.eval_shape``) are enough.
+        """Bytes of a tree on each device, from arrays or from their shapes (``jax.eval_shape``).
 
         Example:
           >>> layout = data_parallel(jax.devices()[:1])
@@ -282,15 +281,15 @@ class _GatheredAnew:
     predict: Callable[..., Outputs]
 
     def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
-        # Tied to the inputs, which are other ones each time, params are no constants of a loop.
+        # The barrier ties params to the inputs, which change, so that no loop takes them out.
         params, inputs = jax.lax.optimization_barrier((params, inputs))
         return self.predict(params, state, inputs)
 
 
 def data_parallel(devices: Sequence[Any] | None = None) -> Layout:
-    """Rows cut over all devices, parameters on each of them.
+    """Rows sharded over all devices, parameters replicated.
 
-    For models that fit one device; a step costs one all-reduce of the gradients.
+    For models that fit on one device; a step costs one all-reduce of the gradients.
 
     Args:
       devices: All devices of all processes by default.
@@ -306,17 +305,17 @@ def data_parallel(devices: Sequence[Any] | None = None) -> Layout:
 def fsdp(
     devices: Sequence[Any] | None = None, *, shards: int | None = None, least: int = 2**16
 ) -> Layout:
-    """Rows and large parameters cut over all devices (fully sharded data parallelism).
+    """Rows and large parameters sharded over all devices (fully sharded data parallelism).
 
     Each device holds its part of parameters, gradients and optimizer state; weights are gathered
-    layer by layer where they are used, and gradients summed and scattered.
+    layer by layer as they are used, and gradients are reduced and scattered.
 
     Args:
       devices: All devices of all processes by default.
       shards: How many devices share one copy of the parameters; all by default. With fewer, each
-        group of so many neighbours holds a copy (hybrid sharding): take those that have the fast
-        links between them, the devices of one host for example.
-      least: Elements from which on an array is cut; see :class:`shard_by_size`.
+        group of that many neighbours holds a copy (hybrid sharding): choose groups with fast links
+        between them, for example the devices of one host.
+      least: The smallest number of elements of an array that is sharded.
 
     Raises:
       ValueError: if ``shards`` does not divide the number of devices.
@@ -335,13 +334,13 @@ def fsdp(
 
 
 def _mesh(devices: Sequence[Any], **axes: int) -> Mesh:
-    """Devices in an order in which neighbours have links."""
+    """Devices in an order in which neighbours are linked."""
     kinds = (AxisType.Auto,) * len(axes)
     return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=kinds, devices=devices)
 
 
 def _leaves(tree: PyTree) -> Iterator[tuple[str, bool, Any]]:
-    """Each leaf's path as rules see it, whether it may defy the rule, and the leaf."""
+    """Each leaf's path as rules see it, whether the rule may fail to fit it, and the leaf."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         fields = [getattr(entry, "name", None) for entry in path]
         field = next((name for name in fields if name in _FIELDS), None)
@@ -371,7 +370,7 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        # Over the devices of several processes already: laid out anew by all of them together.
+        # Already over the devices of several processes, which lay it out together.
         return x if x.sharding == sharding else jax.jit(lambda x: x, out_shardings=sharding)(x)
     if _fingerprints.is_key(x):
         data = _put(jax.random.key_data(x), sharding)

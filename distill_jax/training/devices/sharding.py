@@ -21,21 +21,31 @@ Axes = str | tuple[str, ...]
 
 
 def replicate(path: str, shape: tuple[int, ...], axes: Mapping[str, int]) -> PartitionSpec:
-    """The rule by which every device holds all of it."""
+    """The sharding rule by which every device holds the whole array.
+
+    Args:
+      path, shape, axes: Ignored.
+
+    Returns:
+      ``PartitionSpec()``.
+    """
     del path, shape, axes
     return PartitionSpec()
 
 
 @dataclasses.dataclass(frozen=True)
 class shard_by_size:  # noqa: N801 (used as a function)
-    """The rule that cuts whatever is large, as fully sharded data parallelism (FSDP) does.
+    """The rule that shards large arrays, as fully sharded data parallelism (FSDP) does.
 
-    The longest axis of an array that the mesh's axis divides is cut (the first of equals); an array
-    with fewer than ``least`` elements is left whole, since gathering it costs more than holding it.
+    The longest axis of an array that the mesh's axis divides is sharded (the first of equals); an
+    array with fewer than ``least`` elements is replicated: gathering it costs more than holding it.
 
     Args:
-      axis: Axis of the mesh, or several that cut together.
-      least: Elements from which on an array is cut.
+      axis: Axis of the mesh, or several that shard together.
+      least: The smallest number of elements of an array that is sharded.
+
+    Returns:
+      A rule ``(path, shape, axes) -> PartitionSpec``, with a hash.
 
     Example:
       >>> rule = shard_by_size("data", least=100)
@@ -60,15 +70,18 @@ class shard_by_size:  # noqa: N801 (used as a function)
 
 @dataclasses.dataclass(frozen=True, init=False)
 class shard_by_name:  # noqa: N801 (used as a function)
-    """The rule that cuts parameters as their names say.
+    """The rule that shards parameters by their names.
 
     A pattern is a regular expression for whole names at the end of a path: ``"kernel"`` matches
-    ``hidden/0/kernel`` and not ``old_kernel``, ``r"hidden/\\d+/kernel"`` every hidden kernel, and
-    ``"encoder/.*"`` all below ``encoder``. The first pattern that matches counts.
+    ``hidden/0/kernel`` but not ``old_kernel``, ``r"hidden/\\d+/kernel"`` every hidden kernel, and
+    ``"encoder/.*"`` everything below ``encoder``. The first pattern that matches counts.
 
     Args:
-      specs: Patterns with what they ask for.
-      otherwise: The rule for the rest.
+      specs: A ``PartitionSpec`` for each pattern.
+      otherwise: The rule for all other parameters.
+
+    Returns:
+      A rule ``(path, shape, axes) -> PartitionSpec``, with a hash.
 
     Example:
       >>> from jax.sharding import PartitionSpec as P

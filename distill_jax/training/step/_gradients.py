@@ -1,16 +1,15 @@
-"""One optimizer step's gradient from a batch in pieces.
+"""The gradient of one optimizer step, from a batch computed in pieces.
 
-A batch in microbatches needs the memory of one. The gradient is that of the whole batch, to
-rounding: sums are divided by the counts of the whole batch, which are known beforehand, however
-unevenly masks fall (means of means would be wrong there).
+A batch in microbatches needs the memory of one of them. The gradient is that of the whole batch, up
+to rounding: sums are divided by the counts of the whole batch, which are known beforehand, however
+unevenly masked rows are distributed (means of means would be wrong).
 
-- One pass, where no term couples examples: forward and backward through each piece, and a sum.
-- Two passes, where one does, or owns state: a forward pass through all pieces, the gradient with
+- One pass, if no term couples examples: forward and backward through each piece, and a sum.
+- Two passes, if a term does, or owns state: a forward pass through all pieces, the gradient with
   respect to all outputs, then a vector-Jacobian product for each piece. The outputs of the whole
   batch are held at once, and the student runs forward twice.
 
-What a forward pass does with the rows of a piece stays so: batch norm sees the microbatch alone,
-and dropout draws for each anew.
+Batch norm sees one microbatch at a time, and dropout draws anew for each.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from distill_jax.types import Batch, State
 
 
 class Gradients(NamedTuple):
-    """What an optimizer step starts from; ``grads`` is like ``{"student", "terms"}``."""
+    """What an optimizer step needs; ``grads`` has the structure ``{"student", "terms"}``."""
 
     loss: Array
     parts: dict[str, Part]
@@ -50,7 +49,7 @@ def gradients(
     *,
     microbatches: int = 1,
 ) -> Gradients:
-    """The gradient of the objective on a batch, cut into ``microbatches`` pieces of equal size."""
+    """The gradient of the objective on a batch, computed in ``microbatches`` equal pieces."""
     arguments = forward, objective, trainable, state, term_state, columns, step, key
     if microbatches == 1:
         return _whole(*arguments)
@@ -198,7 +197,7 @@ def _summed(piece: Callable, state: Any, cut: PyTree, pieces: int) -> tuple[Any,
 
 
 def _traced_once(function: Callable) -> Callable:
-    """The same function, which JAX traces once, however often its shapes or equations are asked."""
+    """The same function, traced once by JAX for its shapes, its equations and its use in a scan."""
     return jax.jit(function, inline=True)
 
 
@@ -212,5 +211,5 @@ def _unroll(body: Callable, carry: Any, scan: PyTree) -> int:
 
 
 def _like(new: PyTree, old: PyTree) -> PyTree:
-    """What goes on to the next step keeps its dtype, whatever it was computed with."""
+    """The new values in the dtypes of the old ones: the state's dtypes never change."""
     return jax.tree.map(lambda a, b: a if a.dtype == b.dtype else a.astype(b.dtype), new, old)

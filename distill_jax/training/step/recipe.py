@@ -22,17 +22,17 @@ from distill_jax.types import Batch, Model, Params, State
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a resumed run needs; never the teachers.
+    """All that a resumed run needs. Teachers are never part of it.
 
     Attributes:
-      step: Optimizer steps taken, an integer scalar (one a run, where runs are vmapped).
+      step: Optimizer steps taken, an integer scalar (``[runs]`` where runs are vmapped).
       params: The student's parameters.
       state: The student's mutable state.
       term_params: Parameters that terms own, by term.
       term_state: State that terms own, by term.
       opt_state: The optimizer's, over ``{"student": params, "terms": term_params}``.
       average: Moving average of ``(params, state)``, or None.
-      key: Every step's key is folded from it and ``step``.
+      key: A random key; each step uses ``fold_in(key, step)``.
     """
 
     step: Any

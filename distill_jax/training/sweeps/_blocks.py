@@ -1,4 +1,4 @@
-"""Blocks of trials under compiled programs: how many at once, in which way, on which devices."""
+"""Blocks of trials under compiled programs: how many at once, in which mode, on which devices."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Outputs = dict[str, Any]
 
 _AXIS = "trial"
 _SHARE = 0.5  # of the free memory, for a block
-_MOST = 128  # trials at once on a device: results come in, and are kept, a block at a time
-# On a CPU core, more than 32 students at once gain nothing (widths 8 to 128), and what does not
-# stay in the cache costs: blocks of 16 took 15% longer than blocks of 8 at 2.4 MB a student.
+_MOST = 128  # trials at once on a device: results are saved one block at a time
+# On a CPU core, more than 32 students at once gain nothing (widths 8 to 128), and exceeding the
+# cache costs time: blocks of 16 took 15% longer than blocks of 8 at 2.4 MB per student.
 _MOST_ON_CPU, _LEAST_ON_CPU, _CACHE = 32, 4, 16e6
 
 
@@ -33,10 +33,10 @@ class Program:
     """A compiled program that runs ``slots`` trials in one call.
 
     Attributes:
-      bytes: What it takes on each device, by the compiler's account; results count twice, since
-        those of the call before are still there.
+      bytes: What it takes on each device, as the compiler reports; results count twice, since
+        those of the call before are still held.
       fixed: The part of these that does not grow with the number of trials.
-      seconds: What tracing and compiling took.
+      seconds: How long tracing and compiling took.
     """
 
     call: Callable[..., tuple[Array, ...]]
@@ -49,13 +49,13 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How blocks may be cut.
+    """How large blocks may be.
 
     Attributes:
       devices: Over which each block is spread.
       memory: Bytes on each device.
-      block: Trials in a block, on all devices together; None finds out.
-      mode: None measures.
+      block: Trials in a block, on all devices together; None for as many as fit.
+      mode: None measures which is faster.
     """
 
     devices: tuple[Any, ...]
@@ -65,16 +65,16 @@ class Limits:
 
 
 @dataclasses.dataclass
-class _Known:
-    """What this process has learned about a group of trials."""
+class _Memory:
+    """What this process remembers about a group of trials."""
 
-    trial: Traced  # kept, so that the addresses in its words remain those of its host callbacks
+    trial: Traced  # kept alive: its words hold addresses of its host callbacks
     programs: dict[tuple[Mode, int], Program] = dataclasses.field(default_factory=dict)
     mode: Mode | None = None
-    waited: float = 0.0  # seconds of work done one after another, rather than compile for vmap
+    waited: float = 0.0  # seconds of work done sequentially, to avoid compiling for vmap
 
 
-_KNOWN: collections.OrderedDict[Any, _Known] = collections.OrderedDict()
+_KNOWN: collections.OrderedDict[Any, _Memory] = collections.OrderedDict()
 _KEPT = 32  # groups
 
 
@@ -86,7 +86,7 @@ def run_group(
     numbers: Mapping[str, np.ndarray],
     limits: Limits,
 ) -> Iterator[tuple[np.ndarray, Outputs, Mode]]:
-    """Runs trials that differ in seeds and numbers alone.
+    """Runs trials that differ only in seeds and numbers.
 
     Args:
       trial: One trial.
@@ -94,11 +94,11 @@ def run_group(
       shared: On the devices already; see :func:`replicated`.
       seeds: ``[trials]``.
       numbers: Hyper-parameters by name, each ``[trials]``.
-      limits: How to cut blocks.
+      limits: How large blocks may be.
 
     Yields:
-      Which trials they were, what they returned (with rows after theirs that fill the block up),
-      and how they were run. A block comes once the next has been started: devices do not wait.
+      The numbers of the trials, what they returned (padded to the size of the block), and the mode.
+      A block is yielded once the next has been started, so that devices do not wait.
 
     Raises:
       ValueError: if a block, or a single trial, does not fit.
@@ -131,7 +131,7 @@ def run_group(
 
 
 class _Group:
-    """The programs of one group of trials, compiled when they are asked for."""
+    """The programs of one group of trials, compiled on demand."""
 
     def __init__(self, trial: Traced, key, shared, seeds, numbers, limits: Limits):
         self.trial, self.key, self.shared = trial, key, shared
@@ -142,7 +142,7 @@ class _Group:
     def started(self, program: Program, todo: np.ndarray) -> tuple[Any, np.ndarray]:
         """Starts the first trials of ``todo``; returns them with their outputs, and the rest."""
         chosen = todo[: program.slots]
-        # The last block is filled up, so that it needs no program of its own.
+        # The last block is padded, so that it needs no program of its own.
         rows = np.concatenate([chosen, np.repeat(chosen[-1:], program.slots - len(chosen))])
         varying = self._place(
             (self.seeds[rows], {name: x[rows] for name, x in self.numbers.items()})
@@ -152,22 +152,22 @@ class _Group:
         return (chosen, named, program.mode), todo[program.slots :]
 
     def timed(self, program: Program, todo: np.ndarray) -> tuple[Any, np.ndarray, float]:
-        """As :meth:`started`, and the seconds that a trial took."""
+        """As :meth:`started`, with the seconds per trial."""
         start = time.perf_counter()
         done, rest = self.started(program, todo)
         jax.block_until_ready(done[1])
         return done, rest, (time.perf_counter() - start) / program.slots
 
     def sequential(self) -> Program:
-        """One trial on each device at a time."""
+        """The program that runs one trial per device at a time."""
         program = self._program("sequential", len(self.limits.devices))
         if program.bytes > self.limits.memory:
             raise self._too_large("one trial", program)
         return program
 
     def wide_if_worth_it(self, alone: Program, seconds: float) -> Program | None:
-        """A program for trials side by side, unless a block could not hold two on a device, or
-        compiling it would take longer than the work: what is left, and what was done so before."""
+        """The vmapped program; None if a block could not hold two trials per device, or if
+        compiling would take longer than the work, both what is left and what was done so far."""
         compiled = any(mode == "vmap" for mode, _ in self.known.programs)
         if not compiled and alone.seconds > self.known.waited + seconds:
             self.known.waited += seconds
@@ -177,7 +177,7 @@ class _Group:
         return self.wide(optional=True)
 
     def wide(self, *, optional: bool = False) -> Program | None:
-        """Trials side by side, as many as fit; None, if optional, where not even one does."""
+        """The vmapped program of as many trials as fit; None, if optional, if not even one does."""
         devices, trials = len(self.limits.devices), len(self.seeds)
         if self.limits.block is not None:
             slots = -(-self.limits.block // devices) * devices
@@ -193,7 +193,7 @@ class _Group:
         most = self._most(alone)
         while True:
             calls = -(-trials // (devices * most))
-            each = -(-trials // (devices * calls))  # evenly, so that little is filled up
+            each = -(-trials // (devices * calls))  # evenly, so that there is little padding
             program = self._program("vmap", each * devices)
             if program.bytes <= self.limits.memory:
                 return program
@@ -204,7 +204,7 @@ class _Group:
             most = min(each - 1, self._most(program))
 
     def _most(self, program: Program | None) -> int:
-        """Trials to put side by side on a device, if memory grows evenly with their number."""
+        """Trials to run side by side per device, if memory grows linearly with their number."""
         on_cpu = self.limits.devices[0].platform == "cpu"
         most = _MOST_ON_CPU if on_cpu else _MOST
         if program is None:
@@ -223,7 +223,7 @@ class _Group:
             + (
                 "make the trial smaller, or raise memory="
                 if what == "one trial"
-                else "lower block=, or leave it out, and blocks are cut to fit"
+                else "lower block=, or leave it out so that blocks are made to fit"
             )
         )
 
@@ -241,7 +241,7 @@ class _Group:
         run = alone if mode == "sequential" else side_by_side
         if len(self.limits.devices) > 1:
             whole, cut = PartitionSpec(), PartitionSpec(_AXIS)
-            # Trials know nothing of each other, so there is nothing to check between devices.
+            # Trials are independent, so there is nothing to check between devices.
             run = jax.shard_map(
                 run,
                 mesh=_mesh(self.limits.devices),
@@ -265,12 +265,12 @@ class _Group:
 
 
 def replicated(tree: PyTree, devices: Sequence[Any]) -> PyTree:
-    """Arrays whole on each device."""
+    """Arrays replicated on all devices."""
     return jax.device_put(tree, _sharding(devices, PartitionSpec()))
 
 
 def free_memory(devices: Sequence[Any]) -> int:
-    """Half of the bytes that are free on each device, or its part of the machine's."""
+    """Half of the free bytes of each device, or of its share of the machine's memory."""
     stats = [device.memory_stats() for device in devices]
     if all(s and "bytes_limit" in s for s in stats):
         free = min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats)
@@ -294,8 +294,8 @@ def _free_on_host() -> int:
         return free
 
 
-def _recall(name: Any, trial: Traced) -> _Known:
-    found = _KNOWN.setdefault(name, _Known(trial))
+def _recall(name: Any, trial: Traced) -> _Memory:
+    found = _KNOWN.setdefault(name, _Memory(trial))
     _KNOWN.move_to_end(name)
     while len(_KNOWN) > _KEPT:
         _KNOWN.popitem(last=False)

@@ -1,4 +1,4 @@
-"""One trial of a sweep, as a function of arrays that checks what it returns."""
+"""One trial of a sweep as a traced function of arrays, whose results have been checked."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from distill_jax.training.sweeps.grids import trial_name
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """One trial, traced once: a function of arrays, of which all programs are made.
+    """One trial, traced once: the function of arrays that all programs are made of.
 
     Attributes:
-      name: Of the trial.
-      metrics: What it returns, in the trial's order, which a dictionary would lose.
-      program: The trace, with static hyper-parameters and what the trial closes over fixed in it.
-      words: A name of what it computes. Two trials of the same words are the same, wherever their
-        code came from; one whose code or closure has changed has others.
+      name: The trial's name.
+      metrics: Names of what it returns, in the trial's order, which a dictionary would lose.
+      program: The trace, with static hyper-parameters and the trial's closure fixed in it.
+      words: A hash of what it computes: equal for trials that compute the same, wherever their code
+        is; different once code or closure has changed.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Traced:
 def traced(
     trial: Callable, static: Mapping[str, Any], key: Array, shared: PyTree, numbers: Mapping
 ) -> Traced:
-    """Traces a trial, given its static hyper-parameters, and a number of each other one.
+    """Traces a trial, given its static hyper-parameters, and one number for each other one.
 
     Raises:
       TypeError: if it does not return numbers and arrays by name.
-      ValueError: if a metric is called like another column.
+      ValueError: if a metric has the name of another column.
     """
     who, names = trial_name(trial), []
 
@@ -59,9 +59,9 @@ def traced(
         except Exception as error:
             if numbers:
                 error.add_note(
-                    f"This came up in the trial {who!r}, where {sorted(numbers)} are traced: one "
-                    "that decides a shape, a number of steps or a branch of Python must be named "
-                    "in static=."
+                    f"This happened in the trial {who!r}, in which {sorted(numbers)} are traced: "
+                    "one that determines a shape, a number of steps or a Python branch must be "
+                    "named in static=."
                 )
             raise
         metrics = _metrics(given, who, {*static, *numbers, "seed", "mode"})
@@ -78,7 +78,7 @@ def traced(
 
 
 def _constants(program: Any) -> Iterator[Any]:
-    """Arrays, and addresses of host callbacks, in a program, which its text only names."""
+    """Arrays in a program, and addresses of its host callbacks: its text does not show them."""
     for jaxpr in inner_jaxprs(program):
         yield from getattr(jaxpr, "consts", ())
         for equation in jaxpr.eqns:
@@ -101,8 +101,8 @@ def _metrics(given: Any, who: str, taken: set[str]) -> dict[str, Array]:
             raise TypeError(f"metrics of the trial {who!r} must have names, got {name!r}")
         if name in taken:
             raise ValueError(
-                f"metric {name!r} of the trial {who!r} is called like a column that rows have "
-                f"already: rename it; there are {sorted(taken)}"
+                f"metric {name!r} of the trial {who!r} has the name of another column of the rows: "
+                f"rename it; the others are {sorted(taken)}"
             )
         plain = isinstance(value, bool | int | float | np.ndarray | np.generic | jax.Array)
         kind = jnp.result_type(value) if plain else None

@@ -16,20 +16,20 @@ Row = dict[str, Any]
 
 
 def summary(rows: Sequence[Mapping[str, Any]], *, over: str | Sequence[str] = "seed") -> list[Row]:
-    """One row a configuration: mean and spread of every metric that is a number.
+    """One row per configuration: mean and spread of every metric that is a number.
 
     Args:
-      rows: From :func:`sweep`: what stands before ``seed`` is the configuration, what follows are
+      rows: From :func:`sweep`: the columns before ``seed`` are the configuration, those after it
         metrics.
-      over: What the mean runs over: "seed", or names of hyper-parameters with it.
+      over: The columns averaged over: "seed", or several, with names of hyper-parameters.
 
     Returns:
       Rows of the configuration and ``{"mean", "std", "n"}`` for each metric, which ``report.show``,
-      ``report.bars`` and ``report.heat_map`` understand. The standard deviation is that of a
-      sample (ddof 1), None for one value.
+      ``report.bars`` and ``report.heat_map`` can show. The standard deviation is that of a sample
+      (ddof 1), None for a single value.
 
     Raises:
-      ValueError: if ``over`` names what rows do not have.
+      ValueError: if ``over`` names a column that rows do not have.
 
     Example:
       >>> rows = [{"rate": 0.1, "seed": s, "accuracy": a} for s, a in enumerate([0.8, 0.9, 1.0])]
@@ -63,16 +63,19 @@ def summary(rows: Sequence[Mapping[str, Any]], *, over: str | Sequence[str] = "s
 def best(rows: Sequence[Mapping[str, Any]], *, by: str, better: Literal["higher", "lower"]) -> Row:
     """The configuration whose mean over seeds is best, as a row of :func:`summary`.
 
-    The choice belongs to a validation metric: results on test data that were chosen by test data
-    are too good. A mean that is not finite never wins.
+    Choose by a validation metric: a test result chosen by test data is biased upwards. A mean that
+    is not finite never wins.
 
     Args:
       rows: From :func:`sweep`, or from :func:`summary`.
-      by: The metric. A name that begins with "test", or in which it is a word, is refused.
+      by: The metric. A name that begins with "test", or contains it as a word, is refused.
       better: Whether "higher" or "lower" values are better.
 
+    Returns:
+      One row, ``{name: value}`` with ``{"mean", "std", "n"}`` for each metric.
+
     Raises:
-      ValueError: if the metric is one of test data, there is no row, one lacks the metric, or no
+      ValueError: if the metric is one of test data, there is no row, a row lacks the metric, or no
         mean is finite.
 
     Example:

@@ -1,4 +1,4 @@
-"""Which trials a sweep is made of: hyper-parameters by name, and checks before anything runs."""
+"""The trials of a sweep: hyper-parameters by name, and checks before anything runs."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ Configuration = dict[str, Any]
 """One value for each hyper-parameter."""
 
 Distribution = Callable[[float], Any]
-"""From a number drawn evenly from [0, 1) to a value; see :func:`sampled`."""
+"""From a number drawn uniformly from [0, 1) to a value; see :func:`sampled`."""
 
 
 def sampled(key: Array, n: int, /, **distributions: Distribution | Sequence[Any]) -> list[dict]:
     """Configurations drawn at random: a grid for :func:`sweep`.
 
-    Random search finds good values with fewer trials than a product of lists where few of the
-    hyper-parameters matter. Draw ``i`` of a name depends on the key, the name and ``i`` alone, and
-    a draw of all names that equals an earlier one is left out: a larger ``n`` adds configurations
-    and keeps the others. Another name keeps them as well where none was left out, as with a
-    distribution that is continuous; where some were, more of the draws differ and are kept.
+    If few of the hyper-parameters matter, random search finds good values with fewer trials than a
+    product of lists. Draw ``i`` of a name depends only on the key, the name and ``i``, and a
+    configuration that equals an earlier one is skipped: a larger ``n`` adds configurations and
+    keeps the others. So does a further name, unless duplicates were skipped.
 
     Args:
-      key: Decides the draws.
+      key: Determines the draws.
       n: Number of configurations, all different.
       **distributions: By name: :func:`uniform`, :func:`log_uniform`, :func:`integers`, a list to
         choose from, or any function from a number in [0, 1) to a value.
 
+    Returns:
+      ``n`` dictionaries of one value per name.
+
     Raises:
-      TypeError: if ``n`` is no integer, or a value of a kind that a grid does not have.
+      TypeError: if ``n`` is not an integer, or a value has a type that a grid cannot hold.
       ValueError: if ``n`` is below 1, there is no name, a list is empty, or 100 ``n`` draws (6400
-        where ``n`` is small) hold less than ``n`` different configurations.
+        if ``n`` is small) hold fewer than ``n`` different configurations.
 
     Example:
       >>> grid = sampled(jax.random.key(0), 3, rate=log_uniform(1e-4, 1e-1), wide=[True, False])
@@ -78,13 +80,16 @@ def _drawn(
     draw = distribution if callable(distribution) else _choice(name, distribution)
     own = jax.random.fold_in(key, zlib.crc32(name.encode()))
     bits = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(own, i)))
-    # Placed on the host and in double precision: the same values on every device.
+    # On the host and in double precision, so that the values are the same on every device.
     draws = np.asarray(bits(jnp.arange(start, start + count, dtype=jnp.int32)), np.float64) / 2**32
     return [draw(float(u)) for u in draws]
 
 
 def uniform(low: float, high: float) -> Distribution:
-    """Evenly distributed between ``low`` and ``high``; six significant digits.
+    """Uniform between ``low`` and ``high``, for :func:`sampled`; six significant digits.
+
+    Returns:
+      A function from a number in [0, 1) to a value.
 
     Example:
       >>> uniform(1.0, 3.0)(0.5)
@@ -95,7 +100,10 @@ def uniform(low: float, high: float) -> Distribution:
 
 
 def log_uniform(low: float, high: float) -> Distribution:
-    """Evenly distributed in the logarithm, between ``low`` > 0 and ``high``; six digits.
+    """Uniform in the logarithm, between ``low`` > 0 and ``high``, for :func:`sampled`; six digits.
+
+    Returns:
+      A function from a number in [0, 1) to a value.
 
     Example:
       >>> log_uniform(1e-3, 1e-1)(0.5)
@@ -108,7 +116,10 @@ def log_uniform(low: float, high: float) -> Distribution:
 
 
 def integers(low: int, high: int) -> Distribution:
-    """Whole numbers from ``low`` to ``high``, both included, each as likely.
+    """Integers from ``low`` to ``high``, both included, with equal probability.
+
+    Returns:
+      A function from a number in [0, 1) to an integer, for :func:`sampled`.
 
     Example:
       >>> integers(1, 3)(0.99)
@@ -119,10 +130,10 @@ def integers(low: int, high: int) -> Distribution:
 
 
 def configurations(grid: Any) -> list[Configuration]:
-    """A grid as a list of configurations, in order: the last name of a dictionary runs fastest.
+    """A grid as a list of configurations; the last name of a dictionary varies fastest.
 
     Raises:
-      TypeError: if the grid, or a value in it, is of a kind that it cannot be.
+      TypeError: if the grid, or a value in it, has the wrong type.
       ValueError: if there is no configuration, names differ between configurations, a value is NaN,
         or two configurations are the same.
     """
@@ -204,10 +215,10 @@ def check_names(
 def split(
     made: Sequence[Configuration], static: Sequence[str]
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """What is fixed in a program, by name, and a column of numbers for each other name.
+    """Names that are fixed in a program, and a column ``[configurations]`` for each other name.
 
     Raises:
-      TypeError: if the values of a name are of more than one kind.
+      TypeError: if the values of a name have more than one type.
       ValueError: if an integer needs more than 32 bits.
     """
     fixed, columns = [], {}
@@ -230,7 +241,7 @@ def split(
 
 
 def trial_name(trial: Any) -> str:
-    """What a trial is called, also behind ``jax.jit`` and ``functools.partial``."""
+    """A trial's name, also if it is wrapped by ``jax.jit`` or ``functools.partial``."""
     inner = getattr(trial, "func", trial)
     return getattr(inner, "__qualname__", type(inner).__name__)
 
@@ -253,7 +264,7 @@ def _kind(value: Any) -> str:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value as plain Python, which compares, prints and can be written to a file."""
+    """A value as plain Python, which can be compared, printed and written to a file."""
     if isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0:
         value = np.asarray(value).item()
     if isinstance(value, tuple):

@@ -1,6 +1,6 @@
-"""A file of finished trials: a line each, written as soon as they are known.
+"""A file of finished trials: one line each, written as soon as they finish.
 
-The first line says what sweep it is. A last line that was cut off is dropped.
+The first line describes the sweep. An incomplete last line is ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from distill_jax._files import end_of_whole_lines, json_values, locked
 
 _KIND, _FLOAT = "sweep", "float"
-_ADVICE = "give this sweep a file of its own, or remove the old one"
+_ADVICE = "use another file for this sweep, or remove the old one"
 
 Row = dict[str, Any]
 
@@ -27,10 +27,10 @@ class Records:
     """An open file; a context manager.
 
     Attributes:
-      found: The metrics that are there already, by :func:`name`.
+      found: The metrics that the file holds already, by :func:`name`.
 
     Raises:
-      ValueError: if the file is not one of this sweep, naming the difference.
+      ValueError: if the file belongs to another sweep, naming the difference.
     """
 
     def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]):
@@ -58,7 +58,7 @@ class Records:
                     self._programs[_text(line["static"])] = line["program"]
                 else:
                     self.found[name(line["parameters"], line["seed"])] = _metrics(line)
-            # Only now: until the file is known to be this sweep's, it is somebody else's.
+            # Only now: before it is known to be this sweep's, the file must not change.
             self._file.truncate(whole)
             if not lines:
                 self._write([self._header])
@@ -79,7 +79,7 @@ class Records:
         )
 
     def check_program(self, static: Mapping[str, Any], program: Mapping[str, str]) -> None:
-        """Compares a program with the one that made the rows that are there, or notes it."""
+        """Compares a program with the one that made the rows in the file, or records it."""
         before = self._programs.get(_text(_kept(static)))
         if before is None:
             self._write([{"static": _kept(static), "program": dict(program)}])
@@ -87,9 +87,9 @@ class Records:
         same_compiler = all(before[n] == program[n] for n in program if n != "text")
         if same_compiler and before["text"] != program["text"]:
             raise ValueError(
-                f"the trial that made {str(self._path)!r} was another program than this one "
-                f"{f'with {dict(static)} ' if static else ''}(its code, its number of steps, "
-                "shapes of its data, or whole numbers in the grid that were none before have "
+                f"the program of the trial that made {str(self._path)!r} differs from this one "
+                f"{f'with {dict(static)} ' if static else ''}(its code, its number of steps, the "
+                "shapes of its data, or the type of numbers in the grid, integer or not, have "
                 f"changed): {_ADVICE}"
             )
 
@@ -104,42 +104,46 @@ class Records:
                 names = sorted(n for n in {**mine, **other} if mine.get(n) != other.get(n))
                 if names:
                     raise ValueError(
-                        f"{where!r} is of a sweep with other {part} data ({', '.join(names)}): "
-                        f"{_ADVICE}"
+                        f"{where!r} belongs to a sweep whose {part} data differ "
+                        f"({', '.join(names)}): {_ADVICE}"
                     )
             elif mine != other:
                 raise ValueError(
-                    f"{where!r} is of another sweep: {part} there is {other!r}, here {mine!r}: "
+                    f"{where!r} belongs to another sweep: its {part} is {other!r}, here {mine!r}: "
                     f"{_ADVICE}"
                 )
 
     def _foreign(self) -> ValueError:
-        return ValueError(f"{str(self._path)!r} is no file of a sweep: {_ADVICE}")
+        return ValueError(f"{str(self._path)!r} is not a file of a sweep: {_ADVICE}")
 
     def _write(self, lines: Iterable[Any]) -> None:
         self._file.write(b"".join(map(_line, lines)))
-        self._file.flush()  # outlives the process from here on
+        self._file.flush()  # from here on it survives the end of the process
         if time.monotonic() - self._synced > 1.0:
             self._sync()
 
     def _sync(self) -> None:
-        """Makes what is written outlive the machine too, which may take long."""
+        """Makes what is written survive a crash of the machine too, which may take long."""
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
 
 def read_sweep(file: str | os.PathLike[str]) -> list[Row]:
-    """The finished trials in a sweep's file, as :func:`sweep` returns them, in order of finishing.
+    """The finished trials in a sweep's file, also while it runs or after an interruption.
 
-    Also while the sweep is running, or after it was cut off.
+    Args:
+      file: The file given to :func:`sweep`.
+
+    Returns:
+      Rows as :func:`sweep` returns them, in the order in which the trials finished.
 
     Raises:
-      ValueError: if it is no file of a sweep.
+      ValueError: if it is not a file of a sweep.
     """
     path = pathlib.Path(file)
     lines, _ = _lines(path.read_bytes(), path)
     if not lines or _KIND not in lines[0]:
-        raise ValueError(f"{str(path)!r} is no file of a sweep")
+        raise ValueError(f"{str(path)!r} is not a file of a sweep")
     return [_row(line) for line in lines[1:] if "program" not in line]
 
 
@@ -149,7 +153,7 @@ def name(parameters: Mapping[str, Any], seed: int) -> str:
 
 
 def _lines(content: bytes, path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines, and how many bytes they are."""
+    """The complete lines, and their length in bytes."""
     whole = end_of_whole_lines(content)
     lines = []
     for i, line in enumerate(content[:whole].splitlines(), 1):
@@ -158,7 +162,7 @@ def _lines(content: bytes, path: pathlib.Path) -> tuple[list[dict[str, Any]], in
         except ValueError as error:
             raise ValueError(f"line {i} of {str(path)!r} cannot be read: {error}") from error
         if not isinstance(lines[-1], dict):
-            raise ValueError(f"line {i} of {str(path)!r} is none of a sweep")
+            raise ValueError(f"line {i} of {str(path)!r} is not part of a sweep")
     return lines, whole
 
 
@@ -167,7 +171,7 @@ def _line(x: Any) -> bytes:
 
 
 def _packed(metrics: Row) -> dict[str, Any]:
-    """Metrics, and the kinds of those that are arrays."""
+    """Metrics, with dtype and shape of those that are arrays."""
     kinds = {n: [str(x.dtype), x.shape] for n, x in metrics.items() if isinstance(x, np.ndarray)}
     return {"metrics": metrics, "arrays": kinds}
 
@@ -195,7 +199,7 @@ def _numbers(x: Any) -> Any:
 
 
 def _kept(x: Any) -> Any:
-    """Parameters as JSON, in which an infinity is no string; what is so already stays."""
+    """Parameters as JSON in which infinities differ from strings; idempotent."""
     if isinstance(x, Mapping):
         return {n: _kept(value) for n, value in x.items()}
     if isinstance(x, list | tuple):
@@ -204,7 +208,7 @@ def _kept(x: Any) -> Any:
 
 
 def _given(x: Any) -> Any:
-    """A parameter as it was, from what is kept of it."""
+    """The inverse of ``_kept``."""
     if isinstance(x, list):
         return tuple(_given(value) for value in x)
     return float(x[_FLOAT]) if isinstance(x, Mapping) else x

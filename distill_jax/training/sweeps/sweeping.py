@@ -1,4 +1,4 @@
-"""Many trials of one function: side by side where that is faster, kept as they finish."""
+"""Many trials of one function: vmapped where that is faster, and saved as they finish."""
 
 from __future__ import annotations
 
@@ -41,54 +41,55 @@ def sweep(
 ) -> list[Row]:
     """Runs a trial for every configuration of a grid and every seed, under few compiled programs.
 
-    Hyper-parameters that are numbers are traced: no value compiles anything. Those that are
+    Hyper-parameters that are numbers are traced: another value compiles nothing. Those that are
     strings, booleans, None or tuples, and those named in ``static``, are fixed in a program: one
     is compiled for each combination of them, so that widths or depths can be swept too.
 
-    A group of trials that share a program runs in blocks. Two ways to run a block give the same
+    A group of trials that share a program runs in blocks, in one of two ways. Both give the same
     results up to rounding, which training amplifies; the column ``mode`` says which it was:
 
-    - "vmap": trials side by side, spread over the devices. Many times faster where a student is
+    - "vmap": trials side by side, spread over the devices. Many times faster if a student is
       small, or the device large.
-    - "sequential": one trial on each device at a time. Faster where one student keeps a processor
-      busy, as a few hundred units do on a CPU.
+    - "sequential": one trial per device at a time. Faster if one student keeps a processor busy,
+      as a few hundred units do on a CPU.
 
-    Which is faster is measured: the first trials run one after another, then a block side by side,
-    without compilation in the account, and the rest goes the faster way. The process remembers it
-    for later calls. Where compiling for ``vmap`` would take longer than the work that is left, it
-    is not tried. For bits that can be had again, say ``mode``.
+    Which is faster is measured, without compilation: the first trials run one after another, then
+    a block side by side, and the rest in the faster way. The process remembers it for later calls.
+    If compiling for ``vmap`` would take longer than the remaining work, it is not tried. For
+    bitwise reproducible results, set ``mode``.
 
     Args:
       trial: ``trial(key, **hyper_parameters, **shared) -> {"metric": number or array}``, pure: it
         runs under ``jit`` and ``vmap``, as ``run`` does.
       grid: A dictionary of lists, of which every combination is tried; a list of dictionaries; or
-        what :func:`sampled` gives.
+        what :func:`sampled` returns.
       key: The trial of seed ``s`` gets ``fold_in(key, s)`` whatever its configuration, so that
-        configurations are compared on the same starts and orders of rows.
-      seeds: How many trials a configuration, or the seeds themselves.
+        configurations are compared on the same initial parameters and orders of rows.
+      seeds: Number of trials per configuration, or the seeds themselves.
       shared: Arrays that all trials read, by the trial's parameter: data, teachers, the key of an
-        order of rows. They are arguments of the programs, once on each device.
-      static: Numbers to fix in a program: those that decide a shape, or a number of steps.
+        order of rows. They are arguments of the programs, one copy per device.
+      static: Names of numbers to fix in a program: those that determine a shape or a number of
+        steps.
       memory: Bytes that a block may take on each device; by default half of what is free.
       mode: One of the two above; None measures.
       block: Trials side by side, on all devices together; None takes as many as fit in ``memory``,
-        at most 128 a device, on a CPU 32, and less where they would not stay in its cache.
-      file: Where finished trials are kept, a line of JSON each; see :func:`read_sweep`. Called
-        again after an interruption, or with a larger grid or more seeds, only what is missing runs.
+        at most 128 per device, on a CPU at most 32, or fewer if they would exceed its cache.
+      file: Where finished trials are saved, one line of JSON each; see :func:`read_sweep`. Called
+        again after an interruption, or with a larger grid or more seeds, only missing trials run.
         A file of another sweep (key, names, shared data, program) is refused.
-      devices: This process's, by default.
-      progress: Whether to show a bar, on a terminal.
+      devices: This process's devices by default.
+      progress: Whether to show a progress bar on a terminal.
 
     Returns:
-      A row for each configuration and seed, in that order: hyper-parameters, ``seed``, metrics
+      One row per configuration and seed, in that order: hyper-parameters, ``seed``, metrics
       (Python numbers, or NumPy arrays for those with axes) and ``mode``. See :func:`summary`,
       :func:`best` and ``report.show``.
 
     Raises:
-      ValueError: before anything runs, if names do not fit the trial, or the file or grid is not
-        right; if a block does not fit in ``memory``, with the estimate.
-      TypeError: if a trial returns something else than numbers and arrays by name, or an argument
-        is of another kind.
+      ValueError: before anything runs, if names do not fit the trial, or file or grid is invalid;
+        if a block does not fit in ``memory``, with the estimate.
+      TypeError: if a trial does not return numbers and arrays by name, or an argument has the
+        wrong type.
 
     Example:
       >>> from distill_jax.training import best
@@ -118,7 +119,7 @@ def sweep(
             if not isinstance(leaf, bool | int | float | np.ndarray | np.generic | jax.Array):
                 raise TypeError(
                     f"shared[{name!r}] must hold arrays, got {type(leaf).__name__}: fixed settings "
-                    "belong into the trial, or into the grid"
+                    "belong in the trial, or in the grid"
                 )
     plan = _Plan(
         trial,
@@ -144,12 +145,12 @@ def sweep(
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """A sweep that is known to be sound.
+    """A sweep whose arguments have been checked.
 
     Attributes:
       trials: Number of the configuration, and seed.
       fixed: Names of hyper-parameters that are fixed in a program.
-      columns: The others, one number a configuration.
+      columns: The other hyper-parameters, ``[configurations]`` each.
     """
 
     trial: Callable
@@ -162,7 +163,7 @@ class _Plan:
     limits: Limits
 
     def run(self, records: records_.Records | None, progress: bool) -> list[Row]:
-        """All rows: those on record, and the others, run group by group."""
+        """All rows: those in the file, and the others, which run group by group."""
         there = {} if records is None else records.found
         rows: dict[int, Row] = {}
         for place, (i, s) in enumerate(self.trials):
@@ -191,7 +192,7 @@ class _Plan:
             if len(rows) > before:
                 error.rows = [rows[place] for place in sorted(rows)]  # pyright: ignore
                 error.add_note(
-                    f"{len(rows)} of {len(self.trials)} trials were finished; they are in the "
+                    f"{len(rows)} of {len(self.trials)} trials have finished; they are in the "
                     "attribute 'rows' of this exception"
                     + (", and in the file." if records else ".")
                 )
@@ -209,7 +210,7 @@ class _Plan:
     def _finished(
         self, one: Traced, places: Sequence[int], arguments: Any
     ) -> Iterator[dict[int, Row]]:
-        """Metrics by place, a block at a time."""
+        """Metrics by the trial's place in ``trials``, one block at a time."""
         which = np.array([self.trials[place][0] for place in places], int)
         seeds = np.array([self.trials[place][1] for place in places], np.int32)
         columns = {name: x[which] for name, x in self.columns.items()}

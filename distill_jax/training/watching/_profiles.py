@@ -1,7 +1,7 @@
-"""Where the time of a call went, read from its profile: seconds by named part of the program.
+"""Where the time of a call went, read from its profile: seconds per named part of the program.
 
-A compiled program has its operations in an order, and fused, as suits the device, so its parts
-cannot be timed one after another. They carry names, though, and a profile says when each ran.
+The compiler reorders and fuses operations, so the parts of a program cannot be timed one after
+another. They carry names, though, and a profile says when each operation ran.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ import jax
 
 
 def profiled(call: Callable[[], Any], program: str) -> tuple[Any, float, dict[str, float]]:
-    """The call's result, its seconds and, by part, those of its operations, if the profile knows
-    of any."""
+    """The call's result, its seconds, and those of its operations per part, if it shows any.
+
+    Args:
+      call: What to profile.
+      program: The text of the compiled program that it runs.
+    """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -70,9 +74,9 @@ def _spans(profile: Any, names: Mapping[str, str | None], module: str) -> Iterat
 
 
 def shared(spans: Iterable[Span]) -> dict[str, float]:
-    """Nanoseconds by part: each instant once, in equal shares for what runs on several lines.
+    """Nanoseconds per part. Each instant counts once, in equal shares if several lines are busy.
 
-    On one line, what begins later is part of what began before, and stands for it.
+    Of operations that overlap on one line, the one that began last counts.
     """
     spans = list(spans)
     points = [(s.start, 1, i) for i, s in enumerate(spans)]
@@ -97,7 +101,7 @@ _NAMED = re.compile(r"(?:^|/)(?:(?!p?jit\()\w+\()*(teacher|student|loss|update)\
 
 
 def part_of(op_name: str) -> str | None:
-    """The outermost part in a path of scopes.
+    """The part that the outermost scope of a path names.
 
     Example:
       >>> part_of("jit(step)/transpose(jvp(student))/loss/dot_general"), part_of("jit(update)/add")
@@ -110,8 +114,8 @@ def part_of(op_name: str) -> str | None:
 def parts_of(program: str) -> dict[str, str | None]:
     """The part of each operation by its name, from the text of a compiled program.
 
-    What bears no name of its own, as XLA's own inventions do, belongs to the part that most of its
-    computation does, or its first operand. Loops and calls are left out: what they hold counts.
+    An operation without a name, which XLA has added, belongs to the part of most of its
+    computation, or of its first operand. Loops and calls are left out: their contents count.
     """
     found: dict[str, str | None] = {}
     votes: collections.Counter[str] = collections.Counter()

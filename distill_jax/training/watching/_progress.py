@@ -8,7 +8,7 @@ import rich.progress as rich
 
 
 class Progress:
-    """A context manager around a bar of steps; silent where there is no terminal."""
+    """A context manager that shows a progress bar; silent if there is no terminal."""
 
     def __init__(self, steps: int, *, unit: str = "steps", shown: bool = True):
         self._unit = unit

@@ -12,14 +12,14 @@ import jax
 
 
 class Tracer:
-    """Hands calls through, and lets the profiler watch a few of them; see :func:`tracing`."""
+    """Passes calls on, and profiles a few of them; see :func:`tracing`."""
 
     def __init__(self, folder: str | os.PathLike[str] | None, skip: int, calls: int):
         self.folder, self.skip, self.end = folder, skip, skip + calls
         self.number, self.active = 0, False
 
     def call(self, step: int, function: Callable[..., Any], *arguments: Any) -> Any:
-        """``function(*arguments)``; ``step``, the first that it takes, is shown in the trace."""
+        """``function(*arguments)``; ``step``, the first one it takes, is shown in the trace."""
         if self.folder is None:
             return function(*arguments)
         number, self.number = self.number, self.number + 1
@@ -38,11 +38,11 @@ class Tracer:
         try:
             jax.profiler.start_trace(os.fspath(self.folder))  # type: ignore[arg-type]
             self.active = True
-        except Exception as error:  # somebody else profiles, or the folder cannot be made
+        except Exception as error:  # another profile is running, or the folder cannot be created
             self._fail(error)
 
     def stop(self) -> None:
-        """Writes the trace, if one is under way."""
+        """Writes the trace, if one was started."""
         if self.active:
             self.active = False
             try:
@@ -52,7 +52,7 @@ class Tracer:
 
     def _fail(self, error: Exception) -> None:
         warnings.warn(
-            f"no trace could be written to {self.folder} ({error}): training goes on without one",
+            f"no trace could be written to {self.folder} ({error}): training continues without one",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -65,10 +65,10 @@ def tracing(
     """A tracer of a few calls of a loop, for ``tensorboard --logdir folder`` or xprof.
 
     Args:
-      folder: Where ``jax.profiler`` writes; None traces nothing. Of several processes the first
+      folder: Where ``jax.profiler`` writes; None traces nothing. Of several processes, the first
         writes.
-      skip: Calls before the first that is traced; the first call compiles.
-      calls: Calls that are traced. The last is waited for, once.
+      skip: Calls before the first traced one; the first call compiles.
+      calls: Number of traced calls. The host waits for the last of them.
 
     Example::
 

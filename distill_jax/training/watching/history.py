@@ -1,4 +1,4 @@
-"""The metrics of a run, read one call late."""
+"""The metrics of a run, read from the device one call late."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from distill_jax.training.watching import logs as logs_
 
 
 class NonFiniteLoss(FloatingPointError):
-    """Training has met NaN or inf; ``step``, ``terms`` and the ``history`` so far are attached."""
+    """A loss became NaN or infinite.
+
+    Attributes:
+      step: The step at which it did, an integer.
+      terms: Names of the terms that are not finite.
+      history: Metrics up to that step, ``[steps]`` each.
+    """
 
     def __init__(self, message: str, step: int, terms: list[str], history: dict[str, np.ndarray]):
         super().__init__(message)
@@ -19,7 +25,7 @@ class NonFiniteLoss(FloatingPointError):
 
 
 class History:
-    """Metrics by step. The newest call's are left on the device until the next one is under way."""
+    """Metrics per step. Those of the latest call stay on the device until the next has started."""
 
     def __init__(self, start: int, logs: Sequence[logs_.Log] = ()):
         self.start = start
@@ -38,7 +44,7 @@ class History:
         self.pending = metrics
 
     def settle(self) -> dict[str, np.ndarray]:
-        """Reads the pending metrics; raises if one of them is not finite."""
+        """Reads the pending metrics; raises NonFiniteLoss if one of them is not finite."""
         if self.pending is not None:
             metrics = {name: np.asarray(x) for name, x in self.pending.items()}
             self.pending = None
@@ -53,10 +59,10 @@ class History:
         return self.calls[-1] if self.calls else {}
 
     def refuse(self, step: int) -> None:
-        """For a state that is not finite, though the losses that it comes from were."""
+        """Raises NonFiniteLoss for parameters that are not finite although the losses were."""
         raise NonFiniteLoss(
-            f"training stopped after step {step}: the losses are finite, the parameters are not, "
-            "so a gradient was not. Look for square roots and logarithms at 0 in your losses",
+            f"training stopped after step {step}: the losses are finite, but parameters are not: a "
+            "gradient was not finite. Look for square roots and logarithms at 0 in your losses",
             step, [], self.arrays(),
         )  # fmt: skip
 
@@ -66,20 +72,20 @@ class History:
         if terms:
             what = " and ".join(f"term {n!r} is {values[n]:g}" for n in terms)
         else:
-            what = f"every term is finite and the loss is {values['loss']:g}: look at the weights"
+            what = f"every term is finite but the loss is {values['loss']:g}: look at the weights"
         raise NonFiniteLoss(
             f"training stopped at step {step}: {what}" + (f" ({rest})" if rest else "")
-            + ". Try a smaller learning rate or clipped gradients, and look for invalid rows",
+            + ". Try a smaller learning rate or gradient clipping, and look for invalid rows",
             step, terms, self.arrays(),
         )  # fmt: skip
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         taken = {"evaluated_at", *(self.calls[0] if self.calls else ())} & values.keys()
         if taken:
-            raise ValueError(f"evaluate must give names of its own, got {sorted(taken)}")
+            raise ValueError(f"evaluate must not use the names of metrics, got {sorted(taken)}")
         if self.evaluations and self.evaluations[0][1].keys() != values.keys():
             raise ValueError(
-                f"evaluate must give the same names each time: {sorted(values)} after "
+                f"evaluate must return the same names each time: {sorted(values)} after "
                 f"{sorted(self.evaluations[0][1])}"
             )
         self.evaluations.append((step, dict(values)))

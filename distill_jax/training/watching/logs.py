@@ -1,13 +1,13 @@
-"""Logs: where the metrics of a run go while it runs.
+"""Logs: where the metrics of a run are written while it runs.
 
 A log is any callable ``(step, metrics)``: ``step`` counts the optimizer steps taken, 1 after the
-first, and ``metrics`` are Python floats by name. ``fit`` calls it once for each step, in order, and
-again with the same step and the evaluation's names where an evaluation was due. Metrics come one
-compiled call late, from arrays that are on the host by then, so a log never waits for the device.
+first, and ``metrics`` are Python floats by name. ``fit`` calls it once per step, in order, and
+again with the same step and the results of ``evaluate`` after an evaluation. Metrics arrive one
+compiled call late, from arrays that are on the host by then: a log never waits for the device.
 
-The logs here write every record at once and whole: a process that is killed loses none that was
-written, and nothing has to be closed. A run that goes on from a checkpoint takes up its old log:
-records of steps that are taken again are not doubled. Of several processes the first one writes.
+The logs here write each record at once and whole: a process that is killed loses no record, and
+nothing has to be closed. A run that resumes from a checkpoint continues its old log: records of
+steps that are taken again are replaced. Of several processes, the first one writes.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ Log = Callable[[int, Mapping[str, float]], None]
 
 
 def json_lines(path: str | os.PathLike[str], *, every: int = 1) -> Log:
-    """A log that appends ``{"step": 7, "loss": 0.53, ...}`` to a file, one line a record.
+    """A log that appends ``{"step": 7, "loss": 0.53, ...}`` to a file, one line per record.
 
-    Read it with ``pandas.read_json(path, lines=True)``. JSON has no numbers for them, so NaN and
-    infinities are the strings ``"nan"``, ``"inf"`` and ``"-inf"``, which ``float`` and
-    ``pandas.to_numeric`` take.
+    Read it with ``pandas.read_json(path, lines=True)``. JSON has no NaN and no infinity: they are
+    written as the strings ``"nan"``, ``"inf"`` and ``"-inf"``, which ``float`` and
+    ``pandas.to_numeric`` read.
 
-    One file holds one run. Where a record comes whose step the file has already, that step and all
-    later ones are being taken again, and their lines are cut away: a run that goes on leaves no
-    line twice, and one that begins anew begins the file anew. A last line that was torn off is cut
-    as well.
+    One file holds one run. If a record's step is in the file already, that step and all later ones
+    are being taken again, and their lines are deleted: a resumed run leaves no line twice, and a
+    run that starts over empties the file. An incomplete last line is deleted as well.
 
     Args:
-      path: The file; folders on the way are made.
-      every: Steps between the lines; evaluations are always written.
+      path: The file; missing folders are created.
+      every: Steps between lines; evaluations are always written.
 
     Returns:
-      A log. If it cannot write, to a full disk for example, it warns once, and training goes on
-      without those lines.
+      A log ``(step, metrics) -> None``. If it cannot write, for example to a full disk, it warns
+      once, and training continues without those lines.
 
     Raises:
+      TypeError: if ``every`` is not an integer.
       ValueError: if ``every < 1``, or the file holds something else.
 
     Example:
@@ -78,28 +78,29 @@ def json_lines(path: str | os.PathLike[str], *, every: int = 1) -> Log:
         pass
     except _Foreign as line:
         raise ValueError(
-            f"path must be a new file or a log, got {path}, which holds {line}: give another path"
+            f"path must be a new file or a log, got {path}, which holds {line}: use another path"
         ) from None
     return _Log(every, _Lines(path))
 
 
 def tensorboard(folder: str | os.PathLike[str], *, every: int = 1) -> Log:
-    """A log that TensorBoard shows, with a curve for each name.
+    """A log for TensorBoard, with one curve per name.
 
-    Needs tensorboardX: ``pip install 'distill_jax[tensorboard]'``. Look at it with ``tensorboard
-    --logdir folder``. A run that goes on writes a second file into the folder, and says in it from
-    which step on it replaces what is in the first.
+    Needs tensorboardX: ``pip install 'distill_jax[tensorboard]'``. Show it with ``tensorboard
+    --logdir folder``. A resumed run writes a second file into the folder, which says from which
+    step on it replaces the first.
 
     Args:
-      folder: A folder of this run's own, on a disk; made where there is none.
-      every: Steps between the points; evaluations are always written.
+      folder: A folder for this run alone, on a disk; created if it is missing.
+      every: Steps between points; evaluations are always written.
 
     Returns:
-      A log. If it cannot write, to a full disk for example, it warns once, and training goes on
-      without those points.
+      A log ``(step, metrics) -> None``. If it cannot write, for example to a full disk, it warns
+      once, and training continues without those points.
 
     Raises:
       ImportError: without tensorboardX.
+      TypeError: if ``every`` is not an integer.
       ValueError: if ``every < 1``, or the folder is a file.
     """
     try:
@@ -128,12 +129,12 @@ def listed(log: Any) -> tuple[Log, ...]:
 
 
 def tell(logs: Sequence[Log], first: int, metrics: Mapping[str, np.ndarray]) -> None:
-    """Hands the metrics of some steps, each ``[steps]`` and on the host, to every log in turn.
+    """Passes the metrics of some steps to every log in turn.
 
     Args:
-      logs: Any.
-      first: Steps taken with the first of them, 1 at the start of a run.
-      metrics: By name, all of one length.
+      logs: One or more, or none.
+      first: Steps taken after the first of them, 1 at the start of a run.
+      metrics: By name, ``[steps]`` each, on the host.
     """
     if logs:
         columns = [np.asarray(x).tolist() for x in metrics.values()]
@@ -143,7 +144,7 @@ def tell(logs: Sequence[Log], first: int, metrics: Mapping[str, np.ndarray]) -> 
 
 
 class _Log:
-    """Chooses the records that are written, and sees where a run begins or goes on."""
+    """Chooses the records that are written, and notices when a run starts over or resumes."""
 
     def __init__(self, every: int, target: Any):
         self.every, self.target = _checks.count("every", every), target
@@ -153,7 +154,7 @@ class _Log:
         if jax.process_index() != 0:
             return
         if "step" in metrics:
-            raise ValueError("metrics must not be named 'step': logs have that name already")
+            raise ValueError("a metric must not be named 'step': logs use that name already")
         step = int(step)
         if step < self.last:
             self.target.begin(step)
@@ -163,7 +164,7 @@ class _Log:
 
 
 class _Appended:
-    """A file that grows by whole records; one that cannot be written is left out."""
+    """A file that grows by whole records; a record that cannot be written is skipped."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -186,7 +187,7 @@ class _Appended:
         if not self.warned:
             self.warned = True
             warnings.warn(
-                f"{self.path} cannot be written ({error}): training goes on, its log has gaps",
+                f"{self.path} cannot be written ({error}): training continues, its log has gaps",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -208,7 +209,7 @@ class _Lines(_Appended):
 
 
 class _Events(_Appended):
-    """TensorBoard's files: records of Protocol Buffers, each with its length and checksums."""
+    """A file for TensorBoard: records of Protocol Buffers, each with its length and checksums."""
 
     def __init__(self, folder: pathlib.Path, messages: Any, checksum: Any):
         # TensorBoard reads the files in the order of their names.
@@ -242,7 +243,7 @@ _START = b'{"step": '  # of every line
 
 
 class _Foreign(Exception):
-    """A line that is none of a log."""
+    """A line that is not part of a log."""
 
 
 def _whole_lines(path: pathlib.Path, step: float) -> int:

@@ -50,7 +50,10 @@ def test_a_logic_of_ones_own() -> None:
     corners = np.array(np.meshgrid(*[[0, 1]] * 3), np.float32).reshape(3, -1).T
     columns = np.ones((8, 1), np.float32)
     laws.close(
-        truth(book, columns, corners), truth(bind(TEXT, SCHEMA), columns, corners), rtol=0, atol=1e-6
+        truth(book, columns, corners),
+        truth(bind(TEXT, SCHEMA), columns, corners),
+        rtol=0,
+        atol=1e-6,
     )
     logits = jnp.log(p) - jnp.log1p(-p)
     logs = log_truth(book, np.ones((5, 1), np.float32), logits)

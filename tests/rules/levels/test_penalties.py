@@ -8,26 +8,15 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from distill_jax import models, training
-from distill_jax.losses import cross_entropy
-from distill_jax.objectives import Context, term, weighted_sum
-from distill_jax.rules import (
-    Column,
-    Schema,
-    bind,
-    dual_ascent,
-    encourage,
-    log_truth,
-    penalty,
-    violation,
-)
+from distill_jax.objectives import weighted_sum
+from distill_jax.rules import Schema, bind, encourage, penalty
 from distill_jax.rules.levels.penalties import HARD_WEIGHT
-from distill_jax.rules.logic.logarithms import LEAST_TRUTH
 from distill_jax.types import Outputs
 from tests.rules import small_books
+from tests.rules.levels import problem
 
 KINDS = ("linear", "log", "squared")
 
@@ -49,18 +38,6 @@ def compiled(rules, logits, columns, views, *, kind, weights=None, where=None):
     where = jnp.ones(len(logits), bool) if where is None else where
     weights = jnp.asarray(weights, jnp.float32)
     return _compiled(logits, columns, views, rules, weights, where, kind=kind)
-
-
-@small_books.quick
-def logarithm(rules, columns, logits, counted=True):
-    """log_truth, and the gradients of its sum to columns and logits."""
-
-    def total(columns, logits):
-        found = log_truth(rules, columns, logits)
-        return jnp.where(counted, found, 0.0).sum(), found
-
-    grads, found = jax.grad(total, (0, 1), has_aux=True)(columns, logits)
-    return found, *grads
 
 
 def expected(kind, sets, logits, columns, views, weights):
@@ -168,72 +145,6 @@ def test_jit_and_vmap_agree():
     np.testing.assert_allclose(one(logits, columns, views["later"].logits), want, rtol=2e-6)
 
 
-# log_truth
-
-
-def test_log_truth_of_classes_does_not_underflow():
-    rules = bind("a", Schema((), ("a", "b", "c")))
-    columns = jnp.zeros((4, 0))
-    logits = jnp.array([[0.0, 200.0, 0.0], [-1e4, 0.0, 0.0], [300.0, 0.0, 1.0], [-jnp.inf, 0, 0]])
-
-    got, _, grads = logarithm(rules, columns, logits)
-    got = got.ravel()
-    np.testing.assert_allclose(got[:2], [-200.0, -1e4 - math.log(2)], rtol=1e-6)
-    assert got[2] == 0.0 and got[3] == -jnp.inf
-    want = np.array([[1, -1, 0], [1, -0.5, -0.5], [0, 0, 0], [0, 0, 0]])  # 1[y] - p
-    np.testing.assert_allclose(grads, want, atol=1e-6)
-
-
-def test_log_truth_near_1_keeps_its_digits():
-    rules = bind("a or b", Schema((), ("a", "b", "c")))
-    logits = jnp.array([[0.0, 0.0, -30.0], [5.0, 3.0, -40.0]])
-    x = np.asarray(logits, np.float64)
-    want = -np.exp(x[:, 2] - np.log(np.exp(x).sum(1)))
-    got, *_ = logarithm(rules, jnp.zeros((2, 0)), logits)
-    np.testing.assert_allclose(got.ravel(), want, rtol=1e-5)
-
-
-def test_log_truth_of_labels_does_not_underflow():
-    rules = bind("a => b\na and b and c\na or b or c", Schema((), ("a", "b", "c"), exclusive=False))
-    logits = jnp.array(
-        [[100.0, -100.0, 0.0], [-100.0, -90.0, -80.0], [9.0, 10.0, 11.0], [-jnp.inf, 3, 1e4]]
-    )
-    x = np.asarray(logits, np.float64)
-    yes, no = -np.logaddexp(0, -x), -np.logaddexp(0, x)
-    implies = np.logaddexp(no[:, 0], yes[:, 0] + yes[:, 1])
-    either = -np.exp(no[2].sum())
-    first = jnp.array([[True, False, False]] * 4)
-    got, _, grads = logarithm(rules, jnp.zeros((4, 0)), logits, first)
-    np.testing.assert_allclose(got[:, 0], implies, rtol=1e-6, atol=1e-37)
-    np.testing.assert_allclose(got[:3, 1], yes[:3].sum(1), rtol=1e-6, atol=1e-37)
-    np.testing.assert_allclose(got[1, 2], np.logaddexp.reduce(yes[1]), rtol=1e-6)
-    np.testing.assert_allclose(got[2, 2], either, rtol=1e-5)
-    assert got[3, 1] == -jnp.inf and got[3, 2] == 0.0
-    np.testing.assert_allclose(grads[0], [-0.5, 0.5, 0.0], atol=1e-6)
-    assert np.isfinite(grads).all()
-
-
-@pytest.mark.parametrize("logic", ["product", "lukasiewicz", "godel", "sigmoidal"])
-def test_log_truth_is_the_logarithm_of_truth_in_each_logic(logic):
-    rules = small_books.labels(logic)
-    logits, columns, _ = small_books.data(scale=1.0)
-    truth = 1.0 - small_books.quick(violation)(rules, columns, jax.nn.sigmoid(logits))
-    want = np.log(np.maximum(truth, LEAST_TRUTH))
-    got, *_ = logarithm(rules, columns, logits)
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
-
-
-def test_soft_comparisons_reach_the_columns_and_keep_their_logarithm():
-    schema = Schema((Column("age"),), ("a", "b"), exclusive=False)
-    rules = bind("age > 50 => a", schema, widths={"age": 2.0})
-    columns, logits = jnp.array([[53.0], [49.0], [jnp.nan]]), jnp.array([[0.5, 0.0]] * 3)
-    soft = 1 / (1 + np.exp(-(np.array([53.0, 49.0]) - 50) / 2))
-    want = np.log(1 - soft * (1 - 1 / (1 + np.exp(-0.5))))
-    got, grads, _ = logarithm(rules, columns, logits)
-    np.testing.assert_allclose(got.ravel(), [*want, 0.0], rtol=1e-5)
-    assert (grads[:2] < 0).all() and grads[2] == 0
-
-
 # Weights
 
 
@@ -241,11 +152,16 @@ def test_soft_comparisons_reach_the_columns_and_keep_their_logarithm():
 def test_default_weights():
     rules = bind("[w=2] a\n[hard] a\n[learn] a\na\n[p=0.75] a", Schema((), ("a", "b")))
     logits, columns = jnp.zeros((1, 2)), jnp.zeros((1, 0))
-    grads = jax.grad(lambda w: penalty(logits, columns, {}, rules=rules, weights=w).sum())(
-        jnp.ones(5)
-    )
+
+    @small_books.quick
+    def both(weights):
+        def given(weights):
+            return penalty(logits, columns, {}, rules=rules, weights=weights).sum()
+
+        return penalty(logits, columns, {}, rules=rules), jax.grad(given)(weights)
+
+    got, grads = both(jnp.ones(5))
     np.testing.assert_allclose(grads, 0.5)
-    got = penalty(logits, columns, {}, rules=rules)
     np.testing.assert_allclose(got, 0.5 * (2 + HARD_WEIGHT + 1 + 1 + math.log(3)), rtol=1e-6)
 
 
@@ -279,27 +195,12 @@ def test_complaints(library_errors):
         penalty(logits.astype(int), columns, views, rules=rules)
     with pytest.raises(ValueError, match=r"where must have shape \(8,\)"):
         penalty(logits, columns, views, rules=rules, where=jnp.ones(3, bool))
-    with pytest.raises(ValueError, match="budget must lie in"):
-        dual_ascent("rules", 1.0, rules, budget=1.5, step_size=1.0)
-    with pytest.raises(ValueError, match=r"budget must have shape \(6,\)"):
-        dual_ascent("rules", 1.0, rules, budget=jnp.zeros(2), step_size=1.0)
-    with pytest.raises(ValueError, match="step_size must be finite and > 0"):
-        dual_ascent("rules", 1.0, rules, budget=0.1, step_size=0.0)
-    with pytest.raises(ValueError, match="reads of term 'rules' names 'column'"):
-        dual_ascent("rules", 1.0, rules, budget=0.1, step_size=1.0, reads={"column": "inputs"})
 
 
 # In an objective
 
 
-def value_of(objective, logits, columns, views, state=None, denominators=None, where=None):
-    batch = {"inputs": columns, "columns": columns}
-    batch |= {} if where is None else {"where": where}
-    context = Context(Outputs(logits), {}, batch, views=views)
-    return objective({}, state or {}, context, denominators)
-
-
-objective_value = small_books.quick(value_of)
+objective_value = small_books.quick(small_books.value_of)
 
 
 def test_gradient_does_not_depend_on_how_a_batch_is_cut():
@@ -311,7 +212,9 @@ def test_gradient_does_not_depend_on_how_a_batch_is_cut():
     counts = objective.counts({"inputs": columns, "where": where})
 
     def piece(x, c, v, w):
-        return value_of(objective, x, c, {"later": Outputs(v)}, None, counts, w)[0]
+        views = {"later": Outputs(v)}
+        value, _ = small_books.value_of(objective, {}, x, c, views, denominators=counts, where=w)
+        return value
 
     gradient = small_books.quick(jax.grad(piece))
     whole = gradient(logits, columns, view, where)
@@ -325,7 +228,7 @@ def test_the_mean_may_stand_inside_the_logarithm():
     logits, columns, views = small_books.data()
     where = jnp.array([True, True, True, False, True, True, False, False])
     objective = weighted_sum(encourage("rules", 1.0, small_books.book(), kind="log", coupled=True))
-    got, (parts, _) = objective_value(objective, logits, columns, views, where=where)
+    got, (parts, _) = objective_value(objective, {}, logits, columns, views, where=where)
     truth = 1 - small_books.violations(logits, columns, views["later"].logits)[np.asarray(where)]
     want = -(small_books.WEIGHTS * np.log(truth.mean(0))).sum()
     np.testing.assert_allclose(got, want, rtol=2e-6)
@@ -333,71 +236,34 @@ def test_the_mean_may_stand_inside_the_logarithm():
     assert got < each.sum() / 5
     with pytest.raises(ValueError, match="couples the examples"):
         objective_value(
-            objective, logits, columns, views, denominators={"rules": parts["rules"].count}
+            objective, {}, logits, columns, views, denominators={"rules": parts["rules"].count}
         )
     nobody = jnp.zeros(8, bool)
-    nothing, _ = objective_value(objective, logits * jnp.nan, columns, views, where=nobody)
+    nothing, _ = objective_value(objective, {}, logits * jnp.nan, columns, views, where=nobody)
     assert nothing == 0.0
 
 
-SCHEMA = Schema((Column("x"), Column("y")), ("no", "yes"))
-
-
 @functools.cache
-def problem():
-    """Labels say yes where x + y > 0; the first rule is often wrong, the second always right."""
-    rules = bind("x > 0 => yes\nx > 0 and y > 0 => yes", SCHEMA)
-    inputs = np.random.default_rng(0).standard_normal((256, 2)).astype(np.float32)
-    labels = (inputs.sum(1) > 0).astype(np.int32)
-    labels[::10] ^= 1  # so that the best parameters are finite
-    return rules, {"inputs": inputs, "labels": labels, "columns": inputs}
-
-
-MODEL = models.logistic_regression(2)
-OPTIMIZER = optax.adam(0.05)
-
-
-def train(*terms, steps=150, initial=None):
-    rules, data = problem()
-    end, metrics = training.run(
-        MODEL,
-        weighted_sum(term("labels", 1.0, cross_entropy), *terms),
-        OPTIMIZER,
-        data,
-        key=jax.random.key(0),
-        steps=steps,
-        batch_size=256,
-        initial=initial,
-    )
-    inputs = jnp.asarray(data["inputs"])
-    return end, metrics, np.asarray(violated(rules, end.params, end.state, inputs))
-
-
-@jax.jit
-def violated(rules, params, state, inputs):
-    p = jax.nn.softmax(MODEL.predict(params, state, inputs).logits)
-    return violation(rules, inputs, p).mean(0)
-
-
-@functools.cache
-def without_rules():
-    return train()[2]
+def two_rules():
+    """The first is often wrong, the second always right."""
+    return bind("x > 0 => yes\nx > 0 and y > 0 => yes", problem.SCHEMA)
 
 
 @pytest.mark.parametrize("kind", ["linear", "log"])
 def test_encouraging_lowers_violations(kind):
-    rules, _ = problem()
-    without = without_rules()
-    _, metrics, with_rules = train(
-        encourage("rules", 1.0, rules, kind=kind, reads={"columns": "inputs"})
+    rules = two_rules()
+    without, _ = problem.violated(rules, problem.trained_without_rules())
+    end, metrics = problem.train(
+        problem.LABELS, encourage("rules", 1.0, rules, kind=kind, reads={"columns": "inputs"})
     )
+    with_rules, _ = problem.violated(rules, end)
     assert with_rules[0] < 0.7 * without[0] and with_rules[1] < without[1], (with_rules, without)
     assert metrics["rules"][-1] < metrics["rules"][0]
 
 
 @pytest.mark.usefixtures("library_errors")
 def test_a_student_with_the_classes_in_another_order_is_refused():
-    rules, data = problem()
+    rules = two_rules()
     first, second = rules.schema.classes
     objective = weighted_sum(encourage("fewer", 1.0, rules, reads={"columns": "inputs"}))
     for classes in ((second, first), (first, "other")):
@@ -405,57 +271,9 @@ def test_a_student_with_the_classes_in_another_order_is_refused():
             training.run(
                 models.logistic_regression(2, classes=classes),
                 objective,
-                OPTIMIZER,
-                data,
+                problem.OPTIMIZER,
+                problem.table(),
                 key=jax.random.key(0),
                 steps=1,
                 batch_size=4,
             )
-
-
-def test_dual_ascent_reaches_the_budget_and_lets_go_of_what_is_satisfied():
-    rules, _ = problem()
-    without = without_rules()
-    budget = 0.05
-    assert without[0] > 1.5 * budget > budget > without[1]
-    ascent = dual_ascent("rules", 1.0, rules, budget=budget, step_size=1.0)
-    end, _, mean = train(ascent, steps=600)
-    longer, *_ = train(ascent, steps=600, initial=end)
-    multipliers = np.asarray(end.term_state["rules"]["multipliers"])
-    assert abs(mean[0] - budget) < 0.005, mean
-    assert multipliers[0] > 1.0
-    np.testing.assert_allclose(
-        longer.term_state["rules"]["multipliers"][0], multipliers[0], rtol=0.05
-    )
-    assert mean[1] < budget and multipliers[1] == 0.0
-
-
-def test_multipliers_move_by_the_mean_of_the_rows_that_count():
-    logits, columns, views = small_books.data()
-    rules = small_books.book()
-    where = jnp.array([True, True, False, True, False, True, True, False])
-    budget = jnp.linspace(0.0, 0.5, 6)
-    objective = weighted_sum(dual_ascent("d", 2.0, rules, budget=budget, step_size=0.5))
-    state = {"d": {"multipliers": jnp.full(6, 0.1)}}
-    value, (parts, new) = objective_value(objective, logits, columns, views, state, where=where)
-    violated = small_books.violations(logits, columns, views["later"].logits)[np.asarray(where)]
-    np.testing.assert_allclose(value, 2 * 0.1 * violated.sum(1).mean(), rtol=2e-6)
-    moved = np.maximum(0.1 + 0.5 * (violated.mean(0) - np.asarray(budget)), 0.0)
-    np.testing.assert_allclose(new["d"]["multipliers"], moved, rtol=1e-5, atol=1e-7)
-    assert (moved == 0).any() and (moved > 0.1).any()
-    assert parts["d"].count == 5
-
-    def by_multipliers(m):
-        state = {"d": {"multipliers": m}}
-        return value_of(objective, logits, columns, views, state, where=where)[0]
-
-    slopes = small_books.quick(jax.grad(by_multipliers))(jnp.full(6, 0.1))
-    np.testing.assert_array_equal(slopes, 0.0)
-    bad = logits * jnp.nan
-    nothing, (_, same) = objective_value(
-        objective, bad, columns, views, state, where=jnp.zeros(8, bool)
-    )
-    assert nothing == 0.0
-    np.testing.assert_allclose(same["d"]["multipliers"], 0.1)
-    with pytest.raises(ValueError, match="couples the examples"):
-        objective_value(objective, logits, columns, views, state, {"d": jnp.array(8.0)})

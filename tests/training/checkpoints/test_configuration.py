@@ -112,7 +112,7 @@ CHANGES = [
         {"student": models.mlp([6], 3)},
     ),
     (
-        "optimizer/0/nu/student/head/bias was 'float32[3]', is not there any more",
+        "optimizer/0/nu/student/head/bias was 'float32[3]', is missing now",
         {"optimizer": optax.sgd(1e-2, momentum=0.9)},
     ),
     (
@@ -126,7 +126,7 @@ CHANGES = [
         {"teachers": wise(width=4)},
     ),
     (
-        "teachers/more/checksum was not there, is",
+        "teachers/more/checksum was missing, is",
         {"teachers": wise() | {"more": wise()["teacher"]}},
     ),
     ("average was None, is 0.5", {"decay": 0.5}),

@@ -159,7 +159,9 @@ def test_a_step_is_saved_once(tmp_path):
 
 def test_positions_are_values_of_json(tmp_path):
     with Checkpoints(tmp_path).open(SETTINGS) as saver:
-        with pytest.raises(TypeError, match="position in the data must be of values of JSON.*set"):
+        with pytest.raises(
+            TypeError, match="position in the data must consist of values of JSON.*set"
+        ):
             saver.save(1, state(), {"at": {1, 2}})
         saver.save(2, state(), {10: (1, 2), 9: float("nan")})
         _, position = saver.restore(abstract(state()))
@@ -202,7 +204,7 @@ def test_another_configuration_is_refused(tmp_path):
             raise AssertionError("must not open")
     assert str(tmp_path) in str(caught.value) and "another folder" in str(caught.value)
     (tmp_path / "configuration.json").unlink()
-    with pytest.warns(UserWarning, match="taken on trust"):
+    with pytest.warns(UserWarning, match="assumed to be of this configuration"):
         with Checkpoints(tmp_path).open(other) as saver:
             assert saver.latest() == 3
 
@@ -226,7 +228,7 @@ def test_other_versions_are_warned_of_once(tmp_path):
 def test_a_damaged_configuration_is_named(tmp_path, text):
     filled(tmp_path, [1])
     (tmp_path / "configuration.json").write_text(text)
-    with pytest.raises(CheckpointError, match="configuration.json is damaged.*taken on trust"):
+    with pytest.raises(CheckpointError, match="configuration.json is damaged.*assumed to be"):
         read(tmp_path)
 
 
@@ -287,7 +289,7 @@ def test_damage_is_named_and_never_passed_over(tmp_path, harm, which):
         read(tmp_path, like)
     message = str(caught.value)
     assert "the checkpoint of step 3" in message and str(tmp_path / "3") in message
-    assert "step 2 is whole" in message
+    assert "step 2 is intact" in message
     shutil.rmtree(tmp_path / "3")
     restored, position = read(tmp_path, like)
     assert position == {"batches": 2}
@@ -307,7 +309,7 @@ def test_with_nothing_whole_left_the_error_says_so(tmp_path):
     filled(tmp_path, [1, 2])
     for step in ("1", "2"):
         (tmp_path / step / "about" / "metadata").unlink()
-    with pytest.raises(CheckpointError, match="no older one that is whole"):
+    with pytest.raises(CheckpointError, match="no older one is intact"):
         read(tmp_path)
 
 
@@ -364,7 +366,7 @@ def test_a_full_disk_ends_a_run_that_asks_for_it(disk):
                 saver.save(3, large(3), 3)
         assert saver.steps() == [1]
     message = str(caught.value)
-    assert "MB are free (that of step 1 stays)" in message and str(folder) in message
+    assert "MB are free (that of step 1 is kept)" in message and str(folder) in message
     assert "Make room" in message and ("too large" in message or "No space left" in message)
     assert sorted(os.listdir(folder)) == ["1", "configuration.json"]
     restored, position = read(folder, abstract(large(1)))
@@ -375,7 +377,7 @@ def test_a_full_disk_ends_a_run_that_asks_for_it(disk):
 def test_a_full_disk_is_tried_again_where_that_is_asked_for(disk):
     folder, full = disk[0] / "run", disk[1]
     with Checkpoints(folder, on_failure="warn", keep=2).open(SETTINGS) as saver:
-        with full(disk[0]), pytest.warns(UserWarning, match="there is none from before"):
+        with full(disk[0]), pytest.warns(UserWarning, match="there is no earlier one"):
             saver.save(1, large(1), 1)
             saver.wait()
         saver.save(2, large(2), 2)
@@ -384,7 +386,7 @@ def test_a_full_disk_is_tried_again_where_that_is_asked_for(disk):
         for step in (4, 5, 6):  # more than are kept: those that failed push no good one out
             with (
                 full(disk[0]),
-                pytest.warns(UserWarning, match="that of step 3 stays.*again later"),
+                pytest.warns(UserWarning, match="that of step 3 is kept.*again later"),
             ):
                 saver.save(step, large(step), step)
                 saver.wait()

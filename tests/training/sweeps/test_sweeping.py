@@ -336,10 +336,13 @@ def renamed(key, *, rate, pull=0.0, data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trial": renamed}, "trial there is 'descend', here 'renamed'"),
-        ({"key": jax.random.key(8)}, r"other key data \(words\)"),
-        ({"grid": {"rate": [0.1]}}, r"parameters there is \['pull', 'rate'\], here \['rate'\]"),
-        ({"shared": {"data": {"x": jnp.linspace(-1.0, 2.1, 12)}}}, r"other shared data \(data\)"),
+        ({"trial": renamed}, "its trial is 'descend', here 'renamed'"),
+        ({"key": jax.random.key(8)}, r"whose key data differ \(words\)"),
+        ({"grid": {"rate": [0.1]}}, r"its parameters is \['pull', 'rate'\], here \['rate'\]"),
+        (
+            {"shared": {"data": {"x": jnp.linspace(-1.0, 2.1, 12)}}},
+            r"whose shared data differ \(data\)",
+        ),
     ],
 )
 def test_a_file_of_another_sweep_is_refused(tmp_path, change, message):
@@ -364,11 +367,11 @@ def test_a_file_of_another_program_is_refused(tmp_path):
     how = {"key": KEY, "file": file, "mode": "sequential"}
     rows = sweep(made(3), {"rate": [0.5]}, **how)
     same(sweep(made(3), {"rate": [0.5, 0.25]}, **how)[:1], rows)  # the same code made again
-    with pytest.raises(ValueError, match="another program than this one"):
+    with pytest.raises(ValueError, match="program of the trial that made .* differs from this one"):
         sweep(made(4), {"rate": [0.5]}, **how)
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     for call in (lambda f: sweep(made(3), {"rate": [0.5]}, key=KEY, file=f), read_sweep):
-        with pytest.raises(ValueError, match="no file of a sweep"):
+        with pytest.raises(ValueError, match="not a file of a sweep"):
             call(tmp_path / "other.jsonl")
 
 
@@ -378,7 +381,7 @@ def test_a_file_of_another_program_is_refused(tmp_path):
 def test_a_file_of_something_else_without_a_newline_is_left_alone(tmp_path, content):
     file = tmp_path / "results.json"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="results.json' is no file of a sweep: give this sweep a"):
+    with pytest.raises(ValueError, match="results.json' is not a file of a sweep"):
         sweep(descend, GRID, **FILED, file=file)
     assert file.read_bytes() == content
 
@@ -399,7 +402,7 @@ def test_an_interruption_keeps_what_was_finished(tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt) as caught:
                 sweep(descend, GRID, **FILED | {"mode": "vmap"}, block=4, file=where)
             same(caught.value.rows, rows[:8])
-            assert "8 of 12 trials were finished" in caught.value.__notes__[0]
+            assert "8 of 12 trials have finished" in caught.value.__notes__[0]
     same(read_sweep(file), rows[:8])
     same(sweep(descend, GRID, **FILED | {"mode": "vmap"}, block=4, file=file), rows)
 
@@ -477,7 +480,11 @@ def test_two_sweeps_do_not_write_one_file(tmp_path):
         (lambda rate: {"a": 1j * rate}, TypeError, "must be real"),
         (lambda rate: {"a": jax.random.key(0)}, TypeError, r"got key<"),
         (lambda rate: {1: rate}, TypeError, "must have names, got 1"),
-        (lambda rate: {"rate": rate}, ValueError, "called like a column.*'mode', 'rate', 'seed'"),
+        (
+            lambda rate: {"rate": rate},
+            ValueError,
+            "name of another column.*'mode', 'rate', 'seed'",
+        ),
     ],
 )
 def test_metrics_that_are_none(result, error, message):

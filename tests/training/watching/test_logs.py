@@ -169,7 +169,9 @@ def test_a_full_disk_is_warned_of_once_and_leaves_whole_lines(tmp_path, full_dis
     log(1, {"loss": 0.5})
     line = path.stat().st_size
     full_disk(2 * line - 5)  # the next line does not fit in whole
-    with pytest.warns(RuntimeWarning, match="run.jsonl cannot be written.*training goes on") as met:
+    with pytest.warns(
+        RuntimeWarning, match="run.jsonl cannot be written.*training continues"
+    ) as met:
         for step in (2, 3, 4):
             log(step, {"loss": 0.5})
     assert len(met) == 1 and steps_of(path) == [1]
