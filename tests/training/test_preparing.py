@@ -192,6 +192,7 @@ def expected_cost(student_logits, *, costs):
     return jax.nn.softmax(student_logits) @ costs.values
 
 
+@pytest.mark.quick
 def test_an_option_says_its_classes_and_describes_itself(tmp_path):
     student = models.logistic_regression(3, classes=("cat", "dog", "cow"))
     for names, values in ((student.classes, [1.0, 2.0, 3.0]), (student.classes, [1.0, 2.0, 4.0])):

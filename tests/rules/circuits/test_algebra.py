@@ -34,6 +34,7 @@ def setting():
     return circuit, columns, labels, features.astype(np.float32)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("logic", JOINS)
 def test_truths(setting, logic) -> None:
     circuit, columns, labels, features = setting

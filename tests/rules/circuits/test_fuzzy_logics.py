@@ -18,6 +18,7 @@ SCHEMA = Schema((Column("x"),), ("a", "b", "c"), exclusive=False)
 EINSTEIN = Logic.from_t_norm("einstein", einstein)
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("library_errors")
 def test_the_four_go_by_name() -> None:
     for name, logic in LOGICS.items():

@@ -45,6 +45,7 @@ def functions(kind: str) -> dict[str, Asked]:
     }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", ["classes", "labels"])
 def test_a_free_batch_size(kind: str) -> None:
     def every(x: Any, p: Any) -> dict[str, Any]:

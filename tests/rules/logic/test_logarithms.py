@@ -46,6 +46,7 @@ def test_of_classes_it_does_not_underflow_and_keeps_its_digits_near_1():
     np.testing.assert_allclose(got[4:, 1], want, rtol=1e-5)
 
 
+@pytest.mark.quick
 def test_of_labels_it_does_not_underflow():
     rules = bind("a => b\na and b and c\na or b or c", Schema((), ("a", "b", "c"), exclusive=False))
     logits = jnp.array(
