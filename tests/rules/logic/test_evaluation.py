@@ -85,11 +85,12 @@ def test_exact_truth_is_a_sum_over_the_worlds_that_satisfy_a_rule(exclusive) -> 
                 if holds(rule.formula, row, world, book.info.definitions) is False:
                     want[b, r] += p[b, k] * v[b, j]
     views = {"v": jnp.asarray(view)}
-    got = violation(book, columns, jnp.asarray(p), views=views)
+    got = jax.jit(violation)(book, columns, jnp.asarray(p), views=views)
     np.testing.assert_allclose(got, want, atol=1e-6)
-    np.testing.assert_allclose(truth(book, columns, jnp.asarray(p), views=views), 1 - got)
+    true = jax.jit(truth)(book, columns, jnp.asarray(p), views=views)
+    np.testing.assert_allclose(true, 1 - got, atol=1e-6)
     # Energies are the same sums, by class.
-    by_class = energies(book, columns, views=views)
+    by_class = jax.jit(energies)(book, columns, views=views)
     np.testing.assert_allclose((by_class * p).sum(1), want.sum(1), rtol=1e-5)
 
 
@@ -100,11 +101,11 @@ def test_a_rule_fires_where_some_class_would_violate_it(exclusive) -> None:
         for i, (k, j) in enumerate(itertools.product(CLASSES, CLASSES)):
             world = {"target": "kind", None: k, "v": j}
             values[b, r, i] = holds(rule.formula, row, world, book.info.definitions)
-    fired = np.asarray(fires(book, columns))
+    fired = np.asarray(jax.jit(fires)(book, columns))
     np.testing.assert_array_equal(fired, (values == False).any(-1))  # noqa: E712
     # With unknown atoms taken for possible, it fires wherever it is not certainly satisfied; less
     # only where the intervals of one column contradict each other.
-    maybe = np.asarray(fires(book, columns, unknown=True))
+    maybe = np.asarray(jax.jit(fires, static_argnames="unknown")(book, columns, unknown=True))
     assert (maybe >= fired).all()
     assert (maybe <= (values != True).any(-1)).all()  # noqa: E712
     silent = maybe & ~fired
@@ -312,14 +313,15 @@ def test_sums_over_rules_are_the_same_in_tiles(logic: str, squared: bool, monkey
             return logic_.weighted_violation(book, columns, p, w, **options)
 
         found, back = jax.vjp(rows, p, w)
-        return found, back(jnp.linspace(-1, 1, 20))
+        return found, back(jnp.linspace(-1, 1, 20)), fires(book, columns)
 
-    want = both(p, w)
-    fired = fires(book, columns)
+    # Compiled, since each operation alone would be compiled as well.
+    *want, fired = jax.jit(lambda *x: both(*x))(p, w)
     monkeypatch.setattr(logic_, "SMALL", 0)
     monkeypatch.setattr(logic_, "SMALL_SUMS", 0)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), both(p, w), want)
-    np.testing.assert_array_equal(fires(book, columns), fired)
+    *got, fired_in_tiles = jax.jit(lambda *x: both(*x))(p, w)  # traced anew
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
+    np.testing.assert_array_equal(fired_in_tiles, fired)
 
 
 def test_what_is_divided_by_zero_is_unknown() -> None:
