@@ -47,7 +47,7 @@ def boolean(**arrays: Any) -> None:
             )
 
 
-def shape(expected: tuple[int | str, ...], *, hint: str = "", **arrays: Any) -> None:
+def shape(expected: tuple[Any, ...], *, hint: str = "", **arrays: Any) -> None:
     """Arrays of this shape; a name in the place of a size is an axis of any size."""
     sizes = tuple(None if isinstance(n, str) else n for n in expected)
     named = any(isinstance(n, str) for n in expected)

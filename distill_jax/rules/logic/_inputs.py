@@ -69,7 +69,7 @@ def encoded_columns(book: Book, **columns: Any) -> Float[Array, "batch columns"]
     return float32_or_wider(found)
 
 
-def view_logits(book: Book, views: Views | None, shape: tuple[int, ...]) -> dict[str, Array]:
+def view_logits(book: Book, views: Views | None, shape: tuple[Any, ...]) -> dict[str, Array]:
     """Logits on the views that the book speaks of, float32 or wider, without gradient.
 
     Args:

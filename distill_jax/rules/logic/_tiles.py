@@ -1,9 +1,10 @@
 """Circuits over many rows, fast and in bounded memory.
 
 Rows are taken in tiles of 8 × ``width``: row ``i * width + j`` of a tile is bit ``i`` of byte
-``j``. Feature-major and with eight rows a byte, a literal costs a comparison a row, and what is
-computed from literals (conjunctions, disjunctions, counts) next to nothing. A loop over tiles holds
-one tile's nodes at a time, so memory grows with neither rows times rules nor rows times literals.
+``j``. Feature-major and with eight rows per byte, a literal costs one comparison per row, and what
+is computed from literals (conjunctions, disjunctions, counts) next to nothing. A loop over tiles
+holds one tile's nodes at a time, so memory grows with neither rows times rules nor rows times
+literals.
 The last tile ends with the last row, and so goes over some rows again: that is cheaper than a copy
 of everything with rows added.
 
@@ -71,7 +72,7 @@ def over_tiles(
 
     Args:
       tiles: How rows are cut.
-      prepare: ``prepare(first row) -> prepared``, once a tile.
+      prepare: ``prepare(first row) -> prepared``, once per tile.
       plane: ``plane(carry, prepared, tile, plane) -> carry``.
       carry: What is added to or written into.
       like: Arrays that the loop reads, so that under ``shard_map`` the carry varies as they do.
@@ -107,7 +108,7 @@ def padded(values: Array, fill: float) -> Array:
 def literals(
     circuit: Circuit, values: Float[Array, "registers rows"], *, unknown: bool = False
 ) -> UInt8[Array, "literals width"]:
-    """Literals on features for one tile of registers, eight rows a byte.
+    """Literals on features for one tile of registers, eight rows per byte.
 
     Args:
       circuit: The literals' registers and intervals.
@@ -135,7 +136,7 @@ def literals(
 def nodes(
     circuit: Circuit, values: Float[Array, "registers rows"], *, unknown: bool = False
 ) -> UInt8[Array, "nodes width"]:
-    """Every node for one tile of registers, eight rows a byte; labels are taken for possible."""
+    """Every node for one tile of registers, eight rows per byte; labels are taken for possible."""
     held = literals(circuit, values, unknown=unknown)
     possible = jnp.full((circuit.label.shape[0], held.shape[1]), 255, jnp.uint8)
     # XLA's own reductions over a short axis are slow, so children are gathered one by one.
@@ -248,8 +249,8 @@ def scored(
 ) -> Float[Array, "batch outputs"]:
     """The scores of the pieces whose guards hold, summed row by row: products of matrices.
 
-    Over exclusive classes, with ``scores = strength[:, None] * table``, what rules speak against
-    each class.
+    Over exclusive classes, with ``scores = strength[:, None] * table``, each class's penalty under
+    the rules.
 
     Args:
       circuit: The graph.

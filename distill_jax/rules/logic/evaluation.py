@@ -7,19 +7,10 @@ classes the probability that a rule holds is therefore exact and linear in the p
 
 Label sets need a logic that computes the truth of a formula from the truth of its parts (van
 Krieken et al. 2022). Formulas are brought to negation normal form first, so an implication is
-``not body or head`` in each of them:
+``not body or head`` in each of them.
 
-- ``"product"``: and ``a b``, or ``a + b − a b``; the implication ``1 − a + a b`` (Reichenbach). Its
-  gradient to one part vanishes where another decides; a sum of many ors saturates at 1.
-- ``"lukasiewicz"``: and ``max(0, a + b − 1)``, or ``min(1, a + b)``; the implication
-  ``min(1, 1 − a + b)``. No gradient at all where it is 0 or 1: a conjunction of many parts gets
-  none until they are nearly true.
-- ``"godel"``: and ``min``, or ``max``; the implication ``max(1 − a, b)`` (Kleene-Dienes). Only one
-  part gets a gradient.
-- ``"sigmoidal"``: product logic with the sigmoidal implication on top, which moves the gradient to
-  where a rule is undecided: a rule's truth ``t`` becomes a rescaled ``sigmoid(9 (t − ½))``.
-
-At probabilities 0 and 1 all four say what Boolean logic says.
+``circuits.fuzzy_logics`` lists the logics that come along. At probabilities 0 and 1 all of them say
+what Boolean logic says.
 
 A value that is missing (NaN) leaves its atoms unknown, and a rule that is not decided without them
 is silent: it does not fire, and its truth is 1.
@@ -55,8 +46,11 @@ def fires(
     Args:
       book: The rules.
       columns: From ``encode``.
-      unknown: Whether atoms with a missing value are taken for true: fires with it, and not
-        without, is a rule that is silent because of a missing value.
+      unknown: Whether atoms with a missing value are taken for true. A rule that fires with it and
+        not without is silent because of a missing value.
+
+    Returns:
+      ``[batch, rules]``.
 
     Example:
       >>> from distill_jax.rules import Column, Schema, bind
@@ -142,7 +136,7 @@ def energies(
     strengths: Float[Any, " rules"] | None = None,
     views: Views | None = None,
 ) -> Float[Array, "batch classes"]:
-    """What the rules speak against each class, in log-odds: Σ strength · violation.
+    """Each class's penalty under the rules, in log-odds: Σ strength · violation.
 
     Exclusive classes only. Hard rules add nothing here; see ``forbidden``.
 
@@ -151,6 +145,10 @@ def energies(
       columns: From ``encode``.
       strengths: In place of the book's own, ``[rules]``; may be traced.
       views: Logits on other views, as in ``truth``.
+
+    Returns:
+      ``[batch, classes]``, float32 or better. Gradients reach the strengths and, through soft
+      comparisons, the columns.
     """
     _inputs.check_exclusive(book, "energies")
     columns, _, arrays = _arguments(book, columns, None, views)
@@ -161,7 +159,15 @@ def energies(
 
 
 def forbidden(book: Book, columns: Float[Any, "batch columns"]) -> Bool[Array, "batch classes"]:
-    """Which classes the hard rules forbid on each example; exclusive classes only."""
+    """Which classes the hard rules forbid on each example; exclusive classes only.
+
+    Args:
+      book: The rules.
+      columns: From ``encode``, ``[batch, columns]``.
+
+    Returns:
+      ``[batch, classes]``; True where a class is forbidden.
+    """
     _inputs.check_exclusive(book, "forbidden")
     guards = _held(book, _columns(book, columns), book.pieces.guard, False)
     hard = book.hard[book.pieces.rule][:, None] * book.pieces.table
@@ -246,7 +252,7 @@ def _held(book: Book, columns: Array, wanted: Array, unknown: bool) -> Bool[Arra
 def _against(
     book: Book, columns: Array, views: list[Array], weights: Array
 ) -> Float[Array, "batch classes"]:
-    """What the rules, with these weights, speak against each class."""
+    """Each class's penalty under the rules with these weights."""
     scores = weights[book.pieces.rule][:, None] * book.pieces.table
     if book.info.soft or _at_once(book, columns, SMALL):
         return guards(book, columns, views).T @ scores

@@ -139,7 +139,7 @@ def test_wrong_strings(string: str, known: list[str] | None, message: str) -> No
 def test_wrong_options(library_errors: None) -> None:
     with pytest.raises(TypeError, match="strings must be a list"):
         from_rule_strings("a > 3", "y")
-    with pytest.raises(ValueError, match="p must hold 1 numbers, one a rule, got 2"):
+    with pytest.raises(ValueError, match="p must hold 1 numbers, one per rule, got 2"):
         from_rule_strings(["a > 3"], "y", p=[0.1, 0.2])
     with pytest.raises(ValueError, match="between 0 and 1"):
         from_rule_strings(["a > 3"], "y", p=[1.0])
