@@ -29,3 +29,17 @@ def library_errors() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def compiled_hastily() -> Iterator[None]:
+    """Compiles without polishing the machine code: for whole examples that run only briefly.
+
+    Nearly halves the time of compiling. Not for tests of accuracy, of bits or of memory. Nothing
+    compiled so outlives the test.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()

@@ -15,6 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
     "page",
     ["README.md", "docs/guide.md", "docs/rules.md", "docs/rules_language.md", "docs/scaling.md"],
 )
+@pytest.mark.usefixtures("compiled_hastily")
 def test_python_blocks_run(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)

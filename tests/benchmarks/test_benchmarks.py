@@ -15,10 +15,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def run_quick(script: str, out: pathlib.Path, *options: str) -> tuple[dict, list[dict], str]:
     # A process of its own: the scripts choose the number of devices before JAX starts.
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",  # threads that wait for each other take long
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of a quick run
+    }
     done = subprocess.run(
         [sys.executable, f"benchmarks/{script}.py", "--quick", *options, "--out", str(out)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # threads that wait for each other take long
+        env=env,
         capture_output=True,
         text=True,
         timeout=300,

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import jax
 import numpy as np
 import pytest
 
 from examples import hinton_mnist
-
-
-@pytest.fixture
-def compiled_hastily() -> Iterator[None]:
-    """Compiling is most of a quick run, and takes half as long without optimisation."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.usefixtures("compiled_hastily")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator
 
-import jax
 import numpy as np
 import pytest
 
@@ -20,15 +18,6 @@ contact  :- p-12=t, p-11=a.
 conformation :- p-45=a, p4=c.
 conformation :- p5=g.
 """
-
-
-@pytest.fixture
-def compiled_hastily() -> Iterator[None]:
-    """Compiling is most of a quick run, and takes half as long without optimisation."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from examples import quickstart
 from examples.quickstart import CASES, RATES, SEEDS, SMALL, WAYS
 
 
+@pytest.mark.usefixtures("compiled_hastily")
 def test_a_short_run_writes_everything(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,15 +12,6 @@ import pytest
 
 from examples import rules_quickstart
 from examples.rules_quickstart import BOOK, CANCER, CASES, COUNTS, FROM_RULES, PLAIN, SEEDS, WAYS
-
-
-@pytest.fixture
-def compiled_hastily() -> Iterator[None]:
-    """Compiling is most of a short run, and takes half as long without optimisation."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.usefixtures("compiled_hastily")

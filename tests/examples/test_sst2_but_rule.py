@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -37,15 +36,6 @@ def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
     _write(place / "sst_crowd_discourse.txt.gz", crowd)
     monkeypatch.setenv("DISTILL_JAX_DATA", str(tmp_path))
     return place
-
-
-@pytest.fixture
-def compiled_hastily() -> Iterator[None]:
-    """Compiling is most of a quick run, and takes half as long without optimisation."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _write(path: pathlib.Path, lines: list[str]) -> None:

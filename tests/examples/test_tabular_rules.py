@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pathlib
-from collections.abc import Iterator
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,15 +16,6 @@ NAMES = (
     *("id", "age", "gender", "height", "weight", "sbp", "dbp", "cholesterol", "gluc"),
     *("smoke", "alco", "active", "cardio"),
 )
-
-
-@pytest.fixture
-def compiled_hastily() -> Iterator[None]:
-    """Compiling is most of a short run, and takes half as long without optimisation."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

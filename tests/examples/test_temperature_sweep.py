@@ -11,6 +11,7 @@ from distill_jax import training
 from examples import temperature_sweep
 
 
+@pytest.mark.usefixtures("compiled_hastily")
 def test_a_short_run_writes_everything_and_goes_on(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
