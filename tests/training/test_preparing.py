@@ -155,6 +155,7 @@ class TestBreakdownTakesWhatFitTakes:
             breakdown(STUDENT, OBJECTIVE, ADAM, Stream(), key=KEY, microbatches=3)
         assert closed == [True, True]
 
+    @pytest.mark.quick
     def test_no_microbatches_are_refused(self, library_errors):
         with pytest.raises(ValueError, match="microbatches must be 1 or more, got 0"):
             breakdown(STUDENT, OBJECTIVE, ADAM, DATA, **HOW, microbatches=0)
