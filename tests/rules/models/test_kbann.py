@@ -172,11 +172,17 @@ def test_the_program_does_not_grow_with_the_theory() -> None:
     [
         ("yes :- p.   p :- q.   q :- p.", "circle: p :- q :- p"),
         ("yes :- contac.   contact :- a.", "did you mean contact"),
-        ("yes :- a.   yess :- b.", "'yess' is not a class, and no clause uses it; did you mean 'yes'"),
+        (
+            "yes :- a.   yess :- b.",
+            "'yess' is not a class, and no clause uses it; did you mean 'yes'",
+        ),
         ("p :- a.", "no clause says anything about a class"),
         ("yes :- .", "empty body"),
         ("yes :- b, (a or not a).", "a or its negation always hold: remove one"),
-        ("yes :- p.   p :- exactly_one(q, b).   q :- a.", "is not a literal: write formulas over q"),
+        (
+            "yes :- p.   p :- exactly_one(q, b).   q :- a.",
+            "is not a literal: write formulas over q",
+        ),
         ("yes :- a, no.", "class 'no' is used in a body, but no clause defines it"),
         ("yes :- a, no.   no :- yes.", "must not be cyclic"),
         ("[w=2] a => yes", "a clause has no strength"),
