@@ -58,7 +58,7 @@ def posterior_kl(
       >>> columns = jnp.array([[70.0], [50.0]])
       >>> loss = posterior_kl(jnp.zeros((2, 2)), columns, {}, rules=book)
       >>> [f"{x:.3f}" for x in loss]
-      ['0.327', '0.000']
+      ['0.328', '0.000']
     """
     _inputs.check_exclusive(rules, "posterior_kl")
     logits, columns, views = _inputs.prepared(rules, student_logits, columns, views, where)
@@ -308,5 +308,5 @@ class _Learned:
 
 
 def _strengths(book: Book, params: Mapping[str, Any]) -> Array:
-    """The book's strengths, plus the term's parameters for rules marked ``[learn]``, ``[rules]``."""
+    """The book's strengths, with the term's parameters added where marked ``[learn]``, ``[rules]``."""
     return jnp.where(book.learn, book.strengths + params["strengths"], book.strengths)

@@ -168,7 +168,7 @@ def _bodies(book: Book, omega: float) -> list[_Body]:
     """The bodies of a book's rules, one per piece of a rule.
 
     Raises:
-      RuleError: for rules over views, and for heads and bodies that a linear model cannot represent.
+      RuleError: for rules over views, and for heads or bodies that a linear model cannot represent.
     """
     strengths = np.where(np.asarray(book.hard), omega, np.asarray(book.strengths))
     if book.schema.exclusive:
@@ -323,7 +323,7 @@ def _units(
 
 
 def _places(atoms: _features.Atoms, found: Any) -> list[int]:
-    """The indices of the features of atoms with signs; a negated one also has an unknown feature."""
+    """The indices of the features of atoms: a negated one also has an "unknown" feature."""
     places: dict[int, None] = {}
     for formula, positive in found:
         place = atoms.place[formula]
