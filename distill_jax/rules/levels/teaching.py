@@ -308,5 +308,5 @@ class _Learned:
 
 
 def _strengths(book: Book, params: Mapping[str, Any]) -> Array:
-    """The book's strengths, with the term's parameters added where marked ``[learn]``, ``[rules]``."""
+    """The book's strengths, plus the parameters of rules marked ``[learn]``, ``[rules]``."""
     return jnp.where(book.learn, book.strengths + params["strengths"], book.strengths)
