@@ -103,11 +103,11 @@ def explain(
     strengths = np.where(hard, 0.0, strengths)
     fired, possible = (np.asarray(x[0]) for x in _fires_and_may_fire(book, columns))
     if book.schema.exclusive:
-        z = np.asarray(z[0], np.float64)
-        rows, summary = _of_classes(book, columns, z, strengths, view_logits)
+        logits = np.asarray(z[0], np.float64)
+        rows, summary = _of_classes(book, columns, logits, strengths, view_logits)
     else:
-        pushing = np.where(hard, 1.0, strengths)
-        rows, summary = _of_labels(book, columns, z, pushing, view_logits)
+        finite = np.where(hard, 1.0, strengths)
+        rows, summary = _of_labels(book, columns, z, finite, view_logits)
     names = book.names
     kept = []
     for i, row in enumerate(rows):
