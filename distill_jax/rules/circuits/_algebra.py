@@ -1,11 +1,11 @@
-"""One walk over a circuit, whatever "and" and "or" mean.
+"""Evaluation of circuits in any algebra.
 
-An ``Algebra`` says what a conjunction and a disjunction of values is; ``evaluate`` computes every
+An ``Algebra`` defines the conjunction and the disjunction of values; ``evaluate`` computes every
 node of a circuit from its literals. Booleans, bits, the fuzzy logics and pairs of logarithms are
 algebras.
 
-Values are feature-major, ``[nodes, batch]``, or a pytree of such arrays. On NumPy arrays everything
-here runs on the host and compiles nothing.
+Values are feature-major, ``[nodes, batch]``, or a pytree of such arrays. With NumPy arrays
+everything here runs on the host, without compilation.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Value = Any
 
 @dataclasses.dataclass(frozen=True)
 class Algebra:
-    """What formulas mean: pure functions of values, elementwise over nodes and batch.
+    """The operations of a logic: pure functions of values, elementwise over nodes and batch.
 
     Attributes:
       conjunction: ``conjunction(parts) -> value`` of a sequence of one or more values; ``true`` is
-        neutral.
-      disjunction: Likewise; ``false`` is neutral.
-      negation: Of one value.
+        its neutral element.
+      disjunction: Likewise, with ``false`` as its neutral element.
+      negation: ``negation(value) -> value``.
       false, true: Constants, with the tree structure of a value.
     """
 
@@ -53,14 +53,14 @@ def evaluate(
     *,
     gather: Callable[[Value, Any], Sequence[Value]] | None = None,
 ) -> Value:
-    """Every node of a circuit.
+    """The values of every node of a circuit.
 
     Args:
       levels: Conjunctions and disjunctions, from the bottom up.
       nodes: The nodes below all levels, ``[nodes, batch]``; see ``first_nodes``.
-      algebra: What the values are, and how they are joined.
+      algebra: The algebra of the values.
       gather: ``gather(nodes, children) -> parts``, one value ``[n, batch]`` per child, where
-        ``children`` is what the levels hold; None for ``all_children``.
+        ``children`` is the content of a level; None for ``all_children``.
 
     Returns:
       ``nodes``, then each level's conjunctions and disjunctions, ``[all nodes, batch]``.
@@ -83,7 +83,7 @@ def first_nodes(algebra: Algebra, *literals: Value) -> Value:
     """FALSE, TRUE, then the literals, ``[2 + literals, batch]``.
 
     Args:
-      algebra: Has the constants.
+      algebra: Defines the constants.
       literals: Values, in the order of the circuit's literals.
     """
 
@@ -100,10 +100,10 @@ def label_literals(circuit: Circuit, labels: Value, algebra: Algebra) -> Value:
     """The circuit's literals on labels, ``[label literals, batch]``.
 
     Args:
-      circuit: Says which labels, and which of them are negated.
+      circuit: Defines which labels, and which of them are negated.
       labels: The value of each label, those of the views after the labels themselves,
         ``[labels, batch]``.
-      algebra: Has the negation.
+      algebra: Defines the negation.
     """
     chosen = jax.tree.map(lambda x: x[circuit.label], labels)
     negated = circuit.negated[:, None]
@@ -125,12 +125,12 @@ def all_children(nodes: Value, children: Any) -> list[Value]:
 
 
 def each_child(nodes: Array, children: Any) -> list[Array]:
-    """The children's values, from a gather per child: no array ``[n, fan_in, batch]`` is made."""
+    """The children's values, from a gather per child, without an array ``[n, fan_in, batch]``."""
     return [take(nodes, children[:, i]) for i in range(children.shape[1])]
 
 
 def take(rows: Array, index: Any) -> Array:
-    """``rows[index]`` for an index that is known to lie inside: nothing is checked per number."""
+    """``rows[index]`` for indices that are known to be in bounds, without a check of each."""
     return rows.at[index].get(mode="promise_in_bounds")
 
 
@@ -147,7 +147,7 @@ def _concatenated(*values: Value) -> Value:
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """A function of two values as one of a sequence; equal for equal functions."""
+    """A function of two values, applied to a sequence from the left; equal for equal functions."""
 
     pair: Callable[[Value, Value], Value]
 
@@ -159,4 +159,4 @@ BOOLEAN = Algebra(
     Folded(operator.and_), Folded(operator.or_), operator.invert, false=False, true=True
 )
 BITS = dataclasses.replace(BOOLEAN, false=0, true=255)
-"""Booleans of eight rows in each byte, uint8."""
+"""Booleans as bits, eight rows per uint8."""

@@ -1,4 +1,4 @@
-"""Makes circuits on the host, one node at a time; equal nodes are shared."""
+"""Construction of circuits on the host, one node at a time; equal nodes are shared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from distill_jax.rules.circuits._circuit import FALSE, TRUE, Arithmetic, Circuit, Level
 
 FAN_IN = 8
-"""Nodes with more children become trees, so that padding stays small."""
+"""Nodes with more children are split into trees, so that padding stays small."""
 
 
 class Interval(NamedTuple):
@@ -25,14 +25,14 @@ class Interval(NamedTuple):
 
 
 class Builder:
-    """Makes a circuit on the host. Nodes are numbers; equal nodes are one."""
+    """Builds a circuit on the host. Nodes are numbers, and equal nodes have the same number."""
 
     def __init__(self, columns: int):
         self.columns = columns
         self.nodes: list[Any] = [None, None]  # FALSE, TRUE
         self._known: dict[Any, int] = {}
         self._registers: dict[Any, int] = {}
-        self._made: list[tuple[Any, int]] = []  # what a register is made of, and its depth
+        self._made: list[tuple[Any, int]] = []  # the operation of each new register, and its depth
 
     # Registers
 
@@ -57,17 +57,17 @@ class Builder:
     # Nodes
 
     def interval(self, literal: Interval) -> int:
-        """``low <= register <= high``; FALSE if no number lies there."""
+        """``low <= register <= high``; FALSE for an empty interval."""
         if not literal.inverted and literal.low > literal.high:
             return FALSE
         return self._node(literal)
 
     def label(self, index: int, negated: bool) -> int:
-        """A label that holds, or does not."""
+        """A literal on a label."""
         return self._node(("label", index, negated))
 
     def all(self, parts: Iterable[int]) -> int:
-        """The conjunction. Intervals of one register meet; a contradiction is FALSE."""
+        """The conjunction. Intervals of one register are intersected; a contradiction is FALSE."""
         flat = self._flat("and", parts)
         if FALSE in flat:
             return FALSE
@@ -126,7 +126,7 @@ class Builder:
         return list(found)
 
     def _meet(self, parts: list[int]) -> list[int]:
-        """Intervals of one register become one; FALSE if they have nothing in common."""
+        """The parts with the intervals of each register intersected; FALSE if one is empty."""
         met: dict[Any, Interval] = {}
         others = []
         for part in parts:
@@ -134,14 +134,14 @@ class Builder:
             if not isinstance(literal, Interval):
                 others.append(part)
                 continue
-            # A soft literal meets none: its truth is a product.
+            # Soft literals are not intersected: the truth of their conjunction is a product.
             key = literal if literal.width else (literal.register, literal.inverted)
             if key in met and not literal.inverted:
                 old = met[key]
                 low, high = max(old.low, literal.low), min(old.high, literal.high)
                 literal = Interval(literal.register, low, high)
             met[key] = literal
-        for literal in met.values():  # missing, and in an interval
+        for literal in met.values():  # a missing value lies in no interval
             if literal.inverted and (literal.register, False) in met:
                 return [FALSE]
         return [self.interval(literal) for literal in met.values()] + others
@@ -161,7 +161,7 @@ class Builder:
     # Arrays
 
     def circuit(self, outputs: list[int]) -> tuple[Circuit, np.ndarray]:
-        """The arrays that compute ``outputs``, and the outputs' nodes in them."""
+        """The circuit that computes ``outputs``, and the outputs' indices among its nodes."""
         nodes, outputs = self._balanced(outputs)
         intervals = [n for n in nodes if isinstance(self.nodes[n], Interval)]
         labels = [n for n in nodes if _is_label(self.nodes[n])]
@@ -201,7 +201,10 @@ class Builder:
         return circuit, np.asarray([place[n] for n in outputs], np.int32)
 
     def _balanced(self, outputs: list[int]) -> tuple[list[int], list[int]]:
-        """Nodes that the outputs need, children first, none with more than FAN_IN children."""
+        """The nodes that the outputs need, children first, and the outputs among them.
+
+        None of them has more than FAN_IN children.
+        """
         new: dict[int, int] = {FALSE: FALSE, TRUE: TRUE}
         order: dict[int, None] = {}
 
@@ -230,7 +233,7 @@ class Builder:
         return list(order), [new[output] for output in outputs]
 
     def _program(self) -> tuple[list[float], tuple[Arithmetic, ...], dict[int, int]]:
-        """Constants, arithmetic a depth at a time, and where each register has moved."""
+        """Constants, one step of arithmetic per depth, and the new index of each register."""
         moved = {i: i for i in range(self.columns)}
         constants = []
         for i, (key, depth) in enumerate(self._made):
@@ -250,7 +253,7 @@ class Builder:
 
 def bounds(operator: str, threshold: float) -> list[tuple[float, float]]:
     """The intervals of float32 numbers for which a comparison holds: one, or two for ``!=``."""
-    with np.errstate(over="ignore"):  # beyond float32 lies no number: infinity says so
+    with np.errstate(over="ignore"):  # a threshold beyond float32 becomes infinite
         t = float(np.float32(threshold))
     ranges = {
         "<": [(-math.inf, _before(t))],
@@ -264,7 +267,7 @@ def bounds(operator: str, threshold: float) -> list[tuple[float, float]]:
 
 
 def _after(t: float) -> float:
-    # Compiled code treats numbers below the smallest normal one as 0, so they are stepped over.
+    # Compiled code flushes subnormal numbers to 0, so they are skipped.
     tiny = float(np.finfo(np.float32).tiny)
     if -tiny <= t < 0.0:
         return 0.0

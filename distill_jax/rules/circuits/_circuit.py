@@ -1,13 +1,13 @@
-"""Formulas as arrays: a program whose size does not grow with the number of rules.
+"""Formulas as arrays, so that the size of a compiled program does not grow with the rules.
 
 A formula in negation normal form is a graph: literals at the bottom, then levels of conjunctions
-and disjunctions over earlier nodes. ``Circuit`` holds the graph as arrays; ``_building`` makes it
+and disjunctions over earlier nodes. ``Circuit`` holds the graph as arrays; ``_building`` builds it
 on the host, and ``_algebra`` evaluates it.
 
-A literal on features is an interval: ``low <= register <= high``, or, ``inverted``, the opposite.
-Every comparison is one (``x > 3`` is an interval from the next float32 on), or a disjunction of two
-(``x != 3``). A register that is NaN lies in no interval, so that a comparison with an unknown value
-is false, and so is its negation; ``x is missing`` is the inverted interval of all numbers.
+A literal on features is an interval, ``low <= register <= high``, or, if ``inverted``, its
+complement. Every comparison is an interval (``x > 3`` starts at the next float32), or a disjunction
+of two (``x != 3``). A register that is NaN lies in no interval, so that a comparison with a missing
+value is false, and so is its negation; ``x is missing`` is the inverted interval of all numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FALSE, TRUE = 0, 1
 
 
 class Arithmetic(NamedTuple):
-    """Registers made from earlier ones.
+    """A step of arithmetic: new registers computed from earlier ones.
 
     Attributes:
       operator: 0 for +, 1 for -, 2 for *, 3 for /, ``[new registers]``.
@@ -61,13 +61,13 @@ class Circuit:
     then each level's conjunctions and disjunctions.
 
     Attributes:
-      constants: Numbers that arithmetic uses, ``[constants]``; registers are the columns, the
-        constants, then what each step of ``arithmetic`` makes.
+      constants: Numbers that arithmetic uses, ``[constants]``. The registers are the columns, the
+        constants, then the results of each step of ``arithmetic``.
       arithmetic: One step per depth.
       register, low, high, inverted: Literals on features, ``[literals]``.
-      width: Of a soft comparison, > 0; 0 for a crisp one.
-      label, negated: Literals on labels, ``[label literals]``: which probability, and whether it is
-        subtracted from 1. Labels of views follow the labels themselves.
+      width: The width of a soft comparison, > 0; 0 for a crisp one, ``[literals]``.
+      label, negated: Literals on labels, ``[label literals]``: the index of a probability, and
+        whether it is subtracted from 1. The labels of views follow the labels themselves.
       levels: From the bottom up.
     """
 
@@ -84,11 +84,11 @@ class Circuit:
 
     @property
     def number_of_literals(self) -> int:
-        """On features and on labels."""
+        """The number of literals, on features and on labels."""
         return self.register.shape[0] + self.label.shape[0]
 
     @property
     def number_of_nodes(self) -> int:
-        """All but FALSE and TRUE."""
+        """The number of nodes, without FALSE and TRUE."""
         inner = sum(level.ands.shape[0] + level.ors.shape[0] for level in self.levels)
         return self.number_of_literals + inner

@@ -1,4 +1,4 @@
-"""A circuit read back from its arrays on the host, one node at a time."""
+"""The nodes of a circuit as a list on the host, from its arrays."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Node(NamedTuple):
     Attributes:
       kind: ``"interval"``, ``"label"``, ``"and"`` or ``"or"``; FALSE is an ``"or"`` and TRUE an
         ``"and"`` without children.
-      place: Among the circuit's intervals, its literals on labels, or its levels; -1 for FALSE and
-        TRUE.
-      children: Without padding.
+      place: Its index among the circuit's intervals or literals on labels, or that of its level; -1
+        for FALSE and TRUE.
+      children: The indices of its children, without padding.
     """
 
     kind: str

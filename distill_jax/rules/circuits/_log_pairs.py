@@ -15,18 +15,16 @@ Pair = tuple[Array, Array]
 
 
 def conjunction(parts: Sequence[Pair]) -> Pair:
-    """The first part that fails does so after all before it hold: 1 − a b is (1 − a) + a (1 − b).
-
-    So nothing is subtracted.
-    """
+    """The product of truths, computed without subtraction: 1 − a b is (1 − a) + a (1 − b)."""
     yes, no = (jnp.stack(x, axis=1) for x in zip(*parts, strict=True))
     before = jnp.cumsum(yes, axis=1)
     before = jnp.concatenate([jnp.zeros_like(yes[:, :1]), before[:, :-1]], axis=1)
     all_hold = yes.sum(1)
     terms = no + before
     fails = log_sum_exp(terms, ~jnp.isneginf(terms), axis=1)
-    rare = all_hold < -1.0  # then log(1 − t) is near 0, and a sum of exponentials has few digits
-    return all_hold, jnp.where(rare, jnp.log1p(-jnp.exp(jnp.where(rare, all_hold, -1.0))), fails)
+    # For a small t, log(1 − t) is near 0, where the sum of exponentials loses digits.
+    small = all_hold < -1.0
+    return all_hold, jnp.where(small, jnp.log1p(-jnp.exp(jnp.where(small, all_hold, -1.0))), fails)
 
 
 def negation(pair: Pair) -> Pair:
@@ -39,7 +37,7 @@ def disjunction(parts: Sequence[Pair]) -> Pair:
 
 
 def log_sum_exp(x: Array, allowed: Array, axis: int) -> Array:
-    """Over the terms that are allowed and above 0; -inf with gradient 0 where there are none."""
+    """log Σ exp over the allowed terms other than -inf; -inf with gradient 0 if there are none."""
     allowed = allowed & ~jnp.isneginf(x)
     safe = jnp.where(allowed, x, 0.0)
     top = jnp.where(allowed, x, -jnp.inf).max(axis, keepdims=True)

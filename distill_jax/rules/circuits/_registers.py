@@ -1,4 +1,4 @@
-"""Columns, constants, and what arithmetic makes of them."""
+"""Registers of a circuit: columns, constants, and the results of arithmetic."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from distill_jax.rules.circuits._circuit import Circuit
 def registers(
     circuit: Circuit, columns: Float[Any, "batch columns"]
 ) -> Float[Any, "registers batch"]:
-    """All registers of a circuit; on the host for NumPy arrays.
+    """All registers of a circuit; computed on the host for NumPy arrays.
 
-    What is divided by 0 is NaN, as if it were missing.
+    A quotient with divisor 0 is NaN, like a missing value.
     """
     xp: Any = np if isinstance(columns, np.ndarray) else jnp
     made = columns.T

@@ -4,7 +4,8 @@ A new logic is one more ``Logic`` here, with its name in ``LogicName`` and ``LOG
 else (evaluation in tiles with its gradient, penalties, reports) follows from its algebra.
 
 - ``"product"``: and ``a b``, or ``a + b − a b``; the implication ``1 − a + a b`` (Reichenbach). Its
-  gradient to one part vanishes where another decides; a sum of many ors saturates at 1.
+  gradient to one part vanishes where another part determines the value; a disjunction of many
+  parts saturates at 1.
 - ``"lukasiewicz"``: and ``max(0, a + b − 1)``, or ``min(1, a + b)``; the implication
   ``min(1, 1 − a + b)``. No gradient at all where it is 0 or 1: a conjunction of many parts gets
   none until they are nearly true.
@@ -13,7 +14,7 @@ else (evaluation in tiles with its gradient, penalties, reports) follows from it
 - ``"sigmoidal"``: product logic with the sigmoidal implication on top, which moves the gradient to
   where a rule is undecided: a rule's truth ``t`` becomes a rescaled ``sigmoid(9 (t − ½))``.
 
-At truths 0 and 1 all four say what Boolean logic says.
+At truths 0 and 1 all four agree with Boolean logic.
 
 References:
   van Krieken et al., `Analyzing Differentiable Fuzzy Logic Operators
@@ -41,7 +42,7 @@ Pair = Callable[[Array, Array], Array]
 Elementwise = Callable[[Array], Array]
 
 STEEPNESS = 9.0
-"""Of the sigmoidal implication, as in van Krieken et al. 2022, section 7."""
+"""The steepness of the sigmoidal implication, as in van Krieken et al. 2022, section 7."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -49,10 +50,11 @@ class Logic:
     """A fuzzy logic. Logics of equal functions are equal, and share compiled programs.
 
     Attributes:
-      name: How books, checkpoints and messages call it.
-      algebra: And and or over truths from 0 to 1, arrays ``[n, batch]``; not is ``1 − a``.
-      rescale: What becomes of a rule's violation in the end, elementwise; it must map 0 to 0 and 1
-        to 1. None for the violation itself.
+      name: Its name in books, checkpoints and messages.
+      algebra: Conjunction and disjunction of truths from 0 to 1, arrays ``[n, batch]``; negation is
+        ``1 − a``.
+      rescale: An elementwise function applied to a rule's violation; it must map 0 to 0 and 1 to 1.
+        None for the violation itself.
       logarithm: The same logic over pairs (log t, log(1 − t)), for truths that would underflow;
         None if it has no such form.
     """
@@ -74,14 +76,18 @@ class Logic:
         """The logic of a t-norm, with ``1 − a`` as negation.
 
         Args:
-          name: How books, checkpoints and messages call it.
-          t_norm: "And" of two truths, elementwise over arrays: associative, commutative, with 1 as
-            neutral element. Its gradient must be finite at truths 0 and 1.
-          t_conorm: "Or" of two truths; None for the dual, ``1 − t_norm(1 − a, 1 − b)``.
+          name: Its name in books, checkpoints and messages.
+          t_norm: The conjunction of two truths, elementwise over arrays: associative, commutative,
+            with 1 as its neutral element. Its gradient must be finite at truths 0 and 1.
+          t_conorm: The disjunction of two truths; None for the dual,
+            ``1 − t_norm(1 − a, 1 − b)``.
           rescale: See ``Logic``.
 
         Returns:
-          A value for ``bind(..., logic=)``.
+          A logic for ``bind(..., logic=)``.
+
+        Raises:
+          ValueError: if ``name`` is not a non-empty string.
 
         Example:
           >>> from distill_jax import rules
@@ -94,7 +100,7 @@ class Logic:
           Array([[0.2]], dtype=float32)
         """
         if not isinstance(name, str) or not name:
-            raise ValueError(f"name must be a text, got {name!r}")
+            raise ValueError(f"name must be a non-empty string, got {name!r}")
         return cls(
             name,
             Algebra(
@@ -138,7 +144,7 @@ def _complement(a: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Dual:
-    """The disjunction that De Morgan's law makes of a conjunction."""
+    """The De Morgan dual of a conjunction, a disjunction."""
 
     conjunction: Callable[[Sequence[Array]], Array]
 
@@ -150,7 +156,7 @@ _multiplied = Folded(operator.mul)
 
 
 def _bounded_difference(parts: Sequence[Array]) -> Array:
-    # 1 − a before the sum: near 1, where it is most often, no digits are lost.
+    # Summing 1 − a loses no digits near 1, where truths usually are.
     return _positive_part(1.0 - functools.reduce(operator.add, [1.0 - part for part in parts]))
 
 

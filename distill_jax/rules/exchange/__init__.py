@@ -1,4 +1,4 @@
-"""Exchange: rules in files and tables, and rules that other libraries learned."""
+"""Exchange: reading and writing rules in files and tables, and rules learned by other libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clauses in the format of SAT solvers, DIMACS CNF."""
+"""Clauses in DIMACS CNF, the file format of SAT solvers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,23 @@ _NAMED = re.compile(r"c\s+([0-9]{1,9})\s+(\S.*?)\s*")
 
 
 def from_dimacs(text: str, names: Sequence[str] | None = None) -> tuple[f.Rule, ...]:
-    """Each clause as a hard disjunction. Comments ``c 3 name`` name variables, or ``names`` do."""
+    """The clauses of a file, each as a hard disjunction.
+
+    Args:
+      text: The file's text.
+      names: The names of the variables; if None, comments ``c 3 name`` name them, and variable 3 is
+        ``x3`` without one.
+
+    Raises:
+      RuleError: for text that is not DIMACS CNF, with line and column.
+      ValueError: if the number of ``names`` differs from the number of variables.
+    """
     variables, count, commented = 0, -1, {}
     clauses: list[tuple[int, list[int]]] = []
     clause: list[int] = []
     first = line = 0
     for line, row in enumerate(re.split("\r\n|\n|\r", text), 1):
-        if row.startswith("%"):  # how the files of SATLIB end
+        if row.startswith("%"):  # files of SATLIB end with it
             break
         if row.split(maxsplit=1)[:1] == ["c"]:
             if named := _NAMED.fullmatch(row):
@@ -39,7 +49,7 @@ def from_dimacs(text: str, names: Sequence[str] | None = None) -> tuple[f.Rule, 
             if literal:
                 clause.append(literal)
             elif not clause:
-                raise error_at("this clause is empty: it can never hold", row, line, word.start())
+                raise error_at("this clause is empty, and can never hold", row, line, word.start())
             else:
                 clauses.append((first, clause))
                 clause = []
@@ -55,24 +65,26 @@ def from_dimacs(text: str, names: Sequence[str] | None = None) -> tuple[f.Rule, 
 
 
 def _literal(word: re.Match[str], variables: int, row: str, line: int) -> int:
+    """A variable's number, negative if it is negated; 0 at the end of a clause."""
     if not re.fullmatch("-?[0-9]{1,9}", word[0]):
         raise error_at(f"expected a whole number, got {word[0][:20]}", row, line, word.start())
     literal = int(word[0])
     if abs(literal) > variables:
-        message = f"the header has {variables} variables, got number {abs(literal)}"
+        message = f"the header has {variables} variables, got variable {abs(literal)}"
         raise error_at(message, row, line, word.start())
     return literal
 
 
 def _names(count: int, commented: dict[int, str], names: Sequence[str] | None) -> dict[int, str]:
+    """The name of each variable, by number."""
     if names is not None and len(names) != count:
-        raise ValueError(f"names must be {count}, one for each variable, got {len(names)}")
+        raise ValueError(f"names must hold {count} names, one per variable, got {len(names)}")
     numbers = range(1, count + 1)
     known = {i: names[i - 1] if names is not None else commented.get(i, f"x{i}") for i in numbers}
-    seen: dict[str, int] = {}
+    number_of: dict[str, int] = {}
     for i, name in known.items():
-        if seen.setdefault(name, i) != i:
-            raise RuleError(f"line 1: the variables {seen[name]} and {i} are both named {name!r}")
+        if (other := number_of.setdefault(name, i)) != i:
+            raise RuleError(f"line 1: the variables {other} and {i} are both named {name!r}")
     return known
 
 
@@ -85,13 +97,22 @@ def _disjunction(names: list[str], clause: list[int]) -> f.Formula:
 
 
 def to_dimacs(rules: Sequence[f.Rule]) -> str:
-    """Hard disjunctions of names and their negations, with comments that name the variables."""
+    """The text of a file with these rules as clauses, and comments that name the variables.
+
+    Args:
+      rules: Hard disjunctions of names and negated names, themselves without names.
+
+    Raises:
+      ValueError: for other rules, or a name that a comment cannot hold.
+    """
     numbers: dict[str, int] = {}
     lines = []
     for rule in rules:
-        literals = [_named(part) for part in _parts(rule)]
+        literals = [_name_and_sign(part) for part in _parts(rule)]
         if None in literals or rule.strength != f.HARD or rule.definition or rule.name is not None:
-            raise ValueError(f"a .cnf file holds rules such as [hard] a or not b, got {rule}")
+            raise ValueError(
+                f"a .cnf file can only hold rules such as [hard] a or not b, got {rule}"
+            )
         signed = [
             numbers.setdefault(name, len(numbers) + 1) * sign
             for name, sign in filter(None, literals)
@@ -108,7 +129,8 @@ def _parts(rule: f.Rule) -> tuple[f.Formula, ...]:
     return rule.formula.parts if isinstance(rule.formula, f.Or) else (rule.formula,)
 
 
-def _named(part: f.Formula) -> tuple[str, int] | None:
+def _name_and_sign(part: f.Formula) -> tuple[str, int] | None:
+    """A name and 1, or −1 if it is negated; None for other formulas."""
     match part:
         case f.Name(name):
             return name, 1

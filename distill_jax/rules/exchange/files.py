@@ -1,6 +1,6 @@
-"""Rules in files: as text, tables, Horn clauses, clauses of DIMACS CNF, and regular expressions.
+"""Rules in files: text, tables, Horn clauses, DIMACS CNF, and regular expressions.
 
-What kind a file is, its suffix says. A file is written whole or not at all.
+The suffix of a file determines its format. Files are written atomically.
 """
 
 from __future__ import annotations
@@ -29,27 +29,32 @@ _SUFFIXES = (*_TEXT, *_HORN, ".csv", ".json", ".cnf", ".tsv")
 def read_rules(
     path: str | pathlib.Path, *, names: Sequence[str] | None = None, column: str | None = None
 ) -> tuple[f.Rule, ...]:
-    """The rules of a file.
+    """Reads rules from a file.
 
     ==================  ===========================================================================
-    suffix              what the file holds
+    suffix              format
     ==================  ===========================================================================
-    ``.rules .txt``     the text that ``parse`` reads
-    ``.pl .horn``       Horn clauses alone
-    ``.csv .json``      a table, see ``from_table``; JSON as a list of objects
-    ``.cnf``            DIMACS: each clause a hard rule; ``c 3 name`` names variable 3
-    ``.tsv``            lines of regular expression, tab, label, tab, an exemplar (may be left out)
+    ``.rules .txt``     text, as ``parse`` reads it
+    ``.pl .horn``       Horn clauses only
+    ``.csv .json``      a table, see ``from_table``; in JSON a list of objects
+    ``.cnf``            DIMACS CNF: every clause is a hard rule; ``c 3 name`` names variable 3
+    ``.tsv``            per line a regular expression, a label, and optionally an example text that
+                        the expression must match, separated by tabs
     ==================  ===========================================================================
 
     Args:
-      path: The file, in UTF-8.
-      names: Names of the variables of a ``.cnf`` file; its comments count otherwise, and ``x3``
-        stands for a third one without a name.
+      path: The file, encoded in UTF-8.
+      names: Names of the variables of a ``.cnf`` file. By default its comments name them, and
+        variable 3 is ``x3`` without one.
       column: The text column that the regular expressions of a ``.tsv`` file are searched in.
 
+    Returns:
+      The rules, in the order of the file.
+
     Raises:
-      RuleError: for a file that does not hold rules, with file, line and column.
-      ValueError: for another suffix, or a ``.tsv`` file without ``column``.
+      RuleError: for text that is not valid in the format, with file, line and column.
+      ValueError: for an unknown suffix, a ``.tsv`` file without ``column``, or ``names`` whose
+        number differs from the number of variables.
     """
     path = pathlib.Path(path)
     suffix = _suffix(path)
@@ -71,22 +76,34 @@ def read_rules(
 
 
 def write_rules(rules: Sequence[f.Rule], path: str | pathlib.Path) -> None:
-    """Writes rules to a file that ``read_rules`` reads back as equal ones.
+    """Writes rules to a file from which ``read_rules`` reads equal rules.
 
     Args:
-      rules: The rules. A ``.pl`` file takes Horn clauses alone, a ``.cnf`` file hard disjunctions
-        of names, a ``.tsv`` file rules such as ``text matches r"..." => label`` without a strength.
-      path: The file; its suffix says what is written, as in ``read_rules``.
+      rules: The rules. A ``.pl`` file can only hold Horn clauses, a ``.cnf`` file hard disjunctions
+        of names, and a ``.tsv`` file rules such as ``text matches r"..." => label`` without a
+        strength.
+      path: The file; its suffix determines the format, as in ``read_rules``. An existing file is
+        replaced atomically.
 
     Raises:
-      ValueError: for another suffix, or a rule that such a file cannot hold.
+      ValueError: for an unknown suffix, or a rule that the format cannot hold.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder) / "disease.rules"
+      ...     write_rules(parse("[w=2] old: age > 60 => disease"), path)
+      ...     print(*read_rules(path))
+      [w=2] old: age > 60 => disease
     """
     path = pathlib.Path(path)
     suffix = _suffix(path)
     if suffix in _HORN:
         for rule in rules:
             if not rule.definition:
-                raise ValueError(f"a {suffix} file holds clauses, head :- body., got {rule}")
+                raise ValueError(
+                    f"a {suffix} file can only hold clauses, head :- body., got {rule}"
+                )
     if suffix == ".csv":
         out = io.StringIO(newline="")
         writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
@@ -101,39 +118,49 @@ def write_rules(rules: Sequence[f.Rule], path: str | pathlib.Path) -> None:
         text = "".join(_pattern_line(rule) for rule in rules)
     else:
         text = "".join(f"{rule}\n" for rule in rules)
-    data = text.encode("utf-8")  # before there is a file: a lone surrogate cannot be written
+    data = text.encode("utf-8")  # raises for a lone surrogate, before a file is opened
     with _files.replacing(path) as file:
         file.write(data)
 
 
 def to_table(rules: Sequence[f.Rule]) -> list[dict[str, str | None]]:
-    """A row for each rule: ``rule``, ``name`` (or None) and ``strength`` (``w=2``, ``hard``, …).
+    """Rules as rows of a table, for a data frame, CSV or JSON.
+
+    Args:
+      rules: The rules.
+
+    Returns:
+      One mapping per rule: ``rule``, its text; ``name``, or None; and ``strength``: ``w=2``,
+      ``p=0.9``, ``hard``, ``learn``, ``budget``, or None. ``from_table`` reads them back.
 
     Example:
       >>> to_table(parse("[p=0.9] old: age > 60 => disease"))
       [{'rule': 'age > 60 => disease', 'name': 'old', 'strength': 'p=0.9'}]
     """
-    plain = (dataclasses.replace(rule, name=None, strength=f.Strength()) for rule in rules)
+    formulas = (dataclasses.replace(rule, name=None, strength=f.Strength()) for rule in rules)
     return [
         {
-            "rule": str(alone),
+            "rule": str(formula),
             "name": rule.name,
             "strength": str(rule.strength).strip("[]") or None,
         }
-        for rule, alone in zip(rules, plain, strict=True)
+        for rule, formula in zip(rules, formulas, strict=True)
     ]
 
 
 def from_table(rows: Iterable[Mapping[str, Any]]) -> tuple[f.Rule, ...]:
-    """The rules of a table, such as ``dataframe.to_dict("records")``.
+    """Rules from the rows of a table, such as ``dataframe.to_dict("records")``.
 
     Args:
-      rows: Each with ``rule``, a text as ``parse`` reads it, and if wanted ``name`` and
-        ``strength``: ``w=2``, ``p=0.9``, ``hard``, ``learn`` or ``budget``. What is empty, None or
-        NaN is not given.
+      rows: Mappings with ``rule``, a text as ``parse`` reads it, and optionally ``name`` and
+        ``strength``: ``w=2``, ``p=0.9``, ``hard``, ``learn`` or ``budget``. Empty strings, None and
+        NaN count as missing.
+
+    Returns:
+      One rule per row, in the same order.
 
     Raises:
-      RuleError: for a row that holds no rule, with the row's number from 1.
+      RuleError: for a row without a valid rule, with the row's number, counted from 1.
 
     Example:
       >>> (rule,) = from_table([{"rule": "age > 60 => disease", "strength": "w=2"}])
@@ -144,6 +171,7 @@ def from_table(rows: Iterable[Mapping[str, Any]]) -> tuple[f.Rule, ...]:
 
 
 def _suffix(path: pathlib.Path) -> str:
+    """The suffix in lower case, if it is known."""
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
         raise ValueError(f"path must end in one of {', '.join(_SUFFIXES)}, got {path.name}")
@@ -151,11 +179,14 @@ def _suffix(path: pathlib.Path) -> str:
 
 
 def _clauses(text: str) -> tuple[f.Rule, ...]:
+    """The Horn clauses of a text, which must hold nothing else."""
     rules = parse(text)
     for rule in rules:
         if not rule.definition:
             start = len(rule.source) - len(rule.source.lstrip())
-            message = "a clause was expected, head :- body., got a rule: name the file .rules"
+            message = (
+                "expected a clause, head :- body., got a rule: use the suffix .rules for this file"
+            )
             raise error_at(message, rule.source, rule.line, start)
     return rules
 
@@ -173,7 +204,7 @@ def _from_row(where: str, line: int, row: Any) -> f.Rule:
     unknown = [key for key in row if key not in COLUMNS]
     if unknown:
         known = ", ".join(COLUMNS)
-        raise RuleError(f"{where}: unknown column {unknown[0]!r}: known are {known}")
+        raise RuleError(f"{where}: unknown column {unknown[0]!r}, expected {known}")
     text, name, strength = (_cell(where, column, row.get(column)) for column in COLUMNS)
     if text is None:
         raise RuleError(f"{where}: no rule")
@@ -187,22 +218,26 @@ def _from_row(where: str, line: int, row: Any) -> f.Rule:
         rule = dataclasses.replace(rule, name=name)
     if strength is not None:
         if rule.strength.kind:
-            raise RuleError(f"{where}: the rule has a strength of its own and {strength!r}")
+            raise RuleError(
+                f"{where}: the rule's text already holds a strength, besides {strength!r}"
+            )
         inner = strength.strip().removeprefix("[").removesuffix("]")
-        (held,) = _in_cell(f"{where}, strength", f"[{inner}] x")
-        rule = dataclasses.replace(rule, strength=held.strength)
+        (parsed,) = _in_cell(f"{where}, strength", f"[{inner}] x")
+        rule = dataclasses.replace(rule, strength=parsed.strength)
     return rule
 
 
 def _cell(where: str, column: str, value: Any) -> str | None:
-    if value is None or value == "" or value != value:  # NaN is how pandas says missing
+    """A cell as text; None if it is empty."""
+    if value is None or value == "" or value != value:  # pandas has NaN for a missing cell
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise RuleError(f"{where}, {column}: expected a text, got {value!r}")
+        raise RuleError(f"{where}, {column}: expected text, got {value!r}")
     return str(value)
 
 
 def _in_cell(where: str, text: str) -> tuple[f.Rule, ...]:
+    """The rules in a cell; errors start with where the cell is."""
     try:
         return parse(text)
     except RuleError as error:
@@ -224,11 +259,11 @@ def _csv_rows(text: str) -> Iterable[tuple[str, int, Any]]:
                     raise RuleError(f"{where}: expected {expected}, got {','.join(header)}")
             elif len(cells) != len(header):
                 got = f"{len(cells)} cells under {len(header)} columns"
-                raise RuleError(f"{where}: {got}: quote a rule that holds a comma")
+                raise RuleError(f"{where}: {got}: quote a rule that contains a comma")
             else:
                 yield where, reader.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise RuleError(f"line {reader.line_num}: no CSV: {error}") from None
+        raise RuleError(f"line {reader.line_num}: not valid CSV: {error}") from None
 
 
 def _json_rows(text: str) -> Iterable[tuple[str, int, Any]]:
@@ -236,31 +271,32 @@ def _json_rows(text: str) -> Iterable[tuple[str, int, Any]]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise RuleError(f"{where}: no JSON: {error.msg}") from None
-    except (RecursionError, ValueError) as error:  # nested too deep, a number too long
-        raise RuleError(f"no JSON that can be read: {error}") from None
+        raise RuleError(f"{where}: not valid JSON: {error.msg}") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number too long
+        raise RuleError(f"JSON that cannot be read: {error}") from None
     if not isinstance(rows, list):
         raise RuleError(f"expected a list of objects with {', '.join(COLUMNS)}")
     return [(f"row {i}", i, row) for i, row in enumerate(rows, 1)]
 
 
-# Lines of regular expression, label, exemplar
+# Lines of regular expression, label, example
 
 
 def _from_patterns(text: str, column: str) -> tuple[f.Rule, ...]:
+    """One rule per line, ``column matches r"..." => label``."""
     found = []
     for number, line in enumerate(re.split("\r\n|\n|\r", text), 1):
         if not line.strip() or line.startswith("#"):
             continue
         cells = line.split("\t")
         if len(cells) not in (2, 3) or not cells[1].strip():
-            message = "expected a regular expression, a tab, a label, and if wanted a tab and an "
-            raise error_at(message + "exemplar", line, number, 0)
+            message = "expected a regular expression, a tab, a label, and optionally a tab and an "
+            raise error_at(message + "example", line, number, 0)
         pattern, label = cells[0], cells[1].strip()
         if (problem := f.pattern_problem(pattern)) is not None:
             raise error_at(f"not a regular expression: {problem}", line, number, 0)
         if len(cells) == 3 and cells[2] and not re.search(pattern, cells[2]):
-            message = "the regular expression is not found in this exemplar"
+            message = "the regular expression does not match this example"
             raise error_at(message, line, number, len(cells[0]) + len(cells[1]) + 2)
         formula = f.Implies(f.Matches(f.Name(column), pattern), f.Name(label))
         found.append(f.Rule(formula, line=number, source=str(formula)))
@@ -268,9 +304,12 @@ def _from_patterns(text: str, column: str) -> tuple[f.Rule, ...]:
 
 
 def _pattern_line(rule: f.Rule) -> str:
+    """A rule as a line of a ``.tsv`` file."""
     match rule:
         case f.Rule(f.Implies(f.Matches(f.Name(), pattern), f.Name(label)), None, f.Strength("")):
             line = f"{pattern}\t{label}\n"
             if line.count("\t") == 1 and len(line.splitlines()) == 1 and not line.startswith("#"):
                 return line
-    raise ValueError(f'a .tsv file holds rules such as text matches r"..." => label, got {rule}')
+    raise ValueError(
+        f'a .tsv file can only hold rules such as text matches r"..." => label, got {rule}'
+    )

@@ -1,4 +1,4 @@
-"""Rules that other libraries learned: decision trees, and conditions as strings."""
+"""Rules learned by other libraries: decision trees, and conditions as strings."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ def from_tree(
     *,
     smoothing: float = 1.0,
 ) -> tuple[f.Rule, ...]:
-    r"""A rule for each leaf of a decision tree of scikit-learn: the path to it implies its class.
+    r"""One rule per leaf of a scikit-learn decision tree: the path to the leaf implies its class.
 
-    The strength of a leaf with :math:`n_c` training examples of its class out of :math:`n`, in
-    ``K`` classes, is the log-odds of its class against one other, on average, with ``smoothing``
-    examples added to each class:
+    With :math:`n_c` of a leaf's :math:`n` training examples in its class, ``K`` classes, and
+    ``smoothing`` :math:`s` added to the count of each class, the strength of its rule is the
+    log-odds of its class against an average other class:
 
     .. math:: w = \log(n_c + s) - \log((n - n_c) / (K - 1) + s)
 
-    So from equal probabilities the rules predict what the tree predicts.
+    Applied to a uniform prediction, the rules predict the class that the tree predicts.
 
     Args:
       estimator: A fitted ``DecisionTreeClassifier`` with one output.
-      feature_names: Columns, in the order it was fitted on; as it knows them if None.
-      classes: Names of its classes, in the order of ``estimator.classes_``; those if None.
-      smoothing: Examples added to each class, above 0.
+      feature_names: The names of the columns that it was fitted on, in their order; None for its
+        ``feature_names_in_``.
+      classes: The names of its classes, in the order of ``estimator.classes_``; None for those.
+      smoothing: Count added to each class, > 0.
 
     Returns:
-      Rules ``low < x <= high and y > 2 => class``, named ``leaf_3`` for the third node. Each
-      threshold is moved to the nearest float32 below, which separates the same float32 values. A
-      missing value leaves the rules that look at it silent, unlike the tree.
+      Rules ``low < x <= high and y > 2 => class``, named by the leaf's node, such as ``leaf_3``.
+      Thresholds are rounded down to float32, which separates the same float32 values. Unlike the
+      tree, rules over a missing value are silent.
 
     Raises:
       TypeError: for another estimator, or one that is not fitted.
-      ValueError: for names that do not match the estimator's.
+      ValueError: for several outputs, names whose number does not match, or a ``smoothing`` out of
+        range.
 
     Example:
       >>> from sklearn.tree import DecisionTreeClassifier
@@ -70,12 +72,11 @@ def from_tree(
         feature_names = vars(estimator).get("feature_names_in_")
     if feature_names is None or len(feature_names) != tree.n_features:
         got = "none" if feature_names is None else len(feature_names)
-        raise ValueError(f"feature_names must be {tree.n_features} names, got {got}")
+        raise ValueError(f"feature_names must hold {tree.n_features} names, got {got}")
     names = [str(x) for x in (labels if classes is None else classes)]
     if len(names) != len(labels) or len(names) < 2:
         raise ValueError(
-            f"classes must be the names of the estimator's {len(labels)} classes, two or more, "
-            f"got {names}"
+            f"classes must name the estimator's {len(labels)} classes, at least two, got {names}"
         )
     rules = []
     stack: list[tuple[int, dict[int, tuple[float, float]]]] = [(0, {})]
@@ -100,7 +101,7 @@ def from_tree(
 
 
 def _threshold(value: float) -> float:
-    """A short number that splits the float32 values as ``value`` does, also as a float32."""
+    """The number with the fewest digits that splits the float32 values as ``value`` does."""
     floor = np.float32(value)
     if float(floor) > value:
         floor = np.nextafter(floor, np.float32(-np.inf))
@@ -109,6 +110,7 @@ def _threshold(value: float) -> float:
 
 
 def _interval(name: str, low: float, high: float) -> f.Formula:
+    """``low < name <= high``, without an infinite end."""
     if math.isinf(low):
         return f.Compare((f.Name(name), f.Number(high)), ("<=",))
     if math.isinf(high):
@@ -117,7 +119,7 @@ def _interval(name: str, low: float, high: float) -> f.Formula:
 
 
 def _implies(body: Sequence[f.Formula], head: f.Formula) -> f.Formula:
-    """A tree without a split says its class always."""
+    """The rule's formula; the head alone for a tree without a split."""
     if not body:
         return head
     return f.Implies(body[0] if len(body) == 1 else f.And(tuple(body)), head)
@@ -134,18 +136,25 @@ def from_rule_strings(
     p: Sequence[float] | None = None,
     feature_names: Sequence[str] | None = None,
 ) -> tuple[f.Rule, ...]:
-    """Rules from conditions such as ``a > 3 and b <= 4``, as skope-rules and imodels give them.
+    """Rules from conditions such as ``a > 3 and b <= 4``, the output of skope-rules and imodels.
 
     Args:
-      strings: The conditions. What is no formula of this library is read as comparisons of a
-        column with a number, joined by ``and`` or ``&``, where a column's name may hold spaces.
-      then: What they imply: the name of a class or label, or a formula.
-      p: The probability of each rule, such as its precision; the strength is ``[p=...]``.
-      feature_names: The columns. With them, every condition is read as such comparisons, and other
-        names are refused.
+      strings: The conditions. A string that is not a formula of this library is read as comparisons
+        of a column with a number, joined by ``and`` or ``&``; the names of columns may contain
+        spaces.
+      then: The head of each rule: the name of a class or label, or a formula.
+      p: The probability of each rule, such as its precision, in (0, 1); its strength is
+        ``[p=...]``.
+      feature_names: The names of the columns. If given, all conditions are read as such
+        comparisons, and other names raise an error.
+
+    Returns:
+      One rule per string, ``condition => then``.
 
     Raises:
-      RuleError: for a string that is no condition, with its number from 0.
+      RuleError: for a string that is not a condition, with its index.
+      TypeError: if ``strings`` is a single string, or ``then`` is not a formula.
+      ValueError: if the number of probabilities does not match, or one lies outside (0, 1).
 
     Example:
       >>> for rule in from_rule_strings(["mean area > 3.0 and b <= 4"], "malignant", p=[0.9]):
@@ -158,14 +167,18 @@ def from_rule_strings(
         raise ValueError(f"p must hold {len(strings)} numbers, one per rule, got {len(p)}")
     head = f.Name(then) if isinstance(then, str) else formula(then)
     known = None if feature_names is None else {name: None for name in feature_names}
-    held = [f.Strength()] * len(strings) if p is None else [f.Strength("p", float(x)) for x in p]
+    if p is None:
+        strengths = [f.Strength()] * len(strings)
+    else:
+        strengths = [f.Strength("p", float(x)) for x in p]
     return tuple(
         f.Rule(f.Implies(_body(text, i, known), head), None, strength)
-        for i, (text, strength) in enumerate(zip(strings, held, strict=True))
+        for i, (text, strength) in enumerate(zip(strings, strengths, strict=True))
     )
 
 
 def _body(text: str, i: int, known: Mapping[str, None] | None) -> f.Formula:
+    """The formula of ``strings[i]``."""
     if known is None:
         try:
             return parse_formula(text)
@@ -181,11 +194,12 @@ def _body(text: str, i: int, known: Mapping[str, None] | None) -> f.Formula:
 
 
 def _condition(text: str, known: Mapping[str, None] | None) -> f.Formula | None:
+    """A comparison of a column with a number; None if the text is not one."""
     match = _CONDITION.fullmatch(text)
     if match is None or (known is not None and match[1] not in known):
         return None
     try:
         number = f.Number(float(match[3]))
-    except ValueError:  # no number, or not a finite one
+    except ValueError:  # not a number, or not finite
         return None
     return f.Compare((f.Name(match[1]), number), (match[2],))

@@ -1,4 +1,4 @@
-"""Inspection: what rules do to a table, and why one prediction came out as it did."""
+"""Inspection: statistics of rules on a table, and explanations of single predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which side of an implication the gradient of its violation reaches."""
+"""How the gradient of a rule's violation is divided between head and body."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from distill_jax.rules.logic import _predictions
 from distill_jax.rules.logic.evaluation import violation
 
 MOST_ROWS = 256
+"""Rows over which gradients are summed, at most."""
 
 
 def shares(book: Book, data: Mapping[str, Any]) -> list[tuple[float | None, float | None]]:
-    """For each rule the shares of head and body; None for one that gets no gradient.
+    """The shares of the gradient of each rule's violation that reach its head and its body.
 
     Args:
-      book: The rules, comparisons soft as they are.
-      data: ``columns`` and, if there are any, ``logits`` and ``views``, logits by name.
+      book: The rules, with the widths of soft comparisons.
+      data: ``columns`` and, where given, ``logits`` and ``views`` (logits by name).
+
+    Returns:
+      ``(head, body)`` per rule, which sum to 1; ``(None, None)`` for a rule without gradient.
     """
     columns = data["columns"]
     some = np.linspace(0, len(columns) - 1, min(len(columns), MOST_ROWS)).astype(int)
@@ -34,7 +38,7 @@ def shares(book: Book, data: Mapping[str, Any]) -> list[tuple[float | None, floa
         in_head = np.ones(by_label.shape)
         in_body = np.zeros(by_label.shape)
     else:
-        in_head, in_body = _places(book)
+        in_head, in_body = _labels_in_head_and_body(book)
     head = (by_label * in_head).sum(1)
     body = (by_label * in_body).sum(1) + by_comparison
     total = head + body
@@ -46,25 +50,31 @@ def shares(book: Book, data: Mapping[str, Any]) -> list[tuple[float | None, floa
 
 @jax.jit
 def _gradients(book: Book, columns: Any, logits: Any, views: Any) -> tuple[Any, Any]:
-    """Σ |∂ violation| by each label's probability, ``[rules, classes]``, and by comparisons."""
+    """Σ |∂ violation / ∂ x| over rows, for the probability of each label and the soft comparisons.
+
+    Returns:
+      ``[rules, classes]`` for the labels, and ``[rules]`` for the sum over comparisons, where x is
+      a shift of the threshold in widths.
+    """
     circuit = book.circuit
     batch, soft = columns.shape[0], book.info.soft
 
-    def one(p: Any, shift: Any, x: Any, seen: Any) -> Any:
-        moved = book
+    def of_row(p: Any, shift: Any, x: Any, view_logits: Any) -> Any:
+        shifted = book
         if soft:
             by = shift * circuit.width
-            moved = dataclasses.replace(
+            shifted = dataclasses.replace(
                 book, circuit=dataclasses.replace(circuit, low=circuit.low - by,
                                                   high=circuit.high - by)
             )  # fmt: skip
-        return violation(moved, x[None], p[None], views={n: v[None] for n, v in seen.items()})[0]
+        single = {name: z[None] for name, z in view_logits.items()}
+        return violation(shifted, x[None], p[None], views=single)[0]
 
     shifts = jnp.zeros((batch, circuit.width.shape[0] if soft else 0))
 
     def of_rule(rule: Any) -> tuple[Any, Any]:
         def total(p: Any, shift: Any) -> Any:
-            return jax.vmap(one)(p, shift, columns, views)[:, rule].sum()
+            return jax.vmap(of_row)(p, shift, columns, views)[:, rule].sum()
 
         by_p, by_shift = jax.grad(total, argnums=(0, 1))(
             _predictions.probabilities(book, logits), shifts
@@ -74,8 +84,8 @@ def _gradients(book: Book, columns: Any, logits: Any, views: Any) -> tuple[Any, 
     return jax.lax.map(of_rule, jnp.arange(len(book)))
 
 
-def _places(book: Book) -> tuple[np.ndarray, np.ndarray]:
-    """Which labels stand in each rule's head and body, ``[rules, labels]`` each."""
+def _labels_in_head_and_body(book: Book) -> tuple[np.ndarray, np.ndarray]:
+    """Which labels occur in each rule's head and body, as 0 and 1, ``[rules, labels]`` each."""
     clauses: dict[str, list[f.Formula]] = {}
     for clause in book.info.definitions:
         formula = clause.formula
@@ -96,7 +106,7 @@ def _places(book: Book) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _names(tree: Any, clauses: Mapping[str, list[f.Formula]]) -> set[str]:
-    """Names in a formula, with those in the clauses that define them."""
+    """The names in a formula, and in the clauses that define them."""
     found: set[str] = set()
     waiting = [tree]
     while waiting:

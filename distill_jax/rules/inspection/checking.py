@@ -1,36 +1,45 @@
-"""What a rule set does to data and to a model's predictions, rule by rule.
+"""Statistics of rules on a table and on a model's predictions.
 
-Everything is counted over the rows where a rule *fires*: where some class or label would violate
-it. Comparisons are taken as crisp, whatever widths the book gives them; and where a rule speaks of
-another view, the class that the view predicts counts, but in ``mean_violation``, which takes the
-view's probabilities.
+All statistics of a rule are over the rows where it *fires*, that is, where some class or label
+would violate it. Comparisons are crisp here, whatever widths the book gives them. Where a rule
+refers to another view, the class that the view predicts is used, except for ``mean_violation``,
+which uses the view's probabilities. In the rows of a ``Check``:
 
-- ``coverage``: share of all rows where the rule fires; ``fires`` is their number. ``silent`` counts
-  rows where it does not fire, and would if a missing value were the right one.
+- ``fires``: the number of rows where the rule fires; ``coverage`` is their share of all rows.
+- ``silent``: the number of rows where it does not fire but would for some value in place of a
+  missing one.
 - ``precision``: of the rows with a known label where it fires, the share whose label satisfies it.
-- ``lift``: precision over what is expected if each of these rows had the label of a row drawn at
-  random from all labelled ones: exact, but for label sets of which there are more than 64
-  different ones, where 64 rows are drawn, the same ones each time. 1 means that the rule says no
-  more than the frequencies of the classes do.
-- ``always_holds``: it fires on labelled rows, and all their labels satisfy it.
-- ``mean_violation``: mean of the violation under the model's probabilities; ``violated`` counts the
-  rows whose predicted class, or set of labels with a logit above 0, violates the rule.
-- ``contradicts_hard``: share of the rows where the hard rules forbid every class that the rule
+- ``lift``: the precision divided by its expectation if each of these rows had the label of a row
+  drawn at random from all labelled ones; 1 means that the rule is no better than the frequencies of
+  the classes. It is exact, except for label sets with more than 64 different values, where 64 rows
+  are drawn with a fixed seed.
+- ``always_holds``: whether it fires on labelled rows, and all their labels satisfy it.
+- ``mean_violation``: the mean violation under the model's probabilities.
+- ``violated``: the number of rows whose predicted class (or set of labels with a logit above 0)
+  violates the rule.
+- ``contradicts_hard``: the share of the rows where the hard rules forbid every class that the rule
   allows. Exclusive classes only.
-- ``head`` and ``body``: shares of the gradient of the violation that reach the two sides of an
-  implication: Σ |∂ violation / ∂ atom|, over atoms and at most 256 rows. Atoms are the
-  probabilities of labels and the soft comparisons (those that have a width; the derivative is by a
-  shift of one width, and all of them count for the body). With exclusive classes and no widths, a
-  body is known, and all gradient reaches the head. A label on both sides counts for both; what has
-  no ``=>`` is all head. At the model's probabilities, or else equal ones.
+- ``head`` and ``body``: the shares of the gradient of the violation that reach the two sides of an
+  implication: Σ |∂ violation / ∂ atom| over atoms and at most 256 rows, at the model's
+  probabilities, or uniform ones without a model. Atoms are the probabilities of labels, and the
+  soft comparisons (those with a width; the derivative is with respect to a shift by one width, and
+  all of them count for the body). With exclusive classes and no widths, the body is known, and the
+  whole gradient reaches the head. A label on both sides counts for both; a rule without ``=>`` is
+  all head.
 
-Pairs of rules: ``together`` counts rows where both fire, ``jaccard`` is that over the rows where
-either does, and ``clash`` counts the rows where both fire and no class satisfies both (exclusive
-classes only).
+For pairs of rules: ``together`` is the number of rows where both fire, ``jaccard`` is that number
+divided by the number of rows where either fires, and ``clash`` is the number of rows where both
+fire and no class satisfies both (exclusive classes only).
+
+In the summary: ``rules`` and ``rows`` are the numbers of both, ``covered`` is the share of rows
+where any rule fires, ``rules_per_row`` the mean number of rules that fire on a row,
+``hard_violated`` the number of rows whose prediction violates a hard rule, ``no_class_left`` the
+number of rows where hard rules forbid every class (exclusive classes only), ``never_fire`` and
+``always_hold`` the numbers of such rules, and ``silent`` the sum over rules.
 
 References:
   van Krieken et al., `Analyzing Differentiable Fuzzy Logic Operators
-  <https://arxiv.org/abs/2002.06100>`_, 2022, on what reaches body and head.
+  <https://arxiv.org/abs/2002.06100>`_, 2022, for the gradients of body and head.
 """
 
 from __future__ import annotations
@@ -52,21 +61,32 @@ from distill_jax.rules.logic._inputs import Views
 from distill_jax.rules.logic.evaluation import fires, forbidden, violation
 
 MOST_PAIRED = 2_000
-"""With more rules than this, pairs are left out."""
+"""With more rules than this, pairs are not computed."""
 MOST_SETS = 64
+"""Label sets that the lift averages over, at most."""
 CHUNK = 1 << 22
-"""Numbers of one kind in a chunk of rows, about; 16 MiB each."""
+"""The approximate size of the largest array per chunk of rows: 16 MiB in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What ``check`` found, as plain data that JSON can hold.
+    """The results of ``check``, as plain data that can be written as JSON.
 
     Attributes:
-      rows: One mapping per rule; the module explains the names. A value is None where it is
-        undefined: without labels, without logits, or if the rule never fires.
-      pairs: Pairs of rules that clash or overlap most.
-      summary: Of the whole book.
+      rows: One mapping per rule. A value is None if it is undefined: without labels, without
+        logits, or if the rule never fires.
+
+        - ``rule``, ``text``, ``strength``: its name or formula, its text, its log-odds or "hard";
+        - ``fires``, ``coverage``: on how many rows it fires, and on which share;
+        - ``silent``: rows where it would fire for some value in place of a missing one;
+        - ``precision``, ``lift``, ``always_holds``: how well it agrees with the labels;
+        - ``mean_violation``, ``violated``: how far, and on how many rows, the model violates it;
+        - ``contradicts_hard``: the share of rows where hard rules forbid all classes it allows;
+        - ``head``, ``body``: the shares of its gradient that reach each side of the implication.
+
+      pairs: The pairs of rules with the most clashes and the largest overlaps: ``rule``, ``other``,
+        ``together``, ``jaccard``, ``clash``.
+      summary: Statistics of the whole book.
     """
 
     rows: list[dict[str, Any]]
@@ -86,20 +106,24 @@ def check(
 ) -> Check:
     """How often each rule fires on a table, agrees with the labels, and is violated by a model.
 
+    The sums are computed on the device over chunks of rows: memory does not grow with rows times
+    rules.
+
     Args:
       book: The rules.
       table: A table, or the columns from ``encode``, ``[batch, columns]``.
-      labels: Classes ``[batch]``, integers; for label sets ``[batch, labels]`` of 0 and 1.
-      where: Rows whose label is known, ``[batch]``; all by default.
+      labels: Integer classes ``[batch]``; for label sets 0 and 1, ``[batch, labels]``.
+      where: Rows whose label is known, ``[batch]``, boolean; all by default.
       logits: A model's logits, ``[batch, classes]``.
-      views: The model's logits on other views, where the rules use them.
-      most_pairs: How many pairs of rules are listed, of clashes and of overlaps each.
+      views: The model's logits on other views, ``[batch, classes]`` each, by name, if the rules use
+        them.
+      most_pairs: The largest number of pairs listed, for clashes and for overlaps each.
 
     Returns:
-      Rows in chunks are summed on the device; no array grows with rows times rules.
+      A ``Check``: statistics per rule, per pair of rules, and of the whole book.
 
     Raises:
-      ValueError: for shapes that do not fit, labels that are no class, or a missing view.
+      ValueError: for shapes that do not match, labels out of range, or a missing view.
 
     Example:
       >>> from distill_jax.rules import Column, Schema, bind
@@ -115,11 +139,11 @@ def check(
     data: dict[str, Any] = {"columns": columns}
     if book.schema.views or logits is not None:
         _inputs.check_views(book, views)
-        like = np.zeros((rows, len(book.schema.classes)), np.float32) if logits is None else logits
-        _checks.shape((rows, len(book.schema.classes)), logits=like)
-        model, _, seen = _inputs.prepared(book, like, columns, views)
-        data["views"] = {name: np.asarray(seen[name]) for name in seen}
-        data |= {} if logits is None else {"logits": np.asarray(model)}
+        given = np.zeros((rows, len(book.schema.classes)), np.float32) if logits is None else logits
+        _checks.shape((rows, len(book.schema.classes)), logits=given)
+        own, _, of_views = _inputs.prepared(book, given, columns, views)
+        data["views"] = {name: np.asarray(z) for name, z in of_views.items()}
+        data |= {} if logits is None else {"logits": np.asarray(own)}
     options: dict[str, Any] = {}
     if labels is not None:
         data["targets"], data["known"] = _targets(book, labels, where, rows)
@@ -144,20 +168,21 @@ def check(
 
 
 def _columns(book: Book, table: Any) -> np.ndarray:
+    """The encoded columns of a table, or those that were given, ``[batch, columns]``."""
     if not hasattr(table, "dtype") or getattr(table.dtype, "names", None) is not None:
         return encode(book, table)
     columns = np.asarray(table)
     width = number_of_columns(book)
     if columns.ndim != 2 or columns.shape[1] != width:
         raise ValueError(
-            f"table must be a table, or columns of shape [batch, {width}] as encode(book, table) "
-            f"gives them, got {columns.shape}"
+            f"table must be a table, or columns of shape [batch, {width}] from encode(book, "
+            f"table), got {columns.shape}"
         )
     return columns.astype(np.float32)
 
 
 def _targets(book: Book, labels: Any, where: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels as 0 and 1, ``[batch, classes]``, and which rows count."""
+    """Labels as 0 and 1, ``[batch, classes]``, and which rows have a known label, ``[batch]``."""
     labels = np.asarray(labels)
     known = np.ones(rows, bool) if where is None else np.asarray(where)
     _checks.boolean(where=known)
@@ -176,10 +201,10 @@ def _targets(book: Book, labels: Any, where: Any, rows: int) -> tuple[np.ndarray
 
 
 def _frequencies(book: Book, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a random row's label is: values and their shares."""
+    """The distribution of labels: targets ``[values, classes]``, and their shares ``[values]``."""
     if not len(targets):
         return targets[:1], np.ones(len(targets[:1]), np.float32)
-    if book.schema.exclusive:  # truth is linear in probabilities: their mean is all it takes
+    if book.schema.exclusive:  # truth is linear in probabilities, so their mean is enough
         return targets.mean(0, keepdims=True), np.ones(1, np.float32)
     sets, counts = np.unique(targets, axis=0, return_counts=True)
     if len(sets) > MOST_SETS:
@@ -189,17 +214,22 @@ def _frequencies(book: Book, targets: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def crisp(book: Book) -> Book:
-    """The book without widths: every comparison holds or does not."""
+    """The book with crisp comparisons, without widths."""
     circuit = dataclasses.replace(book.circuit, width=jnp.zeros_like(book.circuit.width))
     info = dataclasses.replace(book.info, soft=False)
     return dataclasses.replace(book, circuit=circuit, info=info)
 
 
 def _parts(book: Book) -> dict[str, Any]:
-    """The ways in which rules can forbid classes: which pieces apply, and which do not.
+    """The ways in which each rule can forbid classes.
 
-    Pieces of one rule may apply together, so each subset of up to four is one way; of more, each
-    piece is, whatever the others do.
+    The pieces of a rule may apply together, so each subset of up to four pieces is one way. For a
+    rule with more pieces, each piece is one way, whether or not others apply.
+
+    Returns:
+      ``inside`` and ``outside``: the pieces that apply and that do not, ``[ways, 4]``, padded with
+      the number of pieces; ``table``: the classes that are forbidden, ``[ways, classes]``;
+      ``owner``: the rule, ``[ways]``.
     """
     pieces = {name: np.asarray(getattr(book.pieces, name)) for name in ("rule", "seen", "table")}
     groups: dict[Any, list[int]] = {}
@@ -213,7 +243,7 @@ def _parts(book: Book) -> dict[str, Any]:
         for size in range(1, len(group) + 1):
             for chosen in itertools.combinations(group, size):
                 ways.append((rule, chosen, tuple(i for i in group if i not in chosen)))
-    total = len(pieces["rule"])  # that place is padding
+    total = len(pieces["rule"])  # this index is padding
     inside = np.full((len(ways), 4), total)
     outside = np.full((len(ways), 4), total)
     table = np.zeros((len(ways), len(book.schema.classes)), bool)
@@ -230,11 +260,10 @@ def _parts(book: Book) -> dict[str, Any]:
 def _summed(
     book: Book, data: dict[str, Any], options: dict[str, Any], paired: bool
 ) -> dict[str, Any]:
-    """Sums over all rows, in double precision, from chunks of one size."""
+    """Sums over all rows, in float64, from chunks of equal size."""
     rows = len(data["columns"])
     widest = max(
-        book.circuit.number_of_literals
-        + sum(len(x.ands) + len(x.ors) for x in book.circuit.levels),
+        book.circuit.number_of_nodes,
         len(book),
         book.pieces.guard.shape[0],
         len(options["parts"]["owner"]) if "parts" in options else 0,
@@ -258,6 +287,7 @@ def _padded(x: np.ndarray, rows: int) -> np.ndarray:
 def _sums(
     book: Book, data: dict[str, Any], valid: Any, options: dict[str, Any], paired: bool
 ) -> dict[str, Any]:
+    """Sums over the valid rows of one chunk, per rule ``[rules]``, per pair, and in total."""
     columns, views = data["columns"], data.get("views", {})
     fired = fires(book, columns) & valid[:, None]
     possible = fires(book, columns, unknown=True) & valid[:, None]
@@ -294,10 +324,11 @@ def _sums(
     if book.schema.exclusive:
         allowed = ~forbidden(book, columns) & valid[:, None]
         left = allowed.sum(1, keepdims=True)
-        # Linear in the probabilities: of the allowed classes, how many violate the rule.
+        # The violation is linear in the probabilities: this is the number of allowed classes that
+        # violate the rule.
         violating = broken(allowed.astype(jnp.float32))
         out["contradicts"] = (fired & (violating > left - 0.5)).sum(0)
-        out["hopeless"] = (valid & ~allowed.any(1)).sum()
+        out["no_class_left"] = (valid & ~allowed.any(1)).sum()
     if paired:
         each = fired.astype(jnp.float32)
         out["together"] = each.T @ each
@@ -307,7 +338,7 @@ def _sums(
 
 
 def _clashes(book: Book, columns: Any, valid: Any, shown: Any, parts: dict[str, Any]) -> Any:
-    """For each pair of rules, on how many rows they leave no class between them."""
+    """For each pair of rules, the number of rows where they forbid all classes together."""
     pieces = book.pieces
     applies = fires(dataclasses.replace(book, fires=pieces.guard), columns) & valid[:, None]
     padding = jnp.ones((len(valid), 1), bool)
@@ -327,6 +358,8 @@ def _clashes(book: Book, columns: Any, valid: Any, shown: Any, parts: dict[str, 
 
 
 def _row(book: Book, i: int, sums: dict[str, Any], rows: int, sides: Any) -> dict[str, Any]:
+    """The statistics of rule ``i``."""
+
     def ratio(a: Any, b: Any) -> float | None:
         return float(a / b) if b else None
 
@@ -358,7 +391,7 @@ def _row(book: Book, i: int, sums: dict[str, Any], rows: int, sides: Any) -> dic
 
 
 def _strength(book: Book, i: int) -> float | str:
-    """A rule's log-odds, or that it is hard."""
+    """A rule's log-odds, or "hard"."""
     return "hard" if bool(book.hard[i]) else float(book.strengths[i])
 
 
@@ -367,7 +400,7 @@ def _summary(sums: dict[str, Any], rows: int) -> dict[str, Any]:
         "covered": float(sums["covered"] / rows) if rows else 0.0,
         "rules_per_row": float(sums["fires"].sum() / rows) if rows else 0.0,
         "hard_violated": int(sums["hard_violated"]) if "hard_violated" in sums else None,
-        "hopeless": int(sums["hopeless"]) if "hopeless" in sums else None,
+        "no_class_left": int(sums["no_class_left"]) if "no_class_left" in sums else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""Why a prediction came out as it did: which rules fired, and what each one changed."""
+"""Explanations of single predictions: which rules fired, and how each changed the prediction."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from distill_jax.rules.logic.evaluation import fires, violation
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What ``explain`` found, as plain data that JSON can hold.
+    """The results of ``explain``, as plain data that can be written as JSON.
 
     Attributes:
-      rows: One mapping for each rule that fires, the most effective first, then for each that is
-        silent because of a missing value.
-      summary: Probabilities before and after the rules, and the predictions.
+      rows: One mapping per rule that fires, those with the largest effect first, then one per rule
+        that is silent because of a missing value.
+      summary: The predictions and probabilities before and after the rules.
     """
 
     rows: list[dict[str, Any]]
@@ -40,34 +40,45 @@ def explain(
     strengths: Any = None,
     views: Views | None = None,
 ) -> Explanation:
-    """Which rules fired on one example, and by how much each moved the prediction.
+    """Which rules fired on one example, and how much each changed the prediction.
+
+    Every row holds ``rule``, ``text``, ``strength`` (log-odds, or "hard") and ``silent``: whether
+    the rule does not fire but would for some value in place of a missing one.
 
     With exclusive classes the prediction is that of ``project``: the model's probabilities p,
-    corrected to q by the rules. For each rule that fires:
+    corrected to q by the rules. Each row also holds
 
-    - ``violated``: whether the class that the model alone predicts violates it (its violation, if
-      it depends on another view or a soft comparison);
+    - ``violated``: whether the class that the model alone predicts violates the rule (a number, the
+      violation, if it depends on another view or a soft comparison);
     - ``against``: the classes that violate it;
-    - ``moved``: log-odds that it adds to the corrected prediction against the next best class; None
-      for a hard rule, whose log-odds are infinite where it forbids;
-    - ``probability`` of the corrected prediction under q, ``without`` this rule alone, and the
-      ``change``, the difference.
+    - ``moved``: the log-odds that it adds to the corrected prediction relative to the next best
+      class; None for a hard rule, whose log-odds are infinite;
+    - ``probability`` of the corrected prediction under q, the same ``without`` this rule, and their
+      difference, ``change``.
 
-    With label sets nothing is corrected; the rows say which rules are ``violated`` by the labels
-    with a logit above 0, the ``violation`` at the model's probabilities, and, to first order, the
-    label that the rule pushes most (``label``) and how far (``moved``: the log-odds by which one
-    step down strength · violation moves it; a hard rule is taken to have strength 1).
+    The summary holds ``prediction`` and ``next_best`` under q, ``before``, the prediction under p,
+    both ``probabilities`` and ``probabilities_before``, by class, and ``no_class_left``: whether
+    hard rules forbid every class, and are ignored.
+
+    With label sets nothing is corrected. The rows hold whether the rule is ``violated`` by the
+    labels with a logit above 0, its ``violation`` at the model's probabilities, and the effect of
+    one gradient step on strength · violation with respect to the logits: the ``label`` whose logit
+    changes most, and by how much it has ``moved`` (a hard rule counts as one of strength 1). The
+    summary holds ``prediction``, the labels with a logit above 0, and ``probabilities``.
 
     Args:
       book: The rules.
-      example: A row by column, a table with one row, or columns from ``encode``: ``[columns]`` or
-        ``[1, columns]``.
-      logits: What the model says, ``[classes]``.
-      strengths: In place of the book's own, ``[rules]``.
-      views: The model's logits on other views, ``[classes]``, where the rules use them.
+      example: A mapping from columns to values, a table with one row, or columns from ``encode``,
+        ``[columns]`` or ``[1, columns]``.
+      logits: The model's logits, ``[classes]``.
+      strengths: Log-odds of the rules that replace the book's own, ``[rules]``.
+      views: The model's logits on other views, ``[classes]`` each, by name, if the rules use them.
+
+    Returns:
+      An ``Explanation``: a row per rule that fires or is silent, and a summary.
 
     Raises:
-      ValueError: if there is more than one row, or a shape does not fit.
+      ValueError: if there is more than one row, for other shapes, or a missing view.
 
     Example:
       >>> from distill_jax.rules import Column, Schema, bind
@@ -84,7 +95,7 @@ def explain(
     single = {name: getattr(view, "logits", view) for name, view in (views or {}).items()}
     _checks.shape((classes,), **{f"views[{name!r}]": x for name, x in single.items()})
     batched = {name: jnp.asarray(x)[None] for name, x in single.items()}
-    z, columns, seen = _inputs.prepared(book, jnp.asarray(logits)[None], columns, batched)
+    z, columns, view_logits = _inputs.prepared(book, jnp.asarray(logits)[None], columns, batched)
     strengths = np.asarray(book.strengths if strengths is None else strengths, np.float64)
     _checks.shape((len(book),), strengths=strengths)
     _checks.finite(strengths=strengths)
@@ -92,21 +103,25 @@ def explain(
     strengths = np.where(hard, 0.0, strengths)
     fired, possible = (np.asarray(x[0]) for x in _fires_and_may_fire(book, columns))
     if book.schema.exclusive:
-        found = _classes(book, columns, np.asarray(z[0], np.float64), strengths, seen)
+        logits = np.asarray(z[0], np.float64)
+        rows, summary = _of_classes(book, columns, logits, strengths, view_logits)
     else:
-        found = _labels(book, columns, z, np.where(hard, 1.0, strengths), seen)
-    rows, summary = found
+        finite = np.where(hard, 1.0, strengths)
+        rows, summary = _of_labels(book, columns, z, finite, view_logits)
     names = book.names
     kept = []
     for i, row in enumerate(rows):
         silent = bool(possible[i] and not fired[i])
-        # Soft comparisons reach beyond where a rule fires.
+        # With soft comparisons, a rule also has an effect near the rows where it fires.
         if not (fired[i] or silent or row["moved"]):
             continue
-        said = "hard" if hard[i] else float(strengths[i])
-        kept.append(
-            {"rule": names[i], "text": str(book.rules[i]), "strength": said, "silent": silent} | row
-        )
+        common = {
+            "rule": names[i],
+            "text": str(book.rules[i]),
+            "strength": "hard" if hard[i] else float(strengths[i]),
+            "silent": silent,
+        }
+        kept.append(common | row)
     kept.sort(key=lambda row: (row["silent"], -abs(row.get("change", row["moved"] or 0.0))))
     return Explanation(kept, summary)
 
@@ -125,25 +140,26 @@ def _row(book: Book, example: Any) -> np.ndarray:
     expected = (1, number_of_columns(book))
     if columns.shape != expected:
         raise ValueError(
-            f"example must be one row, with {expected[1]} encoded columns, got {columns.shape}"
+            f"example must be one row with {expected[1]} encoded columns, got shape {columns.shape}"
         )
     return columns
 
 
-def _classes(
-    book: Book, columns: Any, z: np.ndarray, strengths: np.ndarray, seen: Mapping[str, Any]
+def _of_classes(
+    book: Book, columns: Any, z: np.ndarray, strengths: np.ndarray, views: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of all rules and the summary, over exclusive classes."""
     classes, hard = book.schema.classes, np.asarray(book.hard)
     k = len(classes)
-    repeated = {name: jnp.repeat(x, k, 0) for name, x in seen.items()}
+    repeated = {name: jnp.repeat(x, k, 0) for name, x in views.items()}
     by_class = _violations(book, jnp.repeat(columns, k, 0), jnp.eye(k), repeated)
     violated = np.asarray(by_class, np.float64)  # [classes, rules]
-    if book.info.soft:  # what hard rules forbid is crisp
+    if book.info.soft:  # hard rules forbid by crisp comparisons
         by_class = _violations(crisp(book), jnp.repeat(columns, k, 0), jnp.eye(k), repeated)
         violated = np.where(hard, by_class, violated)
 
     def corrected(use: np.ndarray) -> np.ndarray:
-        """Probabilities with some of the rules; hard ones that leave nothing are ignored."""
+        """Probabilities under some of the rules; hard rules that leave no class are ignored."""
         scores = z - violated @ np.where(use, strengths, 0.0)
         out = (violated[:, use & hard] > 0.5).any(1)
         if (~out & ~np.isneginf(scores)).any():
@@ -159,11 +175,11 @@ def _classes(
     for i in range(len(book)):
         without = corrected(everything & (np.arange(len(book)) != i))
         own = violated[int(before.argmax()), i]
-        decided = own in (0.0, 1.0)
+        is_certain = own in (0.0, 1.0)
         moved = float(strengths[i] * (violated[rival, i] - violated[best, i]))
         rows.append(
             {
-                "violated": bool(own) if decided else float(own),
+                "violated": bool(own) if is_certain else float(own),
                 "against": [classes[j] for j in range(k) if violated[j, i] > 0],
                 "moved": None if hard[i] else moved,
                 "probability": float(after[best]),
@@ -177,31 +193,32 @@ def _classes(
         "before": classes[int(before.argmax())],
         "probabilities": dict(zip(classes, after.tolist(), strict=True)),
         "probabilities_before": dict(zip(classes, before.tolist(), strict=True)),
-        "hopeless": bool((violated[:, hard] > 0.5).any(1).all()),
+        "no_class_left": bool((violated[:, hard] > 0.5).any(1).all()),
     }
     return rows, summary
 
 
-def _labels(
-    book: Book, columns: Any, z: Any, strengths: np.ndarray, seen: Mapping[str, Any]
+def _of_labels(
+    book: Book, columns: Any, z: Any, strengths: np.ndarray, views: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of all rules and the summary, over label sets."""
     classes = book.schema.classes
     p = _predictions.probabilities(book, z)
     predicted = _predictions.predicted(book, z).astype(jnp.float32)
-    by_view = {name: _predictions.predicted(book, x) for name, x in seen.items()}
-    shown = {name: _predictions.certain(book, x) for name, x in by_view.items()}
-    broken = np.asarray(_violations(book, columns, predicted, shown)[0])
-    now, pulls = jax.device_get(_pulls(book, columns, z, dict(seen)))
+    by_view = {name: _predictions.predicted(book, x) for name, x in views.items()}
+    as_logits = {name: _predictions.certain(book, x) for name, x in by_view.items()}
+    violated = np.asarray(_violations(book, columns, predicted, as_logits)[0])
+    at_p, gradients = jax.device_get(_violation_and_gradient(book, columns, z, dict(views)))
     rows = []
     for i in range(len(book)):
-        push = -strengths[i] * pulls[i]
-        most = int(np.abs(push).argmax())
+        step = -strengths[i] * gradients[i]
+        most = int(np.abs(step).argmax())
         rows.append(
             {
-                "violated": bool(broken[i] > 0.5),
-                "violation": float(now[i]),
-                "label": classes[most] if push[most] else None,
-                "moved": float(push[most]),
+                "violated": bool(violated[i] > 0.5),
+                "violation": float(at_p[i]),
+                "label": classes[most] if step[most] else None,
+                "moved": float(step[most]),
             }
         )
     summary = {
@@ -213,7 +230,7 @@ def _labels(
 
 @jax.jit
 def _fires_and_may_fire(book: Book, columns: Any) -> tuple[Any, Any]:
-    """Where rules fire, and where they would with missing values taken for what is asked."""
+    """Where rules fire, and where they would if atoms over missing values held."""
     return fires(book, columns), fires(book, columns, unknown=True)
 
 
@@ -223,11 +240,11 @@ def _violations(book: Book, columns: Any, probabilities: Any, views: Any) -> Any
 
 
 @jax.jit
-def _pulls(book: Book, columns: Any, z: Any, views: Any) -> tuple[Any, Any]:
-    """Violation of each rule, ``[rules]``, and its derivatives by the logits."""
+def _violation_and_gradient(book: Book, columns: Any, z: Any, views: Any) -> tuple[Any, Any]:
+    """Each rule's violation, ``[rules]``, and its gradient to the logits, ``[rules, labels]``."""
 
     def at(z: Any) -> Any:
         return violation(book, columns, _predictions.probabilities(book, z), views=views)[0]
 
-    now, back = jax.vjp(at, z)
-    return now, jax.lax.map(lambda row: back(row)[0][0], jnp.eye(len(book)))
+    value, pull_back = jax.vjp(at, z)
+    return value, jax.lax.map(lambda row: pull_back(row)[0][0], jnp.eye(len(book)))

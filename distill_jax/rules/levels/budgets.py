@@ -1,4 +1,4 @@
-"""Dual ascent: weights of rules that keep their mean violations within a budget."""
+"""Dual ascent: rule weights that adapt until the mean violations meet a budget."""
 
 from __future__ import annotations
 
@@ -30,28 +30,38 @@ def dual_ascent(
 ) -> Term:
     r"""A term that adapts the weight of each rule until its mean violation meets a budget.
 
-    The penalty is Σ multiplier · violation. After each step a rule's multiplier moves by
-    ``step_size`` times what its mean violation in the batch exceeds the budget by, and stays >= 0:
-    it grows while the rule is violated too often, and returns to 0 once it is not. (Gradient ascent
-    on the multipliers of the Lagrangian of "mean violation at most the budget".)
+    The penalty is Σ multiplier · violation. In each step, a rule's multiplier changes by
+    ``step_size · (mean violation in the batch − budget)``, and is clipped at 0: it grows while the
+    rule is violated more than the budget allows, and shrinks otherwise. (This is gradient ascent on
+    the multipliers of the Lagrangian of "mean violation <= budget".)
 
-    The multipliers are the term's state, ``{"multipliers": [rules]}``, from 0. No gradient passes
-    to them. Since they depend on the mean over a batch, the term cannot be
-    computed on part of a batch.
+    The multipliers are the term's state, ``{"multipliers": [rules]}``, and start at 0. No gradient
+    passes to them. Since they depend on the mean over a batch, the term couples the examples: it
+    cannot be computed on parts of a batch.
 
     Args:
       name: The term's name.
-      weight: A factor for the penalty; 1 unless there is a reason.
+      weight: A factor for the penalty; usually 1.
       book: The rules. Their strengths are ignored.
-      budget: The mean violation, over all rows that count, that is allowed: a number, ``[rules]``,
-        or a schedule. 0 is never reached exactly: the multipliers then only grow.
-      step_size: How fast multipliers move, > 0.
+      budget: The largest mean violation that is allowed, over all rows that count, in [0, 1]: a
+        number, ``[rules]``, or a schedule. With 0, which is never reached exactly, the multipliers
+        only grow.
+      step_size: The step size of the multipliers, > 0: a number or a schedule.
       where: Rows that count, as in ``term``; the others are left out of the mean.
       reads: As in ``encourage``.
+
+    Returns:
+      A term for ``Objective``.
 
     Raises:
       ValueError: for a budget outside [0, 1] or of another shape, or a step size that is not
         positive.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> book = bind("age > 60 => sick", Schema((Column("age"),), ("well", "sick")))
+      >>> dual_ascent("rules", 1.0, book, budget=0.05, step_size=0.1).name
+      'rules'
 
     References:
       Nandwani et al., `A Primal-Dual Formulation for Deep Learning with Constraints
@@ -92,7 +102,7 @@ def _ascend(
     step_size: Any,
     where: Any = None,
 ) -> tuple[Array, State]:
-    """The penalty at the multipliers, and the multipliers after a step."""
+    """The penalty with the current multipliers, and the updated multipliers."""
     each = each_penalty(student_logits, columns, views, rules, "linear", where)
     multipliers = jax.lax.stop_gradient(state["multipliers"])
     rows = _inputs.masked(weighted_sum(each, multipliers[None, :]), where)

@@ -1,19 +1,20 @@
-r"""Hard rules that a model cannot violate, by the construction of its last layer.
+r"""Hard rules that a model satisfies by construction, through its last layer.
 
-Exclusive classes: those that the hard rules forbid on an example get the logit ``-inf``, and so
-probability 0. The loss of a label that is allowed stays finite, and a model may be trained so.
+Exclusive classes: classes that the hard rules forbid on an example get the logit ``-inf``, and
+hence probability 0. The loss stays finite for labels that are allowed, so that the model can be
+trained with the constraint.
 
 Label sets: a hard rule must be an implication whose head is a label (or several, joined by
 ``and``), and whose body joins labels and conditions on columns by ``and``; a body of labels alone
-may use ``or``, and ``a <=> b`` is read both ways. Each label's logit becomes the largest of its own
-and of what implies it,
+may use ``or``, and ``a <=> b`` is read as two implications. Each label's logit becomes the maximum
+of its own and those of the bodies that imply it,
 
 .. math:: z'_b = \max\Big(z_b, \max_{a_1 \wedge \dots \wedge a_n \Rightarrow b}
     \min(z'_{a_1}, \dots, z'_{a_n})\Big),
 
-so that at any threshold at which a body holds, its head does. For a hierarchy (``genus/species =>
-genus``) that is the max-constraint module of C-HMCNN. A label that a condition on columns implies
-by itself gets the logit ``SURE``.
+so that a head is predicted at every threshold at which its body is. For a hierarchy
+(``genus/species => genus``) this is the max-constraint module of C-HMCNN. A label that a condition
+on columns implies by itself gets the logit ``SURE``.
 
 References:
   Giunchiglia and Lukasiewicz, `Coherent Hierarchical Multi-Label Classification Networks
@@ -50,29 +51,30 @@ SURE = 1e4
 
 
 def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs.identity) -> Model:
-    """A model that cannot violate the book's hard rules.
+    """A model whose predictions satisfy the book's hard rules by construction.
 
     It has the parameters and the state of ``model``. Rules that are not hard are ignored.
 
-    Over exclusive classes, where hard rules contradict each other on an example so that no class is
-    left, they are ignored there. A label that hard rules forbid has an infinite loss: leave such
-    rows out of the loss on labels, with a ``where`` made from ``forbidden``, or correct them.
-    Over label sets train ``model`` itself with ``max_constraint_loss``, as in the paper, and
-    enforce the rules on what comes out, or train the enforced model with any loss.
+    Over exclusive classes, hard rules are ignored on an example where they leave no class. The loss
+    of a label that hard rules forbid is infinite: mask such rows in the loss, with a ``where`` made
+    from ``forbidden``, or correct their labels. Over label sets, either train ``model`` itself with
+    ``max_constraint_loss``, as in the paper, and enforce the rules on the trained model, or train
+    the enforced model with any loss.
 
     Args:
-      model: Its classes are the book's, in the same order.
-      book: With one hard rule or more.
-      columns: A function from the model's inputs to the encoded columns; define it once, at module
-        level. By default they are the inputs. Where those may hold NaN, for missing values, the
-        model has to cope with it.
+      model: A model of the book's classes, in the same order.
+      book: A book with at least one hard rule.
+      columns: A function from the model's inputs to the encoded columns ``[batch, columns]``; by
+        default the inputs themselves, in which case the model must accept NaN if values may be
+        missing. Define the function once, at module level, so that equal models compile once.
 
     Returns:
-      A model; made twice from the same arguments, it compiles once.
+      A model with the logits ``[batch, classes]`` constrained as the module describes. Models made
+      from equal arguments are equal, and compile once.
 
     Raises:
-      ValueError: if classes differ, or no rule is hard.
-      RuleError: for a hard rule over label sets that is no implication as above; it is named.
+      ValueError: if the classes differ, or no rule is hard.
+      RuleError: for a hard rule over label sets that is not an implication as the module describes.
 
     Example:
       >>> from distill_jax.models import logistic_regression
@@ -88,7 +90,7 @@ def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs
     if not any(rule.strength.kind == "hard" for rule in book.rules):
         raise ValueError("enforce needs a hard rule, and the book has none: write [hard] before it")
     if not book.schema.exclusive:
-        clauses(book)  # complains about what cannot be enforced
+        clauses(book)  # raises for rules that cannot be enforced
     return dataclasses.replace(
         model, apply=_Enforced(model.apply, book, columns), classes=classes, exact_inputs=True
     )
@@ -97,15 +99,19 @@ def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs
 def max_constraint(
     book: Book, columns: Float[Any, "batch columns"] | None, logits: Float[Array, "batch labels"]
 ) -> Float[Array, "batch labels"]:
-    """Logits of labels that satisfy the hard implications: see the module.
+    """Logits of labels that satisfy the hard implications; see the module.
 
     Args:
       book: Rules over label sets.
-      columns: From ``encode``; None where no hard rule looks at columns.
-      logits: ``[batch, labels]``; or anything else that grows with the probability.
+      columns: From ``encode``; None if no hard rule depends on columns.
+      logits: ``[batch, labels]``, or any increasing function of the probabilities.
+
+    Returns:
+      ``[batch, labels]``, nowhere less than ``logits``.
 
     Raises:
-      RuleError: for a hard rule that is no implication of labels.
+      RuleError: for a hard rule that is not an implication between labels.
+      ValueError: if a hard rule depends on columns and ``columns`` is None.
     """
     found = clauses(book)
     if not found.rule.size:
@@ -131,25 +137,38 @@ def max_constraint_loss(
     columns: Float[Any, "batch columns"] | None = None,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
-    r"""The max-constraint loss: cross-entropy that teaches a label by those that may stand for it.
+    r"""The max-constraint loss of C-HMCNN: cross-entropy for labels under hard implications.
 
     .. math:: -\sum_b \Big( y_b \ln \max_{a \Rightarrow b} y_a h_a
         + (1 - y_b) \ln (1 - \max_{a \Rightarrow b} h_a) \Big)
 
-    where h are the sigmoids of the student's own logits, and each label implies itself. Plain
-    cross-entropy on the constrained output would teach a present label through an absent one whose
-    output happens to be larger.
+    where h are the sigmoids of the unconstrained logits, and each label implies itself. Plain
+    cross-entropy on the constrained logits would, for a present label, raise the logit of an absent
+    label that implies it, if that one happens to be larger.
 
     Args:
-      student_logits: Of the model without its constraint, ``[batch, labels]``.
+      student_logits: Logits of the model without its constraint, ``[batch, labels]``.
       targets: Which labels are present, ``[batch, labels]``: booleans, or numbers in [0, 1].
       rules: A book over label sets, with hard implications.
-      columns: From ``encode``, where hard rules look at columns.
-      where: Rows to count; the others get loss 0 and gradient 0.
+      columns: From ``encode``, ``[batch, columns]``; needed if hard rules depend on columns.
+      where: Rows that count, ``[batch]``; masked rows contribute neither loss nor gradient.
 
     Returns:
-      Nats, ``[batch]``: the sum over labels, as in the paper. Its code takes the mean over labels.
-      Infinite for a present label at the logit ``-inf`` that no other may stand for.
+      The loss of each example in nats, ``[batch]``: the sum over labels, as in the paper; the
+      authors' code takes the mean over labels. Infinite for a present label with the logit ``-inf``
+      if no present label with a finite logit implies it.
+
+    Raises:
+      RuleError: for a hard rule that is not an implication between labels.
+      ValueError: for shapes that do not match, or if columns are needed and not given.
+
+    Example:
+      >>> from distill_jax.rules import Schema, bind
+      >>> schema = Schema((), ("cat", "animal"), exclusive=False)
+      >>> book = bind("[hard] cat => animal", schema)
+      >>> logits = jnp.array([[0.0, -2.0]])  # constrained: the animal's logit is 0, too
+      >>> print(max_constraint_loss(logits, jnp.array([[True, True]]), rules=book))
+      [1.3862944]
 
     References:
       Giunchiglia and Lukasiewicz, 2020, section 3.2, and ``train.py`` of ``EGiunchiglia/C-HMCNN``.
@@ -165,11 +184,11 @@ def max_constraint_loss(
         logits, y = jnp.where(keep, logits, 0.0), jnp.where(keep, y, 0.0)
         columns = None if columns is None else jnp.where(keep, columns, 0.0)
     present = y > 0
-    shown = _predictions.log_sigmoid(logits) + jnp.log(jnp.where(present, y, 1.0))
-    shown = max_constraint(rules, columns, jnp.where(present, shown, -jnp.inf))
-    shown = jnp.minimum(shown, 0.0)  # SURE is a logit
+    log_p = _predictions.log_sigmoid(logits) + jnp.log(jnp.where(present, y, 1.0))
+    log_p = max_constraint(rules, columns, jnp.where(present, log_p, -jnp.inf))
+    log_p = jnp.minimum(log_p, 0.0)  # SURE is a logit, and this is a log-probability
     absent = -_predictions.log_sigmoid(-max_constraint(rules, columns, logits))
-    missed = jnp.where(present, -y * jnp.where(present, shown, 0.0), 0.0)
+    missed = jnp.where(present, -y * jnp.where(present, log_p, 0.0), 0.0)
     wrong = jnp.where(y < 1, (1.0 - y) * jnp.where(y < 1, absent, 0.0), 0.0)
     return _inputs.masked((missed + wrong).sum(1), where)
 
@@ -178,13 +197,13 @@ class Clauses(NamedTuple):
     """Hard implications between labels, as arrays.
 
     Attributes:
-      bodies: The labels of each clause's body, filled up with the number of labels,
+      bodies: The labels of each clause's body, padded with the number of labels,
         ``[clauses, parts]``.
-      rule: Which rule, ``[clauses]``.
-      guarded: Whether it looks at columns, ``[clauses]``.
-      of_label: The clauses that imply each label, filled up with the number of clauses,
+      rule: The rule that each clause comes from, ``[clauses]``.
+      guarded: Whether the clause depends on columns, ``[clauses]``.
+      of_label: The clauses that imply each label, padded with the number of clauses,
         ``[labels, most]``.
-      rounds: How often to apply them all until nothing changes any more.
+      rounds: How many times to apply all clauses until the logits no longer change.
     """
 
     bodies: Integer[np.ndarray, "clauses parts"]
@@ -198,7 +217,7 @@ def clauses(book: Book) -> Clauses:
     """The hard rules of a book over label sets, as implications.
 
     Raises:
-      RuleError: naming a hard rule that is none.
+      RuleError: for a hard rule that is not such an implication, with its text.
     """
     return _clauses(book.info)
 
@@ -228,7 +247,7 @@ def _clauses(info: Info) -> Clauses:
 
 
 class _Horn:
-    """Reads one hard rule as implications: ``(labels of the body, head, looks at columns)``."""
+    """Reads a hard rule as implications: ``(labels of the body, head, depends on columns)``."""
 
     def __init__(self, rule: f.Rule, info: Info):
         self.rule, self.labels = rule, set(info.schema.classes)
@@ -266,11 +285,11 @@ class _Horn:
         return names
 
     def _bodies(self, body: Any) -> list[frozenset[str]]:
-        """The labels of a body, for each way in which it may hold."""
+        """The labels of a body: one set per conjunction of its disjunctive normal form."""
         if self._is_label(body):
             return [frozenset([body.name])]
         if not self._on_labels(body):
-            return [frozenset()]  # ``fires`` says where it holds
+            return [frozenset()]  # the guard, from ``fires``, is where it holds
         if isinstance(body, f.And):
             ways = [self._bodies(part) for part in body.parts]
             return [frozenset[str]().union(*parts) for parts in itertools.product(*ways)]
@@ -290,7 +309,7 @@ class _Horn:
         )
 
     def _leaves(self, tree: Any) -> Iterator[f.Name | f.Of]:
-        """Names of columns and labels, and predictions on views, in a tree."""
+        """Names of columns and labels, and predictions on views, in a formula."""
         if isinstance(tree, f.Name) and tree.name in self.clauses_of:
             tree = tuple(self.clauses_of[tree.name])
         if isinstance(tree, f.Name | f.Of):
@@ -302,14 +321,14 @@ class _Horn:
     def _refused(self) -> RuleError:
         return rule_error(
             self.rule,
-            "over label sets only hard implications from labels, and conditions on columns, to "
-            "labels can be enforced, joined by and; hold this rule with encourage, or give it a "
-            "strength",
+            "over label sets, only hard implications can be enforced whose body joins labels and "
+            "conditions on columns by and, and whose head is labels; use encourage for this rule, "
+            "or give it a finite strength",
         )
 
 
 def _rounds(edges: Sequence[tuple[Sequence[int], int]], labels: int) -> int:
-    """How many rounds it takes: the longest chain of implications."""
+    """The number of rounds until nothing changes: the longest chain of implications."""
     settled = np.zeros(labels, int)
     heads = len({head for _, head in edges})
     for _ in range(heads + 1):
@@ -318,23 +337,25 @@ def _rounds(edges: Sequence[tuple[Sequence[int], int]], labels: int) -> int:
             settled[head] = max(settled[head], 1 + max((before[a] for a in body), default=0))
         if (settled == before).all():
             return int(settled.max(initial=0))
-    return heads  # a circle, in which a chain without repetition visits each head once at most
+    return heads  # a cycle: a chain without repetition visits each head at most once
 
 
 def _guards(
     book: Book, found: Clauses, columns: Any, logits: Array
 ) -> Bool[Array, "batch clauses"]:
+    """Where the conditions on columns of each clause hold."""
     if not found.guarded.any():
         return jnp.ones((logits.shape[0], len(found.rule)), bool)
     if columns is None:
         first = book.rules[found.rule[found.guarded.argmax()]]
-        raise ValueError(f"columns are needed, since a hard rule looks at them: {first}")
+        raise ValueError(f"columns are needed, since a hard rule depends on them: {first}")
     return fires(book, columns)[:, found.rule] | ~jnp.asarray(found.guarded)[None, :]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Enforced:
-    """Equal for the same model and book, so that a model made twice is compiled once."""
+    """An ``apply`` function that enforces hard rules; equal for equal arguments, so that models
+    made from them share compiled programs."""
 
     apply: Callable[..., tuple[Outputs, State]]
     book: Book
@@ -346,5 +367,5 @@ class _Enforced:
         outputs, state = self.apply(params, state, inputs, key=key, train=train)
         logits, columns = outputs.logits, _inputs.float32_or_wider(self.columns(inputs))
         _checks.shape((columns.shape[0], len(self.book.schema.classes)), logits=logits)
-        safe = hold if self.book.schema.exclusive else max_constraint
-        return outputs._replace(logits=safe(self.book, columns, logits)), state
+        constrain = hold if self.book.schema.exclusive else max_constraint
+        return outputs._replace(logits=constrain(self.book, columns, logits)), state

@@ -1,4 +1,4 @@
-r"""Rules as penalties: what violated rules add to the objective.
+r"""Rules as penalties: terms of the objective that grow with the violation of rules.
 
 The penalty of an example is a weighted sum over the rules of one of these:
 
@@ -6,16 +6,17 @@ The penalty of an example is a weighted sum over the rules of one of these:
   where the model is certain of a violation.
 - ``"log"``: −log of the truth (the semantic loss). Its gradient is largest there. Infinite, with
   gradient 0, where no class of non-zero probability satisfies the rule.
-- ``"squared"``: the violation squared, which weighs large violations most.
+- ``"squared"``: the violation squared, which gives large violations the largest weight.
 
 By default a rule's weight is its strength, and
 
-- a hard rule has ``HARD_WEIGHT``, since a penalty cannot forbid; see ``enforce`` and ``project``;
+- a hard rule has ``HARD_WEIGHT``, since a penalty cannot exclude a class; see ``enforce`` and
+  ``project``;
 - a rule marked ``[learn]`` has weight 1, like a rule without a strength: minimising a penalty over
-  its own weight would give 0. ``teach`` learns strengths from labels, and
-  ``dual_ascent`` finds the weights that keep to a budget;
-- a rule with a negative strength is refused: as a penalty it would reward violations, without
-  bound. ``teach`` and ``project`` take it.
+  its own weight would give 0. ``teach`` learns strengths from labels, and ``dual_ascent`` adapts
+  weights until the violations meet a budget;
+- a negative strength raises an error: such a penalty would reward violations, without bound.
+  ``teach`` and ``project`` accept negative strengths.
 
 ``columns`` come from ``encode``; ``views`` are the student's logits (or ``Outputs``) on other views
 of the examples, by name. No gradient passes to them.
@@ -44,7 +45,7 @@ from distill_jax.rules.logic.evaluation import violation, weighted_violation
 from distill_jax.rules.logic.logarithms import log_sum_exp, log_truth
 
 HARD_WEIGHT = 10.0
-"""The weight of a hard rule in a penalty, as log-odds: 22,000 to 1."""
+"""The weight of a hard rule in a penalty, in log-odds: odds of 22,000 to 1."""
 
 Kind = Literal["linear", "log", "squared"]
 KINDS = ("linear", "log", "squared")
@@ -60,24 +61,26 @@ def penalty(
     weights: Float[Any, " rules"] | None = None,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
-    """The penalty of each example: a weighted sum over the rules.
+    """The penalty of each example: a weighted sum over the rules of how much it violates them.
 
     Args:
-      student_logits: Of exclusive classes or of labels, ``[batch, classes]``.
-      columns: From ``encode``; NaN for a missing value.
-      views: The student's logits on other views; {} where the rules use none.
+      student_logits: Logits of exclusive classes or of labels, ``[batch, classes]``.
+      columns: From ``encode``, ``[batch, columns]``; NaN for a missing value.
+      views: The student's logits on other views, ``[batch, classes]`` each, by name; ``{}`` if the
+        rules use none.
       rules: The book.
-      kind: See the module.
-      weights: In place of the rules' strengths, ``[rules]``, >= 0; see the module.
-      where: Rows to count; the others contribute neither value nor gradient.
+      kind: ``"linear"``: the violation; ``"log"``: −log of the truth, the semantic loss;
+        ``"squared"``: the violation squared.
+      weights: Weights that replace the rules' strengths, ``[rules]``, >= 0.
+      where: Rows that count, ``[batch]``; masked rows contribute neither value nor gradient.
 
     Returns:
-      ``[batch]``, not reduced, float32 or better. Gradients reach the logits, the weights and,
-      through soft comparisons, the columns.
+      The penalty of each example, ``[batch]``, in float32 or wider. Gradients reach the logits, the
+      weights and, through soft comparisons, the columns.
 
     Raises:
-      ValueError: for other shapes, a missing view, or a weight below 0 that is known beforehand (a
-        traced strength below 0 counts as 0).
+      ValueError: for other shapes, an unknown kind, a missing view, or a negative weight (a traced
+        negative strength counts as 0).
 
     Example:
       >>> from distill_jax.rules import Column, Schema, bind
@@ -86,7 +89,7 @@ def penalty(
       >>> print(penalty(jnp.zeros((2, 2)), jnp.array([[70.0], [50.0]]), {}, rules=book))
       [1. 0.]
     """
-    _kind(kind)
+    _check_kind(kind)
     own = _weights(rules, weights)
     if kind == "log":
         each = each_penalty(student_logits, columns, views, rules, kind, where)
@@ -112,11 +115,23 @@ def batch_penalty(
     weights: Float[Any, " rules"] | None = None,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
-    """−log of the mean truth over the batch, the same in each row; it couples examples.
+    """−log of the mean truth over the batch, the same value in each row; it couples the examples.
 
-    What the code of Xu et al. optimises on sushi and grids (``complex_constraints/*_net.py`` of
-    ``UCLA-StarAI/Semantic-Loss``), in place of the paper's mean of −log: examples that violate a
-    rule hopelessly weigh little in it. Never above ``penalty(..., kind="log")``.
+    This is what Xu et al.'s code optimises for preference rankings and grids
+    (``complex_constraints/*_net.py`` of ``UCLA-StarAI/Semantic-Loss``), instead of the paper's mean
+    of −log: examples with a truth near 0 have little influence on it. It is at most the mean of
+    ``penalty(..., kind="log")``.
+
+    Args:
+      student_logits: Logits of exclusive classes or of labels, ``[batch, classes]``.
+      columns: From ``encode``, ``[batch, columns]``.
+      views: The student's logits on other views, as in ``penalty``.
+      rules: The book.
+      weights: Weights that replace the rules' strengths, ``[rules]``, >= 0.
+      where: Rows that count, ``[batch]``; the others are left out of the mean, and get 0.
+
+    Returns:
+      ``[batch]``, float32 or wider.
     """
     each = -each_penalty(student_logits, columns, views, rules, "log", where)
     keep = _inputs.rows_that_count(each, where)
@@ -138,20 +153,24 @@ def encourage(
     where: str | Callable | None = None,
     reads: Mapping[str, Any] | None = None,
 ) -> Term:
-    """A term that penalises violations.
+    """A term that penalises violations of rules; see ``penalty``.
 
     Args:
       name: The term's name.
-      weight: Its factor: a number, a traced value, or a schedule ``step -> value``.
+      weight: The term's weight: a number, a traced value, or a schedule ``step -> value``.
       book: The rules.
-      kind: ``"linear"``, ``"log"`` or ``"squared"``; see the module.
-      weights: In place of the rules' strengths: ``[rules]``, >= 0, or a schedule
-        ``step -> [rules]``.
-      coupled: With ``kind="log"``: −log of the mean truth over the batch, in place of the mean of
-        −log; see ``batch_penalty``.
+      kind: ``"linear"``, ``"log"`` or ``"squared"``, as in ``penalty``.
+      weights: Weights that replace the rules' strengths: ``[rules]``, >= 0, or a schedule
+        ``step -> [rules]``. By default a hard rule weighs ``HARD_WEIGHT``, and one marked
+        ``[learn]`` weighs 1.
+      coupled: With ``kind="log"``: −log of the mean truth over the batch, instead of the mean of
+        −log. It couples the examples of a batch.
       where: Rows that count, as in ``term``.
-      reads: Where ``columns`` come from, if not from the batch's column of that name:
-        ``{"columns": "inputs"}`` where the model's inputs are the encoded columns.
+      reads: Where the arguments are read from, as in ``term``: ``{"columns": "inputs"}`` if the
+        model's inputs are the encoded columns, which are otherwise the batch's ``columns``.
+
+    Returns:
+      A term for ``Objective``.
 
     Raises:
       ValueError: for an unknown kind, weights that do not fit the rules, or a negative strength.
@@ -162,7 +181,7 @@ def encourage(
       >>> encourage("rules", 0.5, book, reads={"columns": "inputs"}).name
       'rules'
     """
-    _kind(kind)
+    _check_kind(kind)
     if coupled and kind != "log":
         raise ValueError(f'coupled is for kind "log", got {kind!r}')
     if not callable(weights):
@@ -177,6 +196,7 @@ def encourage(
 def each_penalty(
     student_logits: Any, columns: Any, views: Any, rules: Book, kind: str, where: Any
 ) -> Float[Array, "batch rules"]:
+    """The penalty of each rule on each example, before weights and ``where`` are applied."""
     logits, columns, views = _inputs.prepared(rules, student_logits, columns, views, where)
     if kind == "log":
         return -log_truth(rules, columns, logits, views=views)
@@ -185,13 +205,14 @@ def each_penalty(
 
 
 def weighted_sum(each: Array, weights: Array) -> Array:
-    """The sum over rules; a rule of weight 0 has no say, not even an infinite one."""
+    """The weighted sum over rules, where 0 times an infinite penalty is 0."""
     weights = jnp.broadcast_to(weights, each.shape)
-    silent = (weights == 0) & jnp.isposinf(each)
-    return (weights * jnp.where(silent, 0.0, each)).sum(-1)
+    ignored = (weights == 0) & jnp.isposinf(each)
+    return (weights * jnp.where(ignored, 0.0, each)).sum(-1)
 
 
 def _weights(book: Book, weights: Any) -> Float[Array, "1 rules"]:
+    """The given weights, or those that follow from the rules' strengths."""
     if weights is not None:
         _checks.shape((len(book),), weights=weights)
         _checks.at_least(0.0, weights=weights)
@@ -201,13 +222,13 @@ def _weights(book: Book, weights: Any) -> Float[Array, "1 rules"]:
         first = int(np.argmax(known < 0))
         raise ValueError(
             f"a penalty would reward violations of a rule with a negative strength, here "
-            f"{known[first]:g}, in: {book.rules[first]}; hold it with teach or project, write down "
-            "its opposite, or pass weights"
+            f"{known[first]:g}, in: {book.rules[first]}; use teach or project for it, negate the "
+            "rule, or pass weights"
         )
     made = jnp.where(book.learn, 1.0, jnp.maximum(book.strengths, 0.0))
     return jnp.where(book.hard, HARD_WEIGHT, made)[None, :]
 
 
-def _kind(kind: str) -> None:
+def _check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")

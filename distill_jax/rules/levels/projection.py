@@ -1,20 +1,21 @@
-r"""Predictions as rules correct them.
+r"""Predictions corrected by rules: posterior regularisation.
 
-Over exclusive classes the distribution closest to the model's own under a cost for violations,
+Over exclusive classes, the distribution that minimises the KL divergence from the model's own plus
+the expected violations, each times its rule's strength, has the closed form
 
-.. math:: q(y|x) \propto p(y|x) \exp\Big(-\sum_r w_r \, \text{violation}_r(x, y)\Big),
+.. math:: q(y|x) \propto p(y|x) \exp\Big(-\sum_r w_r \, \text{violation}_r(x, y)\Big).
 
-has this closed form (posterior regularisation). Strengths :math:`w_r` are log-odds: a rule of
-strength 2 multiplies the odds of the classes that satisfy it by e². Hard rules give a class that
-violates them probability 0. So soft rules shift a prediction, and hard rules always hold.
+Strengths :math:`w_r` are log-odds: a rule of strength 2 multiplies the odds of the classes that
+satisfy it by e². A class that violates a hard rule gets probability 0. So soft rules shift a
+prediction, and hard rules always hold.
 
 - ``project`` corrects predictions;
-- ``teach`` distils the corrected distribution into the student that it is made from;
-- ``rule_teacher`` and ``corrected`` are teachers, for an objective that mixes them with others.
+- ``teach`` distils the corrected distribution into the student that it is computed from;
+- ``rule_teacher`` and ``corrected`` are teachers, which an objective can combine with others.
 
-Where hard rules leave an example no class (they contradict each other there, or leave only classes
-that the model itself excludes with a logit at ``-inf``), they are ignored for that example; the
-soft ones still count. Never NaN.
+Where hard rules leave no class for an example (they contradict each other there, or leave only
+classes that the model itself excludes with the logit ``-inf``), they are ignored for that example,
+and the soft rules still apply. The result is never NaN.
 
 Everywhere here, ``columns`` come from ``encode``, and ``views`` are the model's logits (or
 ``Outputs``) on other views of the examples, by name.
@@ -47,19 +48,21 @@ def project(
     strengths: Float[Any, " rules"] | None = None,
     views: Views | None = None,
 ) -> Float[Array, "batch classes"]:
-    """A prediction as the rules correct it.
+    """Predictions corrected by the rules, ``softmax(logits - Σ strength · violation)``.
 
     Args:
       book: Rules over exclusive classes.
-      columns: From ``encode``.
-      logits: What the model says, ``[batch, classes]``.
-      strengths: In place of the book's own, ``[rules]``; may be traced. Those of hard rules are
-        ignored.
-      views: The model's logits on other views, where the rules use them.
+      columns: From ``encode``, ``[batch, columns]``.
+      logits: The model's logits, ``[batch, classes]``.
+      strengths: Log-odds of the rules that replace the book's own, ``[rules]``; may be traced.
+        Those of hard rules are ignored.
+      views: The model's logits on other views, ``[batch, classes]`` each, by name, if the rules use
+        them.
 
     Returns:
-      Log-probabilities of the corrected distribution, ``-inf`` for classes that hard rules forbid;
-      float32 or better. Gradients reach the logits and the strengths.
+      Log-probabilities of the corrected distribution, ``[batch, classes]``, float32 or wider;
+      ``-inf`` for classes that hard rules forbid, unless they forbid all on that example. Gradients
+      reach the logits and the strengths.
 
     Raises:
       ValueError: for label sets, other shapes, or a missing view.
@@ -81,7 +84,16 @@ def project(
 def hold(
     book: Book, columns: Float[Any, "batch columns"], logits: Float[Array, "batch classes"]
 ) -> Float[Array, "batch classes"]:
-    """Logits with the classes that hard rules forbid at ``-inf``, where that leaves any class."""
+    """Logits with ``-inf`` for classes that hard rules forbid, on examples where any class is left.
+
+    Args:
+      book: Rules over exclusive classes.
+      columns: From ``encode``, ``[batch, columns]``.
+      logits: ``[batch, classes]``.
+
+    Returns:
+      ``[batch, classes]``.
+    """
     without = forbidden(book, columns)
     left = (~without & ~jnp.isneginf(logits)).any(-1, keepdims=True)
     return jnp.where(without & left, -jnp.inf, logits)

@@ -1,4 +1,4 @@
-"""Rules as teachers: alone, or correcting another teacher."""
+"""Rules as teachers: on their own, or correcting another teacher."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ def rule_teacher(
     strengths: Float[Any, " rules"] | None = None,
     columns: Callable[[Any], Any] = _inputs.identity,
 ) -> Teacher:
-    """A teacher made of rules alone: it predicts from the columns, without training.
+    """A teacher made from rules alone, without training: the prior corrected by the rules.
 
     Args:
       book: Rules over exclusive classes, without views.
-      prior: Probabilities of the classes where no rule fires, ``[classes]``; equal where None.
-      strengths: In place of the book's own, ``[rules]``.
-      columns: A function from the teacher's inputs to the encoded columns; define it once, at
-        module level. By default they are the inputs.
+      prior: Probabilities of the classes where no rule fires, ``[classes]``; uniform if None.
+      strengths: Log-odds of the rules that replace the book's own, ``[rules]``.
+      columns: A function from the teacher's inputs to the encoded columns ``[batch, columns]``; by
+        default the inputs themselves. Define it once, at module level, so that equal teachers
+        compile once.
 
     Returns:
-      A teacher with the book's classes. Its params are ``{"prior": logits, "strengths": ...}``.
+      A teacher with the book's classes; its logits ``[batch, classes]`` are log-probabilities, and
+      its params ``{"prior": [classes], "strengths": [rules]}``, the prior as log-probabilities.
 
     Raises:
-      ValueError: for label sets, views, or a prior that is no distribution.
+      ValueError: for label sets, views, other shapes, or a prior that does not sum to 1.
 
     Example:
       >>> from distill_jax.rules import Column, Schema, bind
@@ -46,7 +48,7 @@ def rule_teacher(
       >>> [f"{p:.3f}" for p in jnp.exp(rules(jnp.array([[70.0], [50.0]])).logits)[:, 1]]
       ['0.900', '0.500']
     """
-    _teaches(book, "rule_teacher")
+    _check_book(book, "rule_teacher")
     classes = len(book.schema.classes)
     prior = jnp.full(classes, 1.0 / classes) if prior is None else _inputs.float32_or_wider(prior)
     _checks.shape((classes,), prior=prior)
@@ -54,7 +56,7 @@ def rule_teacher(
     total = _checks.known(prior.sum())
     if total is not None and not abs(total - 1.0) < 1e-4:
         raise ValueError(f"prior must sum to 1, got {total}")
-    params = {"prior": jnp.log(prior), "strengths": _own(book, strengths)}
+    params = {"prior": jnp.log(prior), "strengths": _strengths(book, strengths)}
     return Teacher(_RulesAlone(columns), params, {"book": book}, book.schema.classes, True, True)
 
 
@@ -65,25 +67,34 @@ def corrected(
     strengths: Float[Any, " rules"] | None = None,
     columns: Callable[[Any], Any] = _inputs.identity,
 ) -> Teacher:
-    """A teacher whose predictions the rules correct.
+    """A teacher whose predictions are corrected by rules, as by ``project``.
 
     Args:
-      teacher: Any teacher of the book's classes.
+      teacher: Any teacher of the book's classes, in the same order.
       book: Rules over exclusive classes, without views.
-      strengths: In place of the book's own, ``[rules]``.
+      strengths: Log-odds of the rules that replace the book's own, ``[rules]``.
       columns: A function from the teacher's inputs to the encoded columns, as in ``rule_teacher``.
 
     Returns:
-      A teacher with the same features. Its params are ``{"teacher": ..., "strengths": ...}``.
+      A teacher whose logits ``[batch, classes]`` are the corrected log-probabilities, with the
+      features of ``teacher``. Its params are ``{"teacher": ..., "strengths": [rules]}``.
 
     Raises:
-      ValueError: for label sets, views, or other classes.
+      ValueError: for label sets, views, other classes, or strengths of another shape.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> schema = Schema((Column("age"),), ("well", "sick"))
+      >>> prior = rule_teacher(bind("age > 30 => sick", schema))
+      >>> both = corrected(prior, bind("[hard] age > 60 => sick", schema))
+      >>> print(jnp.exp(both(jnp.array([[70.0]])).logits))
+      [[0. 1.]]
     """
-    _teaches(book, "corrected")
+    _check_book(book, "corrected")
     _checks.class_order(book.schema.classes, teacher.classes, "teacher")
     return Teacher(
         _Corrected(teacher.predict, columns),
-        {"teacher": teacher.params, "strengths": _own(book, strengths)},
+        {"teacher": teacher.params, "strengths": _strengths(book, strengths)},
         {"teacher": teacher.state, "book": book},
         book.schema.classes,
         teacher.missing,
@@ -113,13 +124,15 @@ class _Corrected:
         return outputs._replace(logits=logits)
 
 
-def _own(book: Book, strengths: Any) -> Array:
+def _strengths(book: Book, strengths: Any) -> Array:
+    """The given strengths, or the book's own, ``[rules]``."""
     strengths = book.strengths if strengths is None else _inputs.float32_or_wider(strengths)
     _checks.shape((len(book),), strengths=strengths)
     _checks.finite(strengths=strengths)
     return strengths
 
 
-def _teaches(book: Book, who: str) -> None:
+def _check_book(book: Book, who: str) -> None:
+    """Raises for a book over label sets or with views."""
     _inputs.check_exclusive(book, who)
     _inputs.check_no_views(book, who)

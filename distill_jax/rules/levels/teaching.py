@@ -1,4 +1,4 @@
-"""A student that is taught by its own predictions as the rules correct them."""
+"""Distillation of the rule-corrected predictions of a student into the student itself."""
 
 from __future__ import annotations
 
@@ -31,21 +31,34 @@ def posterior_kl(
     temperature: float | Float[Array, ""] = 1.0,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
-    """KL divergence from the student's own distribution, as the rules correct it, to the student.
+    """KL divergence of the student from its own predictions as corrected by the rules.
 
-    No gradient passes to the corrected distribution. 0 where the rules change nothing.
+    The corrected distribution, that of ``project``, is the target; no gradient passes to it. The
+    loss is 0 where the rules change nothing.
 
     Args:
       student_logits: ``[batch, classes]``.
-      columns: From ``encode``.
-      views: The student's logits on other views; {} where the rules use none.
-      rules: The book.
-      strengths: In place of the book's own, ``[rules]``.
-      temperature: Softens both sides, as in ``soft_targets``.
-      where: Rows to count; the others get loss 0 and gradient 0.
+      columns: From ``encode``, ``[batch, columns]``.
+      views: The student's logits on other views, ``[batch, classes]`` each, by name; ``{}`` if the
+        rules use none.
+      rules: The book, over exclusive classes.
+      strengths: Log-odds of the rules that replace the book's own, ``[rules]``.
+      temperature: Softens both distributions, as in ``soft_targets``.
+      where: Rows that count, ``[batch]``; masked rows contribute neither loss nor gradient.
 
     Returns:
-      Nats, ``[batch]``.
+      The divergence of each example, in nats, ``[batch]``.
+
+    Raises:
+      ValueError: for label sets, other shapes, or a missing view.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> book = bind("[w=2] age > 60 => sick", Schema((Column("age"),), ("well", "sick")))
+      >>> columns = jnp.array([[70.0], [50.0]])
+      >>> loss = posterior_kl(jnp.zeros((2, 2)), columns, {}, rules=book)
+      >>> [f"{x:.3f}" for x in loss]
+      ['0.328', '0.000']
     """
     _inputs.check_exclusive(rules, "posterior_kl")
     logits, columns, views = _inputs.prepared(rules, student_logits, columns, views, where)
@@ -66,36 +79,47 @@ def teach(
     where: str | Callable | None = None,
     reads: Mapping[str, Any] | None = None,
 ) -> Term:
-    """A term that makes the student imitate itself as the rules correct it.
+    """A term that distils the student's rule-corrected predictions into the student.
 
-    The corrected student is made anew in each step from the current one. Put a term for the labels
-    beside it: ``pi = imitation(...)``, then ``teach("rules", pi, book)`` and
-    ``term("labels", remainder(pi), cross_entropy)``.
+    The predictions are corrected in each step, from the current student; see ``posterior_kl``.
+    Combine it with a term for the labels: ``pi = imitation(...)``, then ``teach("rules", pi,
+    book)`` and ``term("labels", remainder(pi), cross_entropy)``.
 
-    With ``learn``, the term owns the strengths of the rules marked ``[learn]``: its parameter
-    ``{"strengths": [rules]}`` starts at 0 and is added to the book's own. They are trained to make
-    the labels likely under the corrected distribution: its cross-entropy with the labels is added
-    to the imitation. The student gets its gradient from the imitation alone, the strengths theirs
-    from the labels alone. ``weight`` multiplies both, so strengths wait while it is 0. Labels that
-    hard rules forbid say nothing here. Afterwards, ``learned(book, params)`` puts the strengths
-    into the book.
+    With ``learn``, the strengths of the rules marked ``[learn]`` are parameters of the term: its
+    params ``{"strengths": [rules]}`` start at 0 and are added to the book's own. They are trained
+    to make the labels likely under the corrected distribution: the cross-entropy between the two is
+    added to the loss. The student's gradient comes from the imitation alone, that of the strengths
+    from the labels alone. ``weight`` multiplies both, so the strengths are not trained while it is
+    0. Labels that hard rules forbid are left out of the cross-entropy. After training,
+    ``learned(book, params)`` puts the strengths into the book.
 
     Args:
       name: The term's name.
-      weight: A number, a traced value, or a schedule, ``imitation`` for example.
+      weight: A number, a traced value, or a schedule such as ``imitation``.
       book: Rules over exclusive classes.
       learn: Whether to train the strengths of rules marked ``[learn]``.
-      strengths: In place of the book's own: ``[rules]``, or a schedule ``step -> [rules]``.
-      temperature: Softens both sides, as in ``soft_targets``; a number or a schedule.
-      labelled: With ``learn``, the batch's boolean column that says which rows have a label; all
-        where None.
+      strengths: Log-odds that replace the book's own, without ``learn``: ``[rules]``, or a
+        schedule ``step -> [rules]``.
+      temperature: Softens both distributions, as in ``soft_targets``; a number or a schedule.
+      labelled: With ``learn``, the name of the batch's boolean column that marks the rows with a
+        label; None if all rows have one.
       where: Rows that count, as in ``term``.
-      reads: Where ``columns`` come from, if not from the batch's column of that name:
-        ``{"columns": "inputs"}`` where the model's inputs are the encoded columns. Also
-        ``views``, ``student_logits``, and, with ``learn``, ``labels``.
+      reads: Where the arguments are read from, as in ``term``: ``{"columns": "inputs"}`` if the
+        model's inputs are the encoded columns, which are otherwise the batch's ``columns``. Also
+        for ``views``, ``student_logits`` and, with ``learn``, ``labels``.
+
+    Returns:
+      A term for ``Objective``, over exclusive classes.
 
     Raises:
-      ValueError: for label sets, or ``learn`` without a rule to learn.
+      ValueError: for label sets, for strengths of another shape, for a temperature that is not
+        positive, or for ``learn`` without a rule marked ``[learn]`` or together with ``strengths``.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> book = bind("[w=2] age > 60 => sick", Schema((Column("age"),), ("well", "sick")))
+      >>> teach("rules", 0.5, book, reads={"columns": "inputs"}).name
+      'rules'
     """
     _inputs.check_exclusive(book, "teach")
     if not callable(strengths) and strengths is not None:
@@ -124,15 +148,22 @@ def teach(
 
 
 def learned(book: Book, params: Mapping[str, Any]) -> Book:
-    """The book with the strengths that a term made by ``teach(..., learn=True)`` has trained.
+    """The book with the strengths that a term made by ``teach(..., learn=True)`` has learned.
 
     Args:
       book: The term's book.
-      params: The term's parameters, ``train_state.term_params[name]``.
+      params: The term's parameters, ``train_state.term_params[name]``: ``{"strengths": [rules]}``.
 
     Returns:
-      A book in which what was ``[learn]`` is ``[w=…]``, so that it prints and saves what has been
-      learned. Where the parameters are traced, the arrays alone say so.
+      A book in which rules marked ``[learn]`` have their learned strength, ``[w=…]``, so that it is
+      printed and saved with them. If the parameters are traced, only the book's arrays change, not
+      the text of its rules.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> book = bind("[learn] age > 60 => sick", Schema((Column("age"),), ("well", "sick")))
+      >>> print(learned(book, {"strengths": jnp.array([1.5])}).rules[0])
+      [w=1.5] age > 60 => sick
     """
     strengths = _strengths(book, params)
     known, learn = _checks.known(strengths), _checks.known(book.learn)
@@ -165,23 +196,31 @@ class Imitation:
 def imitation(
     alpha: float = 0.95, *, steps_per_epoch: float, ceiling: float = 1.0, first: int = 1
 ) -> Imitation:
-    r"""How much weight the rule teacher has as training goes on, :math:`\min(\pi_0, 1 - \alpha^t)`.
+    r"""A schedule for the weight of the rule teacher, :math:`\min(\pi_0, 1 - \alpha^t)`.
 
-    Labels get the rest, ``remainder`` of it, so that a student that knows nothing yet does not
-    imitate itself. The defaults are those of the authors' code, which counts ``t`` in epochs, as a
-    fraction within each, from the first batch as batch 1, with no ceiling (``get_pi`` and
-    ``pi_params=[0.95, 0]`` in ``logicnn_sentiment.py`` of ``ZhitingHu/logicnn``; their second
+    The labels get the remaining weight, ``remainder`` of the schedule, so that an untrained student
+    learns from labels first. The defaults are those of Hu et al.'s code: ``t`` is measured in
+    epochs, with fractions, the first batch counts as batch 1, and there is no ceiling (``get_pi``
+    and ``pi_params=[0.95, 0]`` in ``logicnn_sentiment.py`` of ``ZhitingHu/logicnn``; their second
     number is 1 − ceiling). The paper's equation has a ceiling below 1, and counts from iteration 0:
     ``imitation(alpha, steps_per_epoch=n, ceiling=0.9, first=0)``.
 
     Args:
-      alpha: In [0, 1]: how fast it rises; 0 is at the ceiling from the start, 1 never rises.
-      steps_per_epoch: Steps in one unit of ``t``; 1 where ``t`` counts steps.
-      ceiling: :math:`\pi_0` in [0, 1].
-      first: What the first step counts as.
+      alpha: How slowly the weight rises, in [0, 1]: with 0 it is at the ceiling from the start,
+        with 1 it stays at 0.
+      steps_per_epoch: Steps in one unit of ``t``; 1 if ``t`` counts steps.
+      ceiling: The largest weight :math:`\pi_0`, in [0, 1].
+      first: The number of the first step.
 
     Returns:
-      A function ``step -> value``; equal arguments give equal functions.
+      A function ``step -> weight``; equal arguments give equal functions.
+
+    Raises:
+      ValueError: for ``alpha`` or ``ceiling`` outside [0, 1], or ``steps_per_epoch`` <= 0.
+
+    References:
+      Hu et al., `Harnessing Deep Neural Networks with Logic Rules
+      <https://arxiv.org/abs/1603.06318>`_, 2016.
 
     Example:
       >>> pi = imitation(0.5, steps_per_epoch=10, ceiling=0.9)
@@ -204,7 +243,18 @@ class Remainder:
 
 
 def remainder(schedule: Callable[[Any], Any]) -> Remainder:
-    """What a schedule leaves to the others: 1 minus it. For the labels beside ``teach``."""
+    """The schedule ``step -> 1 - schedule(step)``, for a term with the remaining weight.
+
+    Args:
+      schedule: A function ``step -> weight``, such as ``imitation``.
+
+    Returns:
+      A function ``step -> weight``; equal schedules give equal functions.
+
+    Example:
+      >>> remainder(lambda step: 0.25)(0)
+      0.75
+    """
     return Remainder(schedule)
 
 
@@ -218,7 +268,7 @@ class _Start:
 
 @dataclasses.dataclass(frozen=True)
 class _Learned:
-    """Imitation for the student, and the labels' cross-entropy for the strengths."""
+    """``posterior_kl`` for the student, plus the cross-entropy with labels for the strengths."""
 
     labelled: str | None
 
@@ -258,4 +308,5 @@ class _Learned:
 
 
 def _strengths(book: Book, params: Mapping[str, Any]) -> Array:
+    """The book's strengths, plus the parameters of rules marked ``[learn]``, ``[rules]``."""
     return jnp.where(book.learn, book.strengths + params["strengths"], book.strengths)

@@ -1,4 +1,4 @@
-"""Logic: where the rules of a book fire, how true they are, and what they forbid."""
+"""Logic: where the rules of a book fire, how true they are, and which classes they forbid."""
 
 from __future__ import annotations
 

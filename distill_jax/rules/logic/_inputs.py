@@ -1,4 +1,4 @@
-"""Arguments that functions of rules share, checked at trace time: columns, logits, views, rows."""
+"""Arguments that functions of rules share, checked at trace time: columns, logits, views, masks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from distill_jax import _checks
 from distill_jax.rules.binding.book import Book, number_of_columns
 
 Views = Mapping[str, Any]
-"""Logits ``[batch, classes]`` on other views of the examples, or the ``Outputs`` that hold them, by
-the view's name. A class at ``-inf`` has probability 0. No gradient passes to them."""
+"""Logits ``[batch, classes]`` on other views of the examples, or ``Outputs`` with these logits, by
+the view's name. A class with the logit ``-inf`` has probability 0. No gradient passes to them."""
 
 
 def prepared(
@@ -35,9 +35,17 @@ def prepared(
       book: The rules.
       logits: ``[batch, classes]``.
       columns: From ``encode``, ``[batch, columns]``.
-      views: See ``Views``; others than the book's are left out.
+      views: See ``Views``; views that the book does not use are ignored.
       where: Rows that count, ``[batch]``.
-      name: What error messages call the logits.
+      name: The name of the logits in error messages.
+
+    Returns:
+      Logits ``[batch, classes]``, columns ``[batch, columns]``, and the logits of each view that
+      the book uses, ``[batch, classes]``.
+
+    Raises:
+      TypeError: for arrays that are not floating point.
+      ValueError: for other shapes, or a missing view.
     """
     _checks.floating(**{name: logits, "columns": columns})
     columns = encoded_columns(book, columns=columns)
@@ -58,10 +66,10 @@ def prepared(
 
 
 def encoded_columns(book: Book, **columns: Any) -> Float[Array, "batch columns"]:
-    """Encoded columns, given by the name that error messages use, in float32 or wider.
+    """Encoded columns in float32 or wider, passed by the name that error messages use.
 
     Raises:
-      ValueError: if there are not as many as ``encode(book, table)`` gives.
+      ValueError: if their number differs from that of ``encode(book, table)``.
     """
     expected = ("batch", number_of_columns(book))
     _checks.shape(expected, hint=" as encode(book, table) gives them", **columns)
@@ -70,12 +78,12 @@ def encoded_columns(book: Book, **columns: Any) -> Float[Array, "batch columns"]
 
 
 def view_logits(book: Book, views: Views | None, shape: tuple[Any, ...]) -> dict[str, Array]:
-    """Logits on the views that the book speaks of, float32 or wider, without gradient.
+    """Logits on the views that the book uses, float32 or wider, without gradient.
 
     Args:
       book: The rules.
-      views: See ``Views``; others than the book's are left out.
-      shape: What each must have, ``[batch, classes]``.
+      views: See ``Views``; views that the book does not use are ignored.
+      shape: The shape that the logits of each view must have, ``[batch, classes]``.
     """
     check_views(book, views)
     found = {name: (views or {})[name] for name in book.schema.views}
@@ -93,21 +101,21 @@ def float32_or_wider(x: Any) -> Array:
 
 
 def rows_that_count(rows: Array, where: Any) -> Bool[Array, " batch"]:
-    """``where``, or all rows where it is None."""
+    """``where``, or True for all rows if it is None."""
     return jnp.ones(rows.shape[:1], bool) if where is None else jnp.asarray(where)
 
 
 def masked(rows: Float[Array, " batch"], where: Any) -> Float[Array, " batch"]:
-    """Values of rows, with 0 in the rows that do not count."""
+    """Values of rows, with 0 in masked rows."""
     return rows if where is None else jnp.where(where, rows, 0.0)
 
 
 def identity(inputs: Any) -> Any:
-    """The columns of inputs that are the encoded columns."""
+    """The inputs: the default for models and teachers whose inputs are the encoded columns."""
     return inputs
 
 
-# What is asked of a book
+# Checks of a book
 
 
 def check_exclusive(book: Book, who: str) -> None:
@@ -120,7 +128,7 @@ def check_exclusive(book: Book, who: str) -> None:
 
 
 def check_views(book: Book, views: Views | None) -> None:
-    """Raises if a view that the book speaks of is missing."""
+    """Raises if a view that the book uses is missing."""
     if missing := set(book.schema.views) - set(views or {}):
         raise ValueError(
             f"views must hold the model's logits on {sorted(missing)}, got {sorted(views or {})}"
@@ -128,9 +136,9 @@ def check_views(book: Book, views: Views | None) -> None:
 
 
 def check_no_views(book: Book, who: str) -> None:
-    """Raises for a book that speaks of other views."""
+    """Raises for a book that refers to other views."""
     if book.schema.views:
         raise ValueError(
-            f"{who} sees one input per example, and the book speaks of the views "
+            f"{who} takes one input per example, but the book refers to the views "
             f"{list(book.schema.views)}: bind its other rules to a schema without views"
         )

@@ -1,8 +1,9 @@
-"""Violations over label sets, summed over rules or rows without a table of rows times rules.
+"""Violations over label sets, summed over rules or rows without an array of rows times rules.
 
-Flat rules (see ``_plans``) are summed by hand, and so is their gradient: parts of a short sum stay
-in the processor's registers, and nothing is scattered. Other rules go through their part of the
-circuit with automatic differentiation. Either way one plane of a tile is computed at a time.
+Flat rules (see ``_plans``) have hand-written sums and gradients, made of short sums whose terms
+stay in the processor's registers, without scatter operations. Other rules are evaluated as a
+circuit, with automatic differentiation. Both process one plane of a tile at a time (see
+``_tiles``).
 """
 
 from __future__ import annotations
@@ -38,21 +39,21 @@ def weighted(
 ) -> Float[Array, " batch"]:
     """Σ weight · violation over the rules, row by row, or Σ weight · violation².
 
-    The gradient to the probabilities is made with the value, that to the weights when it is asked
-    for. No gradient reaches columns and views.
+    The gradient to the probabilities is computed together with the value, that to the weights only
+    in a backward pass that needs it. No gradient reaches columns and views.
 
     Args:
       plan: From ``plan``.
-      circuit: The same circuit.
-      columns: NaN where a value is missing.
-      probabilities: Of the labels.
-      weights: Of the rules.
-      views: Probabilities on other views, side by side.
-      logic: How violations follow from probabilities. Its gradient is derived from its algebra.
+      circuit: The circuit that the plan was made from.
+      columns: Encoded columns; NaN where a value is missing.
+      probabilities: The probabilities of the labels.
+      weights: The weights of the rules.
+      views: The probabilities of other views, concatenated over views.
+      logic: The fuzzy logic; gradients are derived from its algebra.
       squared: Whether violations are squared.
 
     Returns:
-      ``[batch]``, float32 or better.
+      ``[batch]``, float32 or wider.
     """
     p, w = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (probabilities, weights))
     seen = jnp.zeros((p.shape[0], 0), p.dtype) if views is None else views.astype(p.dtype)
@@ -89,7 +90,12 @@ _weighted.defvjp(_weighted_fwd, _weighted_bwd, symbolic_zeros=True)
 
 
 class _Batch(NamedTuple):
-    """All rows: registers, feature-major, and probabilities of labels and views as they come."""
+    """All rows, padded to fill a tile.
+
+    Attributes:
+      values: Registers, ``[registers, batch]``.
+      labels: Probabilities of labels, then those of views, ``[batch, labels + seen]``.
+    """
 
     values: Array
     labels: Array
@@ -101,21 +107,28 @@ def _batch(circuit: Circuit, columns: Array, seen: Array, p: Array) -> _Batch:
 
 
 def _scratch(batch: _Batch, width: int) -> Array:
-    """Room for the rows that ``Flat`` speaks of, in one plane."""
-    room = jnp.zeros((2 * batch.labels.shape[1], width), batch.labels.dtype)
-    return jnp.concatenate([room, jnp.ones_like(room[:1]), jnp.zeros_like(room[:1])])
+    """An array for the values that ``Flat`` refers to in one plane: p, 1 − p, 1 and 0."""
+    zeros = jnp.zeros((2 * batch.labels.shape[1], width), batch.labels.dtype)
+    return jnp.concatenate([zeros, jnp.ones_like(zeros[:1]), jnp.zeros_like(zeros[:1])])
 
 
 def _fill(scratch: Array, batch: _Batch, first: Any) -> Array:
-    """Those rows. They overwrite the last plane's: anything fresh, XLA would compute again wherever
-    it is read, and for all rows at once it would be a large array more."""
+    """The scratch array with the values of the plane that starts at ``first``.
+
+    They overwrite those of the last plane: XLA would compute a new array again wherever it is read,
+    and one array for all rows at once would be large.
+    """
     own = jax.lax.dynamic_slice_in_dim(batch.labels, first, scratch.shape[1], axis=0).T
     scratch = jax.lax.dynamic_update_slice_in_dim(scratch, own, 0, axis=0)
     return jax.lax.dynamic_update_slice_in_dim(scratch, 1.0 - own, own.shape[0], axis=0)
 
 
 def _prepare(plan: Plan, circuit: Circuit, batch: _Batch, rows: int) -> Callable[[Array], Any]:
-    """The bits of the nodes over features that rules need: a group of flat rules each, and rest."""
+    """A function for a tile's nodes over columns, as bits.
+
+    It returns the guards of each group of flat rules, and the crisp nodes of the other rules; None
+    for what the plan does not need.
+    """
     guards = [flat.guard for flat in plan.flat]
     crisp = None if plan.rest is None or not plan.rest.crisp.shape[0] else plan.rest.crisp
     if crisp is None and all(guard is None for guard in guards):
@@ -130,7 +143,7 @@ def _prepare(plan: Plan, circuit: Circuit, batch: _Batch, rows: int) -> Callable
 
 
 def _rows(static, plan, circuit, columns, seen, p, weights, differentiate):
-    """The weighted sum row by row, and its gradient to the probabilities or None."""
+    """The weighted sum, ``[batch]``, and its gradient to the probabilities if ``differentiate``."""
     algebra, rescale = static
     batch = _batch(circuit, columns, seen, p)
     tiles = tiles_of(batch.values.shape[1])
@@ -183,7 +196,7 @@ def _rows(static, plan, circuit, columns, seen, p, weights, differentiate):
 
 
 def _per_rule(static, plan, circuit, columns, seen, p, row_weights, number):
-    """Σ row weight · rescale(violation) over the rows, rule by rule: the gradient to weights."""
+    """Σ row weight · rescale(violation) over the rows, ``[rules]``: the gradient to the weights."""
     algebra, rescale = static
     batch = _batch(circuit, columns, seen, p)
     tiles = tiles_of(batch.values.shape[1])
@@ -216,7 +229,7 @@ def _per_rule(static, plan, circuit, columns, seen, p, row_weights, number):
 
 
 def _flat_value(flat, q, guard, plane, factor, algebra, rescale):
-    """Σ weight · rescale(violation) over the rules, ``[1, width]``."""
+    """Σ weight · rescale(violation) over a group of flat rules, ``[1, width]``."""
 
     def part(index, factor):
         literals = [take(q, child[index]) for child in flat.children]
@@ -228,7 +241,7 @@ def _flat_value(flat, q, guard, plane, factor, algebra, rescale):
 
 
 def _flat_gradient(flat, q, guard, plane, slope, algebra, rescale, always):
-    """The gradient to the labels, ``[labels, width]``."""
+    """The gradient of that sum to the labels, ``[labels, width]``."""
 
     def part(slot, slope, own, *others):
         own, others = take(q, own), [take(q, other) for other in others]
@@ -239,24 +252,25 @@ def _flat_gradient(flat, q, guard, plane, slope, algebra, rescale, always):
         d = slope[:, None] * jax.jvp(violation, (own,), (jnp.ones_like(own),))[1]
         return d if guard is None else jnp.where(holds(take(guard, slot), plane), d, 0.0)
 
-    # In a branch of its own, or XLA computes the short sums again wherever one is read.
-    nothing = jnp.zeros((flat.slot.shape[0], q.shape[1]), q.dtype)
-    nothing, _ = vary_alike((nothing, (q, guard, slope, flat)))
+    # In a branch of ``cond``, since XLA would compute the short sums again wherever one is read.
+    zeros = jnp.zeros((flat.slot.shape[0], q.shape[1]), q.dtype)
+    zeros, _ = vary_alike((zeros, (q, guard, slope, flat)))
     sums = jax.lax.cond(
         always,
         lambda: _short_sum(part, flat.slot, slope, flat.own, *flat.others),
-        lambda: nothing,
+        lambda: zeros,
     )
     return _summed(sums, flat.tree)
 
 
 def _short_sum(part: Callable[..., Array], *tables: Any) -> Array:
-    """Σ part(…) over the second axis of the tables, in one pass."""
+    """Σ part(…) over the second axis of the tables, as one fused expression."""
     number = tables[0].shape[1]
     return functools.reduce(operator.add, (part(*(t[:, i] for t in tables)) for i in range(number)))
 
 
 def _summed(rows: Array, tree: tuple[Sums, ...]) -> Array:
+    """Sums of rows, in the tree's steps of short sums."""
     for sums in tree:
         rows = _short_sum(
             lambda index, live, rows=rows: take(rows, index) * live[:, None], sums.index, sums.live
@@ -272,19 +286,20 @@ def _rescaled(values: Array, rescale: Callable[[Array], Array] | None) -> Array:
 
 
 def _crisp(words: Array | None, plane: Any, like: Array) -> Array:
+    """The crisp nodes of one plane as 0 and 1, ``[crisp, width]``."""
     if words is None:
         return jnp.zeros((0, like.shape[1]), like.dtype)
     return holds(words, plane).astype(like.dtype)
 
 
 def _rest_values(rest, q, crisp, algebra, rescale):
-    """rescale(violation), ``[rest, width]``."""
+    """rescale(violation) of the rules that are not flat, ``[rest, width]``."""
     rows = evaluate(rest.levels, jnp.concatenate([q, crisp]), algebra, gather=_summed_children)
     return _rescaled(_summed_children(rows, rest.root)[0], rescale)
 
 
 def _summed_children(rows: Array, join: Join) -> list[Array]:
-    """The children's rows, whose gradient returns by sums."""
+    """The children's rows, with a gradient that is computed by sums in place of scatters."""
     n, fan_in = join.children.shape
     taken = _taken(rows, jnp.asarray(join.children).reshape(-1), join.tree)
     taken = taken.reshape(n, fan_in, rows.shape[1])

@@ -1,7 +1,7 @@
-"""Every node of a circuit for all rows at once: its literals, then the walk over its levels.
+"""Every node of a circuit for all rows at once: its literals, then its levels.
 
-Feature-major, ``[nodes, batch]``: memory grows as nodes times rows. ``_tiles`` and ``_label_sums``
-do the same for many rows in bounded memory.
+Arrays are feature-major, ``[nodes, batch]``, so memory grows with nodes times rows. ``_tiles`` and
+``_label_sums`` process many rows with bounded memory.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from distill_jax.rules.logic._predictions import log_sigmoid
 def crisp_nodes(
     circuit: Circuit, columns: Float[Array, "batch columns"], *, unknown: bool = False
 ) -> Bool[Array, "nodes batch"]:
-    """Which nodes hold. Labels are taken for possible.
+    """Which nodes hold, where all literals on labels do.
 
     Args:
       circuit: The graph.
-      columns: NaN where a value is missing.
-      unknown: Whether a literal about a missing value holds, rather than not.
+      columns: Encoded columns; NaN where a value is missing.
+      unknown: Whether literals on missing values hold; by default they do not.
     """
     values = registers(circuit, columns)[circuit.register]
     held = _inside(circuit, values)
     if unknown:
-        held = held | (jnp.isnan(values) & ~_asks_for_missing(circuit)[:, None])
+        held = held | (jnp.isnan(values) & ~_tests_missing(circuit)[:, None])
     possible = jnp.ones((circuit.label.shape[0], columns.shape[0]), bool)
     return evaluate(circuit.levels, first_nodes(BOOLEAN, held, possible), BOOLEAN)
 
@@ -53,9 +53,9 @@ def fuzzy_nodes(
 
     Args:
       circuit: The graph.
-      columns: NaN where a value is missing: it lies in no interval.
-      labels: Probabilities of the labels, then of those of the views.
-      algebra: Of a fuzzy logic.
+      columns: Encoded columns; NaN, a missing value, lies in no interval.
+      labels: Probabilities of the labels, then those of the views.
+      algebra: The algebra of a fuzzy logic.
     """
     values = registers(circuit, columns)[circuit.register]
     margins = _margins(circuit, values)
@@ -77,9 +77,9 @@ def log_nodes(
 
     Args:
       circuit: The graph.
-      columns: NaN where a value is missing: it lies in no interval.
-      logits: Of the labels, then of those of the views.
-      algebra: Over pairs of logarithms.
+      columns: Encoded columns; NaN, a missing value, lies in no interval.
+      logits: Logits of the labels, then those of the views.
+      algebra: An algebra of pairs of logarithms.
     """
     values = registers(circuit, columns)[circuit.register]
     margins = _margins(circuit, values)
@@ -105,17 +105,17 @@ def _inside(circuit: Circuit, values: Array) -> Bool[Array, "literals batch"]:
     return inside ^ circuit.inverted[:, None]
 
 
-def _asks_for_missing(circuit: Circuit) -> Bool[Array, " literals"]:
-    """Literals that ask whether a value is missing: they are never unknown."""
+def _tests_missing(circuit: Circuit) -> Bool[Array, " literals"]:
+    """Which literals test whether a value is missing; these are never unknown."""
     return (circuit.low == -jnp.inf) & (circuit.high == jnp.inf)
 
 
 class _Margins(NamedTuple):
-    """How far values lie inside of soft intervals, in widths; any finite number where unknown.
+    """How far values lie inside soft intervals, in widths; any finite number for a missing value.
 
     Attributes:
-      above: Over the lower end, inf where there is none.
-      below: Under the upper end, inf where there is none.
+      above: The distance above the lower end; inf if there is none.
+      below: The distance below the upper end; inf if there is none.
       known: Which values are not missing.
     """
 
@@ -127,7 +127,7 @@ class _Margins(NamedTuple):
 def _margins(circuit: Circuit, values: Array) -> _Margins:
     low, high, width = (x[:, None] for x in (circuit.low, circuit.high, circuit.width))
     known = ~jnp.isnan(values)
-    # Whatever is not used is replaced beforehand: its derivative would be NaN otherwise.
+    # Values that are not used are replaced first: their derivative would be NaN otherwise.
     safe, scale = jnp.where(known, values, 0.0), jnp.where(width > 0, width, 1.0)
     above = jnp.where(jnp.isfinite(low), safe - jnp.where(jnp.isfinite(low), low, 0.0), jnp.inf)
     below = jnp.where(jnp.isfinite(high), jnp.where(jnp.isfinite(high), high, 0.0) - safe, jnp.inf)

@@ -1,4 +1,4 @@
-"""Logits read as predictions, of exclusive classes or of labels."""
+"""Predictions from logits, for exclusive classes or label sets."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def predicted(book: Book, logits: Array) -> Bool[Array, "batch classes"]:
 
 
 def certain(book: Book, holds: Bool[Array, "batch classes"]) -> Float[Array, "batch classes"]:
-    """Logits whose probabilities are 1 where a class or label holds, and 0 elsewhere."""
+    """Logits with probability 1 for classes or labels that hold, and 0 for the others."""
     return jnp.where(holds, 0.0 if book.schema.exclusive else jnp.inf, -jnp.inf)
 
 
 def log_sigmoid(x: Array) -> Array:
-    """The logarithm of the sigmoid, also at ±inf, with gradient 0 there."""
+    """The logarithm of the sigmoid, exact at ±inf with gradient 0 there."""
     finite = jnp.isfinite(x)
     ends = jnp.where(x > 0, 0.0, x)  # NaN stays NaN
     return jnp.where(finite, jax.nn.log_sigmoid(jnp.where(finite, x, 0.0)), ends)

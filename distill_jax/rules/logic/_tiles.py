@@ -1,14 +1,16 @@
-"""Circuits over many rows, fast and in bounded memory.
+"""Circuits over many rows, evaluated in tiles with bounded memory.
 
-Rows are taken in tiles of 8 × ``width``: row ``i * width + j`` of a tile is bit ``i`` of byte
-``j``. Feature-major and with eight rows per byte, a literal costs one comparison per row, and what
-is computed from literals (conjunctions, disjunctions, counts) next to nothing. A loop over tiles
-holds one tile's nodes at a time, so memory grows with neither rows times rules nor rows times
-literals.
-The last tile ends with the last row, and so goes over some rows again: that is cheaper than a copy
-of everything with rows added.
+Rows are processed in tiles of 8 × ``width``: row ``i * width + j`` of a tile is bit ``i`` of byte
+``j``. The rows with the same ``i`` are a *plane* of the tile. In this feature-major layout, with
+eight rows per byte, a literal costs one comparison per row, and bitwise operations on its bytes
+(conjunctions, disjunctions, counts) cost little. A loop over tiles keeps the nodes of one tile at a
+time, so memory grows with neither rows times rules nor rows times literals.
 
-All that a circuit says is data: a program depends on its number of levels, not of rules.
+The last tile ends at the last row, and may overlap the one before it: computing some rows twice is
+cheaper than padding a copy of all rows.
+
+The contents of a circuit are data, so a compiled program depends on the circuit's number of levels,
+not on the rules.
 """
 
 from __future__ import annotations
@@ -28,34 +30,40 @@ from distill_jax.rules.circuits._circuit import Circuit
 from distill_jax.rules.circuits._registers import registers
 
 WIDTH = 1000
-"""Bytes of a node in one tile, about: the nodes of a thousand rules then fit in caches."""
+"""The approximate number of bytes per node and tile: the nodes of 1,000 rules then fit in cache."""
 
 
 # Tiles
 
 
 class Tiles(NamedTuple):
-    """How rows are cut: ``count`` tiles of 8 × ``width`` of the ``batch`` rows."""
+    """A division of rows into tiles.
+
+    Attributes:
+      batch: The number of rows.
+      width: Rows per plane; a tile has 8 × ``width`` rows.
+      count: The number of tiles.
+    """
 
     batch: int
     width: int
     count: int
 
     def start(self, tile: Any) -> Array:
-        """A tile's first row."""
+        """The first row of a tile."""
         return jnp.minimum(tile * (8 * self.width), self.batch - 8 * self.width)
 
     def fresh(self, tile: Any, plane: Any) -> Bool[Array, " width"]:
-        """Which rows of a plane are in no earlier tile."""
+        """Which rows of a plane are not in an earlier tile."""
         row = self.start(tile) + plane * self.width + jnp.arange(self.width)
         return row >= tile * (8 * self.width)
 
 
 def tiles_of(batch: int) -> Tiles:
-    """Tiles for 128 rows or more."""
+    """The division of at least 128 rows into tiles."""
     wanted = batch / (8 * math.ceil(batch / (8 * WIDTH)))
     lines = min(math.ceil(wanted / 16), batch // 128)
-    # An odd number of 16s: rows whose distance is a power of two displace each other in caches.
+    # An odd multiple of 16: with power-of-two strides, rows would evict each other from caches.
     lines += 1 - lines % 2 if lines < batch // 128 else lines % 2 - 1
     width = 16 * lines
     return Tiles(batch, width, math.ceil(batch / (8 * width)))
@@ -71,11 +79,15 @@ def over_tiles(
     """Loops over tiles, and over the eight planes of each.
 
     Args:
-      tiles: How rows are cut.
-      prepare: ``prepare(first row) -> prepared``, once per tile.
+      tiles: The division of the rows.
+      prepare: ``prepare(first_row) -> prepared``, called once per tile.
       plane: ``plane(carry, prepared, tile, plane) -> carry``.
-      carry: What is added to or written into.
-      like: Arrays that the loop reads, so that under ``shard_map`` the carry varies as they do.
+      carry: The initial carry.
+      like: Arrays that the loop reads: under ``shard_map``, the carry varies over the same mesh
+        axes.
+
+    Returns:
+      The final carry.
     """
     carry, _ = vary_alike((carry, like))
 
@@ -87,17 +99,17 @@ def over_tiles(
 
 
 def cut(values: Array, first: Any, number: int) -> Array:
-    """``values[:, first : first + number]``."""
+    """``values[:, first : first + number]``, for a traced ``first``."""
     return jax.lax.dynamic_slice_in_dim(values, first, number, axis=1)
 
 
 def write(into: Array, values: Array, first: Any) -> Array:
-    """``values`` in the columns from ``first`` on."""
+    """``into`` with ``values`` written into its columns from ``first`` on."""
     return jax.lax.dynamic_update_slice_in_dim(into, values, first, axis=1)
 
 
 def padded(values: Array, fill: float) -> Array:
-    """``[batch, …]`` with the rows that a tile needs at least."""
+    """``[batch, …]`` padded with ``fill`` to 128 rows, the fewest that tiles can have."""
     missing = max(0, 128 - values.shape[0])
     return jnp.pad(values, [(0, missing), *[(0, 0)] * (values.ndim - 1)], constant_values=fill)
 
@@ -111,21 +123,21 @@ def literals(
     """Literals on features for one tile of registers, eight rows per byte.
 
     Args:
-      circuit: The literals' registers and intervals.
+      circuit: The graph.
       values: Registers of 8 × width rows; NaN where a value is missing.
-      unknown: Whether a literal about a missing value holds, rather than not.
+      unknown: Whether literals on missing values hold; by default they do not.
     """
     low, high = circuit.low[:, None], circuit.high[:, None]
-    # Literals that ask whether a value is missing are never unknown.
-    asks = (low == -jnp.inf) & (high == jnp.inf)
+    # Literals that test whether a value is missing are never unknown.
+    tests_missing = (low == -jnp.inf) & (high == jnp.inf)
     planes = values.reshape(values.shape[0], 8, -1)
 
-    # A loop: XLA would write down what eight gathers give before comparing it.
+    # A loop, since XLA would store the results of eight gathers before comparing them.
     def plane(i, words):
         x = take(jax.lax.dynamic_index_in_dim(planes, i, axis=1, keepdims=False), circuit.register)
         held = ((low <= x) & (x <= high)) != circuit.inverted[:, None]
         if unknown:
-            held |= jnp.isnan(x) & ~asks
+            held |= jnp.isnan(x) & ~tests_missing
         return words | jnp.where(held, _bit(i), jnp.uint8(0))
 
     words = jnp.zeros((circuit.register.shape[0], planes.shape[2]), jnp.uint8)
@@ -136,15 +148,15 @@ def literals(
 def nodes(
     circuit: Circuit, values: Float[Array, "registers rows"], *, unknown: bool = False
 ) -> UInt8[Array, "nodes width"]:
-    """Every node for one tile of registers, eight rows per byte; labels are taken for possible."""
+    """Every node for one tile of registers, eight rows per byte; literals on labels hold."""
     held = literals(circuit, values, unknown=unknown)
     possible = jnp.full((circuit.label.shape[0], held.shape[1]), 255, jnp.uint8)
-    # XLA's own reductions over a short axis are slow, so children are gathered one by one.
+    # XLA's reductions over a short axis are slow, so children are gathered one at a time.
     return evaluate(circuit.levels, first_nodes(BITS, held, possible), BITS, gather=each_child)
 
 
 def holds(words: UInt8[Array, "n width"], plane: Any) -> Bool[Array, "n width"]:
-    """The rows of one plane of a tile."""
+    """Where nodes hold in one plane of a tile, from their bytes."""
     return (words & _bit(plane)) != 0
 
 
@@ -152,7 +164,7 @@ def _bit(plane: Any) -> Array:
     return jnp.uint8(1) << jnp.asarray(plane).astype(jnp.uint8)
 
 
-# What books ask of circuits
+# Nodes and sums over all rows
 
 
 @functools.partial(jax.jit, static_argnames="unknown")
@@ -163,12 +175,12 @@ def held(
     *,
     unknown: bool = False,
 ) -> Bool[Array, "batch wanted"]:
-    """Which of these nodes hold, row by row; labels are taken for possible.
+    """Which of the wanted nodes hold, row by row, where literals on labels hold.
 
     Args:
       circuit: The graph.
-      columns: NaN where a value is missing.
-      wanted: The nodes to give.
+      columns: Encoded columns; NaN where a value is missing.
+      wanted: The indices of nodes.
       unknown: As in ``literals``.
     """
     values = registers(circuit, padded(columns, jnp.nan))
@@ -176,7 +188,7 @@ def held(
 
     def prepare(first):
         found = nodes(circuit, cut(values, first, 8 * tiles.width), unknown=unknown)
-        return take(found, wanted).T  # of bytes, before they become rows
+        return take(found, wanted).T  # transposing bytes is cheaper than transposing rows
 
     def plane(out, chosen, t, i):
         first = tiles.start(t) + i * tiles.width
@@ -195,13 +207,13 @@ def counted(
     *,
     unknown: bool = False,
 ) -> Int[Array, " wanted"]:
-    """In how many rows each of these nodes holds, without a table of rows times nodes.
+    """In how many rows each of the wanted nodes holds, without an array of rows times nodes.
 
     Args:
       circuit: The graph.
-      columns: NaN where a value is missing.
-      wanted: The nodes to count.
-      where: Rows to count; None for all.
+      columns: Encoded columns; NaN where a value is missing.
+      wanted: The indices of nodes.
+      where: Rows that count; None for all.
       unknown: As in ``literals``.
     """
     keep = jnp.ones(columns.shape[0], bool) if where is None else where
@@ -217,7 +229,7 @@ def counted(
         new &= jax.vmap(lambda i: tiles.fresh(t, i))(planes)
         mask = jnp.where(new, _bit(planes)[:, None], jnp.uint8(0)).sum(0, dtype=jnp.uint8)
         chosen = take(found, wanted) & mask[None, :]
-        # Four bytes at once: sums of narrow integers are slow.
+        # Bits are counted in four bytes at once, since sums of narrow integers are slow.
         fours = chosen.reshape(wanted.shape[0], tiles.width // 4, 4)
         fours = jax.lax.bitcast_convert_type(fours, jnp.uint32)
         return counts + jax.lax.population_count(fours).astype(jnp.int32).sum(1)
@@ -228,12 +240,12 @@ def counted(
 
 
 class Guards(NamedTuple):
-    """Parts of rules: where a node holds, times the probabilities that views show a class.
+    """The weight of each piece of a rule: whether a node holds, times probabilities of views.
 
     Attributes:
-      node: ``[pieces]``.
-      seen: Which of ``factors``, ``[pieces, views]``.
-      factors: ``[seen, batch]``.
+      node: The node of each piece, ``[pieces]``.
+      seen: The row of ``factors`` for each piece and view, ``[pieces, views]``.
+      factors: Probabilities of the views' classes, and 1 for any class, ``[seen, batch]``.
     """
 
     node: Any
@@ -247,19 +259,19 @@ def scored(
     guards: Guards,
     scores: Float[Array, "pieces outputs"],
 ) -> Float[Array, "batch outputs"]:
-    """The scores of the pieces whose guards hold, summed row by row: products of matrices.
+    """The sum of scores over pieces, weighted by their guards, row by row.
 
-    Over exclusive classes, with ``scores = strength[:, None] * table``, each class's penalty under
-    the rules.
+    Over exclusive classes, with ``scores = strength[:, None] * table``, this is each class's
+    penalty under the rules.
 
     Args:
       circuit: The graph.
-      columns: NaN where a value is missing.
+      columns: Encoded columns; NaN where a value is missing.
       guards: Where each piece applies.
-      scores: What each piece adds there.
+      scores: The scores of each piece.
 
     Returns:
-      Gradients reach the scores alone.
+      ``[batch, outputs]``. Gradients reach the scores only.
     """
     return _scored(*vary_alike((circuit, columns, guards, scores)))
 
@@ -304,7 +316,7 @@ _scored.defvjp(_scored_fwd, _scored_bwd)
 
 
 def _weights(circuit, guards, values, factors, tiles, dtype):
-    """How to prepare a tile's guards, and the weights of all pieces in one plane of it."""
+    """Functions for a tile's guards, and for a plane's weights of pieces, ``[pieces, width]``."""
 
     def prepare(first):
         return take(nodes(circuit, cut(values, first, 8 * tiles.width)), guards.node)

@@ -1,6 +1,6 @@
-"""What rules say about examples: where they fire, how true they are, what they forbid.
+"""Rules evaluated on examples: where they fire, how true they are, which classes they forbid.
 
-Features are known, so atoms over them are 0 or 1, and only labels are uncertain. Over exclusive
+Columns are known, so atoms over them are 0 or 1, and only labels are uncertain. Over exclusive
 classes the probability that a rule holds is therefore exact and linear in the probabilities:
 
     truth[b, r] = Σ over the classes k that satisfy r on example b of p[b, k]
@@ -9,11 +9,11 @@ Label sets need a logic that computes the truth of a formula from the truth of i
 Krieken et al. 2022). Formulas are brought to negation normal form first, so an implication is
 ``not body or head`` in each of them.
 
-``circuits.fuzzy_logics`` lists the logics that come along. At probabilities 0 and 1 all of them say
-what Boolean logic says.
+``circuits.fuzzy_logics`` lists the logics that are available. At probabilities 0 and 1 all of them
+agree with Boolean logic.
 
-A value that is missing (NaN) leaves its atoms unknown, and a rule that is not decided without them
-is silent: it does not fire, and its truth is 1.
+An atom over a missing value (NaN) is unknown. A rule is silent if the known atoms do not decide
+it: it does not fire, and its truth is 1.
 
 References:
   van Krieken et al., `Analyzing Differentiable Fuzzy Logic Operators
@@ -39,18 +39,22 @@ from distill_jax.rules.logic._nodes import crisp_nodes, fuzzy_nodes
 def fires(
     book: Book, columns: Float[Any, "batch columns"], *, unknown: bool = False
 ) -> Bool[Array, "batch rules"]:
-    """Where each rule has something to say: some class or label would violate it.
+    """Where each rule fires, that is, where some class or label would violate it.
 
-    Of ``body => class`` that is where the body holds. A rule without features fires everywhere.
+    A rule ``body => class`` fires where its body holds. A rule without columns fires everywhere.
 
     Args:
       book: The rules.
-      columns: From ``encode``.
-      unknown: Whether atoms with a missing value are taken for true. A rule that fires with it and
-        not without is silent because of a missing value.
+      columns: From ``encode``, ``[batch, columns]``.
+      unknown: Whether atoms over missing values hold; by default they do not. A rule that fires
+        only with ``unknown=True`` is silent because of a missing value.
 
     Returns:
-      ``[batch, rules]``.
+      ``[batch, rules]``, boolean.
+
+    Raises:
+      TypeError: if the columns are not floating point.
+      ValueError: for columns of another shape.
 
     Example:
       >>> from distill_jax.rules import Column, Schema, bind
@@ -68,16 +72,26 @@ def violation(
     *,
     views: Views | None = None,
 ) -> Float[Array, "batch rules"]:
-    """How far each rule is from being true: 1 − ``truth``, computed without cancellation.
+    """The violation of each rule on each example, 1 − ``truth``, computed without cancellation.
 
     Args:
       book: The rules.
-      columns: From ``encode``.
-      probabilities: Of the classes (each row sums to 1) or the labels (each from 0 to 1).
+      columns: From ``encode``, ``[batch, columns]``.
+      probabilities: Of the classes (each row sums to 1) or the labels (each from 0 to 1),
+        ``[batch, classes]``.
       views: Logits on other views, as in ``truth``.
 
     Returns:
-      ``[batch, rules]``, from 0 to 1, float32 or better; gradients as for ``truth``.
+      ``[batch, rules]``, from 0 to 1, float32 or wider; gradients as for ``truth``.
+
+    Raises:
+      ValueError: for other shapes, or if a view is missing.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> book = bind("age > 60 => sick", Schema((Column("age"),), ("well", "sick")))
+      >>> print(violation(book, jnp.array([[70.0]]), jnp.array([[0.75, 0.25]])))
+      [[0.75]]
     """
     columns, probabilities, arrays = _arguments(book, columns, probabilities, views)
     if book.schema.exclusive:
@@ -96,23 +110,24 @@ def truth(
     *,
     views: Views | None = None,
 ) -> Float[Array, "batch rules"]:
-    """How true each rule is on each example, from 0 to 1.
+    """The truth of each rule on each example, from 0 to 1.
 
-    Over exclusive classes, the probability that it holds; over label sets, its truth in the logic
-    of the book (see the module). 1 where a rule does not fire.
+    Over exclusive classes, this is the probability that the rule holds; over label sets, its truth
+    in the book's fuzzy logic. It is 1 where a rule does not fire.
 
     Args:
       book: The rules.
-      columns: From ``encode``.
-      probabilities: Of the classes (each row sums to 1) or the labels (each from 0 to 1).
+      columns: From ``encode``, ``[batch, columns]``.
+      probabilities: Of the classes (each row sums to 1) or the labels (each from 0 to 1),
+        ``[batch, classes]``.
       views: Logits ``[batch, classes]`` on other views, or the model's ``Outputs`` on them, by
-        name; their probabilities are the softmax, or over label sets the sigmoid, in float32 or
-        better, so a class at ``-inf`` has probability 0. A rule that compares with a view takes
-        the two predictions for independent. No gradient passes to them.
+        name. Their probabilities are the softmax, or over label sets the sigmoid, in float32 or
+        wider, so a class with the logit ``-inf`` has probability 0. Rules that compare with a view
+        treat the two predictions as independent. No gradient passes to them.
 
     Returns:
-      Float32 or better. Gradients reach the probabilities and, through soft comparisons, the
-      columns.
+      ``[batch, rules]``, float32 or wider. Gradients reach the probabilities and, through soft
+      comparisons, the columns.
 
     Raises:
       ValueError: for other shapes, or if a view is missing.
@@ -142,13 +157,23 @@ def energies(
 
     Args:
       book: The rules.
-      columns: From ``encode``.
-      strengths: In place of the book's own, ``[rules]``; may be traced.
+      columns: From ``encode``, ``[batch, columns]``.
+      strengths: Log-odds of the rules that replace the book's own, ``[rules]``; may be traced.
       views: Logits on other views, as in ``truth``.
 
     Returns:
-      ``[batch, classes]``, float32 or better. Gradients reach the strengths and, through soft
+      ``[batch, classes]``, float32 or wider. Gradients reach the strengths and, through soft
       comparisons, the columns.
+
+    Raises:
+      ValueError: for label sets, other shapes, or if a view is missing.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> book = bind("[w=2] age > 60 => sick", Schema((Column("age"),), ("well", "sick")))
+      >>> print(energies(book, jnp.array([[70.0], [50.0]])))
+      [[2. 0.]
+       [0. 0.]]
     """
     _inputs.check_exclusive(book, "energies")
     columns, _, arrays = _arguments(book, columns, None, views)
@@ -166,7 +191,17 @@ def forbidden(book: Book, columns: Float[Any, "batch columns"]) -> Bool[Array, "
       columns: From ``encode``, ``[batch, columns]``.
 
     Returns:
-      ``[batch, classes]``; True where a class is forbidden.
+      ``[batch, classes]``, boolean; True where a class is forbidden.
+
+    Raises:
+      ValueError: for label sets, or columns of another shape.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> book = bind("[hard] age > 60 => sick", Schema((Column("age"),), ("well", "sick")))
+      >>> print(forbidden(book, jnp.array([[70.0], [50.0]])))
+      [[ True False]
+       [False False]]
     """
     _inputs.check_exclusive(book, "forbidden")
     guards = _held(book, _columns(book, columns), book.pieces.guard, False)
@@ -185,8 +220,19 @@ def weighted_violation(
 ) -> Float[Array, " batch"]:
     """Σ weight · violation over the rules, row by row, or Σ weight · violation².
 
-    Memory does not grow with rows times rules, but for squares over exclusive classes and for soft
-    comparisons.
+    Memory does not grow with rows times rules, except for squares over exclusive classes and for
+    soft comparisons.
+
+    Args:
+      book: The rules.
+      columns: From ``encode``, ``[batch, columns]``.
+      probabilities: Of the classes or labels, ``[batch, classes]``.
+      weights: The weights of the rules, ``[rules]``.
+      views: Logits on other views, as in ``truth``.
+      squared: Whether violations are squared.
+
+    Returns:
+      ``[batch]``, float32 or wider.
     """
     columns, probabilities, arrays = _arguments(book, columns, probabilities, views)
     weights = _inputs.float32_or_wider(weights)
@@ -209,6 +255,7 @@ def weighted_violation(
 
 
 def _columns(book: Book, columns: Any) -> Array:
+    """Encoded columns, checked, in float32 or wider."""
     _checks.floating(columns=columns)
     return _inputs.encoded_columns(book, columns=columns)
 
@@ -216,6 +263,7 @@ def _columns(book: Book, columns: Any) -> Array:
 def _arguments(
     book: Book, columns: Any, probabilities: Any, views: Views | None
 ) -> tuple[Array, Any, list[Array]]:
+    """Columns, probabilities (None if they are None) and the views' probabilities, checked."""
     columns = _columns(book, columns)
     shape = (columns.shape[0], len(book.schema.classes))
     logits = _inputs.view_logits(book, views, shape)
@@ -228,22 +276,22 @@ def _arguments(
 
 
 SMALL, SMALL_SUMS = 1 << 21, 1 << 16
-"""Nodes times rows up to which all are computed at once; beyond, a tile of rows at a time. The
-second holds for sums over label sets with their gradient."""
+"""Nodes times rows up to which all nodes are computed at once; more are computed in tiles of rows.
+The second is for sums over label sets with their gradient."""
 
 
 def _at_once(book: Book, columns: Array, most: int) -> bool:
     """Whether all nodes of all rows are computed at once.
 
-    So they are where the number of rows is not known (``jax.export`` with a symbolic batch size):
-    that holds for any number, and tiles do not.
+    They are, too, if the number of rows is symbolic, as in ``jax.export`` with a symbolic batch
+    size, since the division into tiles needs a number.
     """
     rows = columns.shape[0]
     return not isinstance(rows, int) or book.circuit.number_of_nodes * rows <= most
 
 
 def _held(book: Book, columns: Array, wanted: Array, unknown: bool) -> Bool[Array, "batch wanted"]:
-    """Where these nodes hold."""
+    """Where the wanted nodes hold."""
     if _at_once(book, columns, SMALL):
         return crisp_nodes(book.circuit, columns, unknown=unknown)[wanted].T
     return _tiles.held(book.circuit, columns, wanted, unknown=unknown)
@@ -252,7 +300,7 @@ def _held(book: Book, columns: Array, wanted: Array, unknown: bool) -> Bool[Arra
 def _against(
     book: Book, columns: Array, views: list[Array], weights: Array
 ) -> Float[Array, "batch classes"]:
-    """Each class's penalty under the rules with these weights."""
+    """Each class's penalty under the rules, Σ weight · violation."""
     scores = weights[book.pieces.rule][:, None] * book.pieces.table
     if book.info.soft or _at_once(book, columns, SMALL):
         return guards(book, columns, views).T @ scores
@@ -264,12 +312,12 @@ def _against(
 
 
 def _shown(views: list[Array]) -> list[Array]:
-    """Probabilities that a view shows a class, and 1 for any."""
+    """The probabilities of each view's classes, and 1 for any class, ``[batch, classes + 1]``."""
     return [jnp.concatenate([p, jnp.ones((p.shape[0], 1), p.dtype)], axis=1) for p in views]
 
 
 def guards(book: Book, columns: Array, views: list[Array]) -> Float[Array, "pieces batch"]:
-    """Where each piece of a rule applies, and how probably the views show what it asks for."""
+    """Whether each piece of a rule applies, times the probabilities of the views' classes in it."""
     if book.info.soft:
         no_labels = jnp.zeros((columns.shape[0], 0))
         nodes = fuzzy_nodes(book.circuit, columns, no_labels, PRODUCT.algebra)

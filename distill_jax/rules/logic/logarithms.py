@@ -1,4 +1,4 @@
-"""The logarithm of how true rules are, without underflow."""
+"""The logarithm of the truth of rules, without underflow."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from distill_jax.rules.logic._nodes import log_nodes
 from distill_jax.rules.logic.evaluation import violation
 
 LEAST_TRUTH = 1e-7
-"""What the logarithm takes for a smaller truth in the logics that compute truth as 1 − violation:
-their rounding. There is no gradient below it."""
+"""The smallest truth in the logics that compute truth as 1 − violation, of the size of their
+rounding errors. The gradient is 0 below it."""
 
 
 def log_truth(
@@ -31,19 +31,33 @@ def log_truth(
 ) -> Float[Array, "batch rules"]:
     """The logarithm of ``truth``, from logits, without underflow.
 
-    Over exclusive classes, and over label sets in product logic, a truth of 1e-40 has a finite
-    logarithm and the right gradient, and a truth of 1 − 1e-20 does not round to 1 on the way; it is
-    ``-inf``, with gradient 0, only where the rule cannot hold at all. Over exclusive classes it
-    takes memory for rows × rules × classes, unlike ``violation``. The other logics compute
-    truth as 1 − violation, and have the logarithm of that, at least ``LEAST_TRUTH``.
+    Over exclusive classes, and over label sets in product logic, the result is accurate for truths
+    near 0 and near 1: a truth of 1e-40 has a finite logarithm and an accurate gradient, and a truth
+    of 1 − 1e-20 is not rounded to 1. It is ``-inf``, with gradient 0, only where the rule cannot
+    hold at all. Over exclusive classes it needs memory for rows × rules × classes, unlike
+    ``violation``. The other logics compute truth as 1 − violation, clipped to at least
+    ``LEAST_TRUTH`` (1e-7).
 
     Args:
       book: The rules.
-      columns: From ``encode``.
-      logits: Of exclusive classes or of labels. ``-inf`` is a class or label that is surely
-        absent.
-      views: Logits on other views, where the rules use them. Over exclusive classes their
-        probabilities are taken as they are, and may underflow.
+      columns: From ``encode``, ``[batch, columns]``.
+      logits: Logits of exclusive classes or of labels, ``[batch, classes]``; ``-inf`` for a class
+        or label that is certainly absent.
+      views: Logits on other views, ``[batch, classes]`` each, by name, if the rules use them. Over
+        exclusive classes their probabilities may underflow.
+
+    Returns:
+      ``[batch, rules]``, at most 0, float32 or wider. Gradients reach the logits and, through soft
+      comparisons, the columns.
+
+    Raises:
+      ValueError: for other shapes, or if a view is missing.
+
+    Example:
+      >>> from distill_jax.rules import Column, Schema, bind
+      >>> book = bind("age > 60 => sick", Schema((Column("age"),), ("well", "sick")))
+      >>> print(log_truth(book, jnp.array([[70.0]]), jnp.array([[200.0, 0.0]])))
+      [[-200.]]
     """
     logits, columns, views = _inputs.prepared(book, logits, columns, views, name="logits")
     if book.schema.exclusive:
@@ -57,14 +71,14 @@ def log_truth(
 def _log_truth_of_classes(
     book: Book, columns: Array, logits: Array, views: Mapping[str, Array]
 ) -> Array:
-    """By a sum over the classes that satisfy a rule, or, where that is most of them, by log1p of
-    the others, so that neither end loses digits."""
+    """A sum over the classes that satisfy a rule where the truth is at most ½, else log1p of minus
+    the violation, so that neither a small nor a large truth loses digits."""
     classes = logits.shape[1]
 
-    def by(one: Array) -> Array:  # violation is linear in probabilities
-        return violation(book, columns, jnp.broadcast_to(one, logits.shape), views=views)
+    def of_class(one_hot: Array) -> Array:  # violation is linear in probabilities
+        return violation(book, columns, jnp.broadcast_to(one_hot, logits.shape), views=views)
 
-    violates = jax.vmap(by, out_axes=2)(jnp.eye(classes, dtype=logits.dtype)[:, None, :])
+    violates = jax.vmap(of_class, out_axes=2)(jnp.eye(classes, dtype=logits.dtype)[:, None, :])
     log_p = jax.nn.log_softmax(logits, axis=-1)
     possible = ~jnp.isneginf(log_p)
     p = jnp.where(possible, jnp.exp(jnp.where(possible, log_p, 0.0)), 0.0)
@@ -75,14 +89,14 @@ def _log_truth_of_classes(
         jnp.where(allowed, satisfies, 1.0)
     )
     summed = log_sum_exp(terms, allowed, axis=2)
-    few = violated < 0.5
-    return jnp.where(few, jnp.log1p(-jnp.where(few, violated, 0.0)), summed)
+    mostly_true = violated < 0.5
+    return jnp.where(mostly_true, jnp.log1p(-jnp.where(mostly_true, violated, 0.0)), summed)
 
 
 def _log_truth_of_labels(
     book: Book, columns: Array, logits: Array, views: Mapping[str, Array], algebra: Algebra
 ) -> Array:
-    """Of each rule, as the logarithm of 1 minus its violation."""
+    """The logarithm of 1 − violation, from pairs of logarithms."""
     everything = jnp.concatenate([logits, *(views[v] for v in book.schema.views)], axis=1)
     _, satisfied = log_nodes(book.circuit, columns, everything, algebra)
     return satisfied[book.violated].T

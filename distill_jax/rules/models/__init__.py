@@ -1,4 +1,4 @@
-"""Models made from rules, to be trained from there, and how far each rule moved in training."""
+"""Models: networks and logistic regressions initialised from rules, and their drift in training."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The features of models made from rules: plain columns, and the atoms of rules as 0 and 1.
 
 A model takes the encoded columns and computes these features itself, so that prediction needs
-nothing but the table. A missing value leaves every feature at 0 that it would have
-decided.
+nothing but the table. A feature that depends on a missing value is 0.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Clauses = Mapping[str, Sequence[f.Rule]]
 
 
 def clauses_of(rules: Sequence[f.Rule]) -> dict[str, list[f.Rule]]:
-    """Clauses by the name of their head."""
+    """The clauses among the rules, by the name of their head."""
     found: dict[str, list[f.Rule]] = {}
     for rule in rules:
         if isinstance(rule.formula, f.Implies) and isinstance(rule.formula.head, f.Name):
@@ -40,7 +39,7 @@ class Raw:
     """Columns as features: numbers standardised, booleans as 0 and 1, categories one-hot.
 
     Attributes:
-      names: Of the features, ``"age"`` or ``"sex == 'F'"``.
+      names: The names of the features, such as ``"age"`` or ``"sex == 'F'"``.
     """
 
     def __init__(self, schema: Schema):
@@ -72,14 +71,14 @@ class Raw:
 class Atoms:
     """Atoms of rules as 0/1 features; 0 where a missing value leaves an atom unknown.
 
-    For atoms that stand negated there is one more feature each, 1 where the atom is unknown: what
-    is not known to be false does not make ``not`` true.
+    Each atom that also occurs negated has a second feature, 1 where the atom is unknown, since the
+    negation of an unknown atom does not hold either.
 
     Attributes:
-      formulas: Each atom once.
-      negated: Which of them also stand negated.
+      formulas: The atoms, each once.
+      negated: The indices of those that also occur negated.
       book: One rule per atom, which fires where the atom holds; None if there is no atom.
-      places: Of the book's columns among the inputs.
+      places: The indices of the book's columns among the inputs.
     """
 
     formulas: tuple[f.Formula, ...]
@@ -94,7 +93,7 @@ class Atoms:
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """Of the features: the atoms as text, then ``"unknown: "`` and a negated atom."""
+        """The names of the features: the atoms as text, then ``"unknown: "`` and a negated atom."""
         texts = [str(formula) for formula in self.formulas]
         return (*texts, *(f"unknown: {texts[i]}" for i in self.negated))
 
@@ -111,7 +110,12 @@ class Atoms:
 
 
 def atoms(book: Book, found: Sequence[tuple[f.Formula, bool]]) -> Atoms:
-    """Atoms with their signs, as features over the columns of ``book``."""
+    """Features over the columns of ``book``.
+
+    Args:
+      book: Its schema and text patterns determine the columns.
+      found: Atoms, each with whether it occurs without negation.
+    """
     place = {formula: i for i, formula in enumerate(dict.fromkeys(x for x, _ in found))}
     formulas = tuple(place)
     negated = dict.fromkeys(place[formula] for formula, positive in found if not positive)
@@ -119,7 +123,7 @@ def atoms(book: Book, found: Sequence[tuple[f.Formula, bool]]) -> Atoms:
         return Atoms((), (), None, ())
     head = f.Name(book.schema.classes[0])
     rules = [f.Rule(f.Implies(formula, head)) for formula in formulas]
-    with warnings.catch_warnings():  # binding the rules themselves has said it
+    with warnings.catch_warnings():  # binding the rules themselves already gave these warnings
         warnings.simplefilter("ignore", RuleWarning)
         own = bind(rules, dataclasses.replace(book.schema, views=()))
     width = len(book.schema.encoded)
@@ -130,9 +134,9 @@ def atoms(book: Book, found: Sequence[tuple[f.Formula, bool]]) -> Atoms:
 def atoms_in(
     x: Any, classes: Sequence[str], target: str | None, clauses: Clauses
 ) -> Iterator[tuple[f.Formula, bool]]:
-    """The atoms over features in a formula, with whether each stands there as it is.
+    """The atoms over columns in a formula, each with whether it occurs without negation.
 
-    What clauses define is looked into, once for each sign; atoms over labels are left out.
+    Names that clauses define are expanded, once per sign; atoms over labels are left out.
     """
     entered: set[tuple[str, bool]] = set()
 
@@ -159,5 +163,5 @@ def atoms_in(
 
 
 def is_label(x: Any, classes: Sequence[str], target: str | None) -> bool:
-    """Whether a name is that of a class, a label, or the class variable."""
+    """Whether a formula is a class, a label, the class variable, or a prediction on a view."""
     return isinstance(x, f.Of) or (isinstance(x, f.Name) and x.name in (*classes, target))

@@ -1,4 +1,4 @@
-"""From a trained model back to its rules: how far training moved each one."""
+"""How far training moved the weights of each rule in a model made from rules."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from distill_jax.types import Model, Params
 
 
 class Unit(NamedTuple):
-    """A column of a kernel, and what it stands for.
+    """A column of a kernel, and the rule that it represents.
 
     Attributes:
       name: ``"minus_35/1"``, ``"promoter"``.
       text: The rule that it was made from.
       layer: Key of its layer in the params.
       column: Its column in the kernel of that layer.
-      rows: The rows of the kernel that the rule mentions.
+      rows: The rows of the kernel that belong to what the rule mentions.
     """
 
     name: str
@@ -30,11 +30,11 @@ class Unit(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What the params of a model that was made from rules stand for.
+    """What the rows and columns of the kernels of a model made from rules represent.
 
     Attributes:
-      sources: For each layer, what the rows of its kernel are, by name.
-      units: In the order of their layers. A kernel's column may stand for several rules.
+      sources: For each layer, the names of the rows of its kernel.
+      units: In the order of their layers. A kernel's column may represent several rules.
     """
 
     sources: Mapping[str, tuple[str, ...]]
@@ -43,15 +43,17 @@ class Layout(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RuleModel(Model):
-    """A model that was made from rules, and knows what its params stand for.
+    """A model made from rules, with the names of its weights.
 
     Its params are ``{layer: {"kernel": [sources, units], "bias": [units]}}``.
 
     Attributes:
-      layout: The names of kernels' rows and columns.
+      exact_inputs: True: the inputs are compared with the thresholds of rules, so they are not cast
+        to a lower precision.
+      layout: The names of the rows and columns of each kernel.
     """
 
-    exact_inputs: bool = True  # the first layer compares them with written thresholds
+    exact_inputs: bool = True
     layout: Layout = dataclasses.field(default=Layout({}, ()), compare=False)
 
 
@@ -62,17 +64,18 @@ def drift(model: Model, before: Params, after: Params, *, most: int = 3) -> list
       model: From ``to_network`` or ``to_logistic_regression``.
       before: Its params at the start.
       after: Its params after training, without an axis for runs.
-      most: How many weights to name, of those that moved most.
+      most: The largest number of weights listed in ``biggest`` and in ``new``.
 
     Returns:
-      One row per rule, plain data for ``report.show``: ``unit``, ``rule``, ``bias_before``,
-      ``bias_after``; ``moved``, the root of the mean squared move of the weights that the rule
-      speaks of; ``biggest`` and ``new``, as text, the largest moves of those weights and of all
-      others; and ``weights``, a list of ``{"atom", "before", "after"}``.
+      One row per rule (and per class, where a rule changes several), as plain data for
+      ``report.show``: ``unit``, ``rule``, ``bias_before``, ``bias_after``; ``moved``, the root mean
+      square change of the weights that belong to the rule; ``biggest`` and ``new``, as text, the
+      largest changes of those weights and of all other weights of the unit; and ``weights``, a list
+      of ``{"atom", "before", "after"}``.
 
     Raises:
       TypeError: if the model was not made from rules.
-      ValueError: if the params are not the model's.
+      ValueError: if the params do not have the model's layers and shapes.
 
     Example:
       >>> from distill_jax.rules import Column, Schema, to_network
@@ -134,6 +137,6 @@ def _arrays(model: RuleModel, who: str, params: Any) -> dict[str, dict[str, np.n
         if len(shape) != 2 or shape[0] != len(sources):
             raise ValueError(
                 f"{who}[{layer!r}]['kernel'] must have shape [{len(sources)}, units], got {shape}: "
-                "of params with an axis for runs, take one run"
+                "if the params have an axis for runs, take one run"
             )
     return arrays

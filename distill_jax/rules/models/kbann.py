@@ -1,15 +1,17 @@
 """Horn clauses as a network: knowledge-based artificial neural networks (KBANN).
 
-Every clause becomes a sigmoid unit that says "and", every predicate with several clauses one that
-says "or" over them. Towell and Shavlik's translation, with weight ω:
+Every clause becomes a sigmoid unit that computes a conjunction, and every predicate with several
+clauses one that computes the disjunction of them. Towell and Shavlik's translation, with weight ω:
 
-- and: +ω from each antecedent, −ω from each negated one, bias −(P − ½) ω for P not negated;
-- or: +ω from each, bias −½ ω; −ω and a bias higher by ω for each that is negated.
+- conjunction of P positive and any number of negated antecedents: weight +ω from each positive one,
+  −ω from each negated one, bias −(P − ½) ω;
+- disjunction of positive and N negated parts: the same weights, bias (N − ½) ω.
 
-Units lie in layers, each above all that it depends on. A layer sees all units of the layer below,
-and all inputs if a clause in it speaks of one; the links that no clause asks for start near zero.
-A sigmoid unit is only nearly 0 or 1, so deep theories need a larger ω than 4 to be reproduced
-exactly; for training, 4 leaves gradients alive.
+Each unit is placed in the lowest layer above all units that it depends on. A layer is connected to
+all units of the layer below, and to all inputs if one of its clauses mentions an input; connections
+that no clause requires start near zero. A sigmoid unit is only approximately 0 or 1, so deep
+theories need a larger ω than the default 4 to be reproduced exactly; for training, 4 keeps the
+gradients from vanishing.
 
 References:
   Towell, Shavlik, Knowledge-Based Artificial Neural Networks, Artificial Intelligence 70, 1994;
@@ -46,30 +48,37 @@ def to_network(
     omega: float = 4.0,
     noise: float = 0.01,
 ) -> RuleModel:
-    """The network that a theory of Horn clauses describes, to be trained from there.
+    """A network initialised from a theory of Horn clauses, to be trained further (KBANN).
 
-    The model takes encoded columns, ``encode_columns(schema, table)`` (or ``encode(book, table)``,
-    if clauses look into text); what units see are numbers standardised, categories one by one, and
-    each other atom of the theory as 0 or 1. An atom over a missing value does not hold, and neither
-    does its negation; ``not`` before a predicate means that no clause shows it.
+    The model's inputs are encoded columns ``[batch, columns]``, from ``encode_columns(schema,
+    table)``, or from ``encode(book, table)`` if clauses match text. The network computes its own
+    features from them: numbers are standardised, categories are one-hot, and every other atom of
+    the theory is 0 or 1. An atom over a missing value does not hold, and neither does its negation.
+    ``not`` before a predicate is negation as failure: it holds if no clause for the predicate does.
 
-    Two classes of which one has clauses are one output ``z``, read as the logits 0 and z. Otherwise
-    each class or label is a unit, and one without clauses starts at 0.
+    With two exclusive classes of which one has clauses, the network has a single output ``z``, and
+    the logits are 0 and z. Otherwise each class or label has a unit; the weights and the bias of
+    one without clauses start at 0 (plus noise on the weights).
 
     Args:
-      theory: Horn clauses ``head :- a, not b.``, or rules ``body => class`` without a strength, as
-        text, parsed, or bound.
-      schema: Columns and classes; a book has one.
-      omega: Weight of a link that the theory asks for, > 0.
-      noise: All weights start with a uniform draw from ±noise added, with the key of ``init``.
+      theory: Horn clauses ``head :- a, not b.``, or rules ``body => class`` without a strength: as
+        text, as parsed rules, or as a book.
+      schema: The columns and classes; leave it out for a book, which has its own.
+      omega: Weight of a connection that the theory requires, > 0.
+      noise: Every weight starts with a uniform draw from [−noise, noise] added to it; ``init``
+        takes the key.
 
     Returns:
-      A model with the params ``{"level1": {"kernel": [sources, units], "bias": [units]}, …}``; what
-      rows and columns are stands in its ``layout``. See ``drift``.
+      A model with the params ``{"level1": {"kernel": [sources, units], "bias": [units]}, …}`` and
+      logits ``[batch, classes]``. Its ``layout`` names the rows and columns of each kernel; see
+      ``drift``.
 
     Raises:
-      RuleError: for clauses that go in a circle, predicates that nothing defines or nothing uses,
-        classes without any clause, empty bodies, and rules that are no clauses.
+      RuleError: for cyclic clauses, predicates that are undefined or unused, classes in a body
+        without a clause of their own, empty bodies, and rules that are not clauses.
+      TypeError: for rules without a schema.
+      ValueError: if ``schema`` differs from the book's, for a single label, or for an ``omega`` or
+        ``noise`` out of range.
 
     Example:
       >>> from distill_jax.rules import Column, Schema
@@ -89,7 +98,7 @@ def to_network(
     schema = book.schema
     if not schema.exclusive and len(schema.classes) == 1:
         raise ValueError(
-            "one label has no logits of its own: say exclusive=True and name two classes"
+            "a schema with a single label is not supported: set exclusive=True and name two classes"
         )
     graph = _Graph(book)
     levels = graph.levels()
@@ -113,9 +122,9 @@ def to_network(
             kernel, first = params[level.name]["kernel"], 0
             net = params[level.name]["bias"][None, :]
             for block, columns in level.blocks:
-                seen = blocks[block] if columns is None else blocks[block][:, columns]
-                net = net + seen @ kernel[first : first + seen.shape[1]]
-                first += seen.shape[1]
+                source = blocks[block] if columns is None else blocks[block][:, columns]
+                net = net + source @ kernel[first : first + source.shape[1]]
+                first += source.shape[1]
             nets.append(net)
             blocks.append(jax.nn.sigmoid(net))
         logits = [
@@ -131,40 +140,63 @@ def to_network(
 
 
 def bound(theory: Any, schema: Schema | None, who: str) -> Book:
-    """A book as it is, or rules bound to a schema."""
+    """The book itself, or rules bound to ``schema``.
+
+    Raises:
+      TypeError: for rules without a schema.
+      ValueError: for a book with another schema.
+    """
     if isinstance(theory, Book):
         if schema is not None and schema != theory.schema:
-            raise ValueError(f"{who} takes a book with its own schema: leave schema out")
+            raise ValueError(f"{who} uses the schema of its book: leave schema out")
         return theory
     if schema is None:
-        raise TypeError(f"{who} needs a schema for rules that are not bound to one")
+        raise TypeError(f"{who} needs a schema, unless it is given a book")
     return bind(theory, schema)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Unit:
-    """An and or an or over inputs (by place, with sign) and other units (by name, with sign)."""
+    """A conjunction or disjunction of inputs (by index) and other units (by name), with signs.
+
+    Attributes:
+      name: Of a predicate or a clause, or the text of a nested formula.
+      text: The rule that it was made from.
+      kind: ``"and"`` or ``"or"``.
+      inputs: The sign of each input, by its index: 1, or −1 if it is negated.
+      units: The sign of each other unit, by its name.
+      unknown: The inputs that say that a negated input is unknown.
+    """
 
     name: str
     text: str
     kind: str
     inputs: dict[int, int]
     units: dict[str, int]
-    unknown: tuple[int, ...] = ()  # inputs that say that a negated one is unknown
+    unknown: tuple[int, ...] = ()
 
 
 class _Level(NamedTuple):
-    """Units that see whole blocks (0 are the inputs, n the units of level n) or parts of them."""
+    """A layer of units.
+
+    Attributes:
+      name: Its key in the params.
+      units: One per column of its kernel.
+      blocks: What it is connected to: a block (0 is the inputs, n the units of level n), and which
+        columns of it, None for all.
+      rows: The kernel's row of each input, by its index, and of each unit, by its name.
+      sources: The names of the kernel's rows.
+    """
 
     name: str
     units: list[_Unit]
     blocks: list[tuple[int, np.ndarray | None]]
-    rows: dict[Any, int]  # of the kernel, by input's place or unit's name
+    rows: dict[Any, int]
     sources: tuple[str, ...]
 
 
 class _Graph:
-    """The units of a theory, by name."""
+    """The units of a theory, by name, and the input features that they need."""
 
     def __init__(self, book: Book):
         self.book, self.schema = book, book.schema
@@ -181,7 +213,7 @@ class _Graph:
             for tree, positive in self._atoms(rule, rule.formula.body):
                 found.append((tree, positive))
         self.atoms = _features.atoms(book, found)
-        # What is a feature already needs no second one.
+        # Atoms that equal a column's feature, such as a boolean column, are not added again.
         extra = [i for i, name in enumerate(self.atoms.names) if name not in known]
         self._extra = np.asarray(extra, np.int32)
         self.names = (*self.raw.names, *(self.atoms.names[i] for i in extra))
@@ -192,14 +224,16 @@ class _Graph:
             if head not in self.schema.classes and head not in used:
                 advice = nearest(head, [*self.schema.classes, *sorted(used & set(self.clauses))])
                 raise rule_error(
-                    clauses[0], f"{head!r} is no class, and no clause uses it; {advice}", head
+                    clauses[0],
+                    f"{head!r} is not a class, and no clause uses it; {advice}",
+                    head,
                 )
         for head in self.schema.classes:
             if head in self.clauses:
                 self.predicate(head)
 
     def inputs(self, columns: Array) -> Array:
-        """What the units see of the columns."""
+        """The input features of encoded columns, ``[batch, features]``."""
         raw = self.raw(columns)
         if not len(self._extra):
             return raw
@@ -220,25 +254,26 @@ class _Graph:
         if isinstance(x, f.Not):
             yield from self._atoms(rule, x.part, not positive)
         elif isinstance(x, f.And | f.Or):
-            for part in x.parts:  # under its own unit, a part's sign is its own
+            for part in x.parts:  # a nested formula gets its own unit, which starts a new sign
                 yield from self._atoms(rule, part)
         elif not self._is_predicate(x):
             labels = (self.schema.classes, self.schema.target)
             for tree in f.trees(x):
                 if self._is_predicate(tree) or _features.is_label(tree, *labels):
                     raise rule_error(
-                        rule, f"{x} is no literal: write what is over {tree} with and, or, not"
+                        rule,
+                        f"{x} is not a literal: write formulas over {tree} with and, or, not",
                     )
             yield x, positive
 
     def predicate(self, name: str) -> str:
-        """Makes the unit of a predicate and all below it; gives its name."""
+        """Makes the unit of a predicate and all units that it depends on; returns its name."""
         if name in self.units:
             return name
         if name in self._open:
             cycle = [*self._open[self._open.index(name) :], name]
             raise rule_error(
-                self.clauses[name][0], "clauses may not go in a circle: " + " :- ".join(cycle), name
+                self.clauses[name][0], "clauses must not be cyclic: " + " :- ".join(cycle), name
             )
         self._open.append(name)
         clauses = self.clauses[name]
@@ -252,7 +287,7 @@ class _Graph:
                 if isinstance(body, f.And | f.Or):
                     own = clause.name or f"{name}/{i + 1}"
                     parts.append((self._unit(own, clause, body), 1))
-                else:  # one literal goes into the or itself
+                else:  # a single literal is an input of the disjunction itself
                     parts.append(self._literal(clause, body))
             self._join(name, f"{name}: any of {len(clauses)}", "or", parts, clauses[0])
         self._open.pop()
@@ -265,7 +300,7 @@ class _Graph:
         return self._join(name, str(rule) if text is None else text, kind, made, rule)
 
     def _literal(self, rule: f.Rule, x: Any) -> tuple[Any, int]:
-        """An input's place or a unit's name, and 1 or −1 if it is negated."""
+        """An input's index or a unit's name, and the sign: 1, or −1 if it is negated."""
         sign = 1
         while isinstance(x, f.Not):
             x, sign = x.part, -sign
@@ -275,7 +310,7 @@ class _Graph:
             assert isinstance(x, f.Name)
             if x.name not in self.clauses:
                 raise rule_error(
-                    rule, f"class {x.name!r} stands in a body, and no clause defines it", x.name
+                    rule, f"class {x.name!r} is used in a body, but no clause defines it", x.name
                 )
             return self.predicate(x.name), sign
         return self.places[str(x)], sign
@@ -289,22 +324,22 @@ class _Graph:
             into: dict[Any, int] = units if isinstance(ref, str) else inputs
             if into.setdefault(ref, sign) != sign:
                 what = ref if isinstance(ref, str) else self.names[ref]
-                never = "never holds" if kind == "and" else "always holds"
-                raise rule_error(rule, f"{what} and its negation stand side by side: it {never}")
+                trivial = "never hold" if kind == "and" else "always hold"
+                raise rule_error(rule, f"{what} {kind} its negation {trivial}: remove one of them")
         unknown = tuple(
             self.places[f"unknown: {self.names[place]}"] for place, s in inputs.items() if s < 0
         )
         made = _Unit(name, text, kind, inputs, units, unknown)
         while name in self.units and self.units[name] != made:
-            name += "'"  # two clauses that the user gave one name
+            name += "'"  # two clauses to which the user gave the same name
             made = dataclasses.replace(made, name=name)
         self.units[name] = made
         return name
 
     def levels(self) -> list[_Level]:
-        """Layers of units, from the inputs up."""
+        """The layers of units, from the inputs up."""
         depth: dict[str, int] = {}
-        for name, unit in self.units.items():  # made after all that it depends on
+        for name, unit in self.units.items():  # units come after all that they depend on
             depth[name] = 1 + max((depth[other] for other in unit.units), default=0)
         top = max(depth.values())
         one_output = self.schema.exclusive and len(self.schema.classes) == 2
@@ -333,7 +368,7 @@ class _Graph:
         return found
 
     def outputs(self, levels: list[_Level]) -> list[tuple[int, int] | None]:
-        """Level and unit of each class's logit; None for one that stays 0."""
+        """The level and column of the unit of each class's logit; None for a logit fixed at 0."""
         places = {
             unit.name: (i, j)
             for i, level in enumerate(levels)
@@ -342,6 +377,7 @@ class _Graph:
         return [places.get(name) for name in self.schema.classes]
 
     def layout(self, levels: list[_Level]) -> Layout:
+        """The names of the kernels' rows, and the rules of their columns."""
         units = [
             Unit(unit.name, unit.text, level.name, j, tuple(_links(level, unit)))
             for level in levels
@@ -351,13 +387,13 @@ class _Graph:
 
 
 def _links(level: _Level, unit: _Unit) -> dict[int, int]:
-    """Rows of the level's kernel that the theory asks for, with their signs."""
+    """The signs of the connections that the theory requires, by row of the level's kernel."""
     signs: dict[Any, int] = {**unit.inputs, **dict.fromkeys(unit.unknown, -1), **unit.units}
     return {level.rows[key]: sign for key, sign in signs.items()}
 
 
 def _start(level: _Level, omega: float) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias of the theory's own links."""
+    """The kernel and bias that the theory requires, before noise."""
     kernel = np.zeros((len(level.sources), len(level.units)), np.float32)
     bias = np.zeros(len(level.units), np.float32)
     for j, unit in enumerate(level.units):
@@ -372,17 +408,18 @@ def _start(level: _Level, omega: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_clause(rule: f.Rule, schema: Schema) -> None:
+    """Raises for a rule that is neither a clause nor ``body => class``, or has a strength."""
     formula = rule.formula
     is_clause = isinstance(formula, f.Implies) and isinstance(formula.head, f.Name)
     if not is_clause or formula.head.name not in schema.classes:  # type: ignore[union-attr]
         raise rule_error(
             rule,
-            "to_network takes clauses, head :- a, b, or rules body => class; "
-            "to_logistic_regression takes others",
+            "to_network takes clauses, head :- a, b., or rules body => class; use "
+            "to_logistic_regression for other rules",
         )
     if rule.strength.kind:
         raise rule_error(
             rule,
-            "a clause has no strength, since all links start at omega: leave it out, or use "
+            "a clause has no strength, since all weights start at omega: leave it out, or use "
             "to_logistic_regression",
         )

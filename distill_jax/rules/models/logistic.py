@@ -1,8 +1,8 @@
-"""Rules as logistic regression: W x + b, with the start that the rules give.
+"""Logistic regression, W x + b, initialised from rules.
 
-What x is, is part of the model: the columns standardised, the atoms of the rules as 0 and 1, and
-the rules' bodies as 0 and 1, any of the three side by side. The model takes encoded columns and
-computes the rest.
+The features x are any of these, concatenated: the standardised columns, the atoms of the rules as
+0 and 1, and the bodies of the rules as 0 and 1. The model takes encoded columns and computes the
+features itself.
 """
 
 from __future__ import annotations
@@ -38,31 +38,38 @@ def to_logistic_regression(
     features: Kind | Sequence[Kind] = KINDS,
     omega: float = 4.0,
 ) -> RuleModel:
-    """Logistic regression that starts where the rules are.
+    """Logistic regression whose initial weights are the strengths of rules.
 
-    With ``"bodies"`` among the features, a rule's log-odds are the weight of its body: for
-    ``body => class`` on that class, for ``body => not class`` taken from it, for other heads on
-    the classes that satisfy it. The logits are then, up to a shift, minus ``energies``. A hard rule
-    weighs ``omega``, one to be learned 0, and so do atoms and columns at the start. Without
-    ``"bodies"``, the atoms carry the rule: one rule a class, a conjunction of P atoms and N negated
-    ones, is a unit with the weights ±ω and the bias −(P − ½) ω, whatever its log-odds.
+    With ``"bodies"`` among the features, a rule's log-odds are the weight of its body: added to the
+    class for ``body => class``, subtracted from it for ``body => not class``, and added to the
+    classes that satisfy the head, or subtracted from those that violate it, for other heads. The
+    initial logits then equal ``-energies``, up to a constant per example. The weight of a hard rule
+    is ``omega``; that of a rule marked ``[learn]`` is 0, as are the weights of atoms and columns.
 
-    Two classes are one output ``z``, read as the logits 0 and z.
+    Without ``"bodies"``, the atoms represent the rules, at most one rule per class: a conjunction
+    of P atoms and any number of negated ones has the weights ±ω and the bias −(P − ½) ω, as in
+    ``to_network``, whatever its log-odds.
+
+    With two exclusive classes the model has a single output ``z``, and the logits are 0 and z.
 
     Args:
       rules: A book, or rules for ``schema``, as text or parsed.
-      schema: Columns and classes; a book has one.
-      features: Which of ``"columns"``, ``"atoms"``, ``"bodies"`` the model sees; one or more.
-      omega: Weight of an atom, where they carry the rule, and log-odds of a hard rule, > 0.
+      schema: The columns and classes; leave it out for a book, which has its own.
+      features: One or more of ``"columns"``, ``"atoms"``, ``"bodies"``.
+      omega: Weight of an atom, where atoms represent the rules, and log-odds of a hard rule, > 0.
 
     Returns:
-      A model with the params ``{"linear": {"kernel": [features, outputs], "bias": [outputs]}}``.
-      ``init`` gives the rules' start, whatever its key. Its ``layout`` names features; see
-      ``drift``. An atom over a missing value does not hold, and neither does its negation.
+      A model of encoded columns ``[batch, columns]``, with logits ``[batch, classes]`` and the
+      params ``{"linear": {"kernel": [features, outputs], "bias": [outputs]}}``. ``init`` returns
+      the same parameters for every key. Its ``layout`` names the features; see ``drift``. An atom
+      over a missing value does not hold, and neither does its negation.
 
     Raises:
-      RuleError: for rules over views; for rules that atoms alone cannot carry; and, over label
-        sets, for heads that are no conjunction of labels and negated labels.
+      RuleError: for rules over views; for rules that atoms alone cannot represent; and, over label
+        sets, for heads other than conjunctions of labels and negated labels.
+      TypeError: for rules without a schema.
+      ValueError: if ``schema`` differs from the book's, for a single label, for unknown features,
+        or for ``omega`` out of range.
 
     Example:
       >>> from distill_jax.rules import Column, Schema
@@ -84,7 +91,7 @@ def to_logistic_regression(
     labels = len(schema.classes)
     if not schema.exclusive and labels == 1:
         raise ValueError(
-            "one label has no logits of its own: say exclusive=True and name two classes"
+            "a schema with a single label is not supported: set exclusive=True and name two classes"
         )
     raw = _features.Raw(schema)
     clauses = _features.clauses_of(book.info.definitions)
@@ -98,8 +105,8 @@ def to_logistic_regression(
     names = {"columns": raw.names, "atoms": atoms.names, "bodies": tuple(b.name for b in bodies)}
     sources = tuple(name for kind in kinds for name in names[kind])
     first = {kind: sum(len(names[k]) for k in kinds[:i]) for i, kind in enumerate(kinds)}
-    see: dict[str, Callable[[Array], Array]] = {"columns": raw, "atoms": atoms}
-    see["bodies"] = functools.partial(_held, book)
+    compute: dict[str, Callable[[Array], Array]] = {"columns": raw, "atoms": atoms}
+    compute["bodies"] = functools.partial(_body_features, book)
     kernel, bias = np.zeros((len(sources), labels)), np.zeros(labels)
     if "bodies" in kinds:
         for i, body in enumerate(bodies):
@@ -112,8 +119,8 @@ def to_logistic_regression(
             if parts is None or not {x for x, _ in parts} <= set(atoms.formulas):
                 raise rule_error(
                     book.rules[body.rule],
-                    "atoms alone carry a conjunction of atoms => class: take features with "
-                    "'bodies', or to_network",
+                    "atoms alone can only represent a conjunction of atoms => class: add 'bodies' "
+                    "to features, or use to_network",
                 )
             weights, own = _unit(dict(parts), atoms, omega)
             rows = slice(first["atoms"], first["atoms"] + len(atoms.names))
@@ -131,9 +138,9 @@ def to_logistic_regression(
 
     def apply(params: dict[str, Any], inputs: Any) -> Array:
         columns = encoded_columns(book, inputs=inputs)
-        seen = jnp.concatenate([see[kind](columns) for kind in kinds], axis=1)
+        x = jnp.concatenate([compute[kind](columns) for kind in kinds], axis=1)
         layer = params["linear"]
-        return seen @ layer["kernel"] + layer["bias"][None, :]
+        return x @ layer["kernel"] + layer["bias"][None, :]
 
     model = from_function(init, apply, classes=schema.classes, missing=True)
     layout = Layout({"linear": sources}, _units(book, bodies, atoms, clauses, first, one))
@@ -141,9 +148,14 @@ def to_logistic_regression(
 
 
 class _Body(NamedTuple):
-    """A 0/1 feature that speaks for some classes.
+    """A 0/1 feature, the body of a rule, and the classes whose logits it changes.
 
-    ``shares`` are 1 for the classes it adds to and −1 for those it takes from, ``[classes]``.
+    Attributes:
+      name: Of the rule.
+      rule: Its index in the book.
+      strength: Its log-odds; ``omega`` for a hard rule.
+      shares: 1 for the classes that the strength is added to, −1 for those it is subtracted from,
+        else 0, ``[classes]``.
     """
 
     name: str
@@ -153,44 +165,56 @@ class _Body(NamedTuple):
 
 
 def _bodies(book: Book, omega: float) -> list[_Body]:
+    """The bodies of a book's rules, one per piece of a rule.
+
+    Raises:
+      RuleError: for rules over views, and for heads or bodies that a linear model cannot represent.
+    """
     strengths = np.where(np.asarray(book.hard), omega, np.asarray(book.strengths))
     if book.schema.exclusive:
-        _no_views(book)
+        _check_no_views(book)
         shares = [_shares(table) for table in np.asarray(book.pieces.table)]
         which = [int(r) for r in np.asarray(book.pieces.rule)]
     else:
         for clause in book.info.definitions:
             _check_features(clause, book.schema)
-        shares = [_labels(rule, book.schema) for rule in book.rules]
+        shares = [_label_shares(rule, book.schema) for rule in book.rules]
         which = list(range(len(book)))
     names = book.names
     return [_Body(names[r], r, float(strengths[r]), s) for r, s in zip(which, shares, strict=True)]
 
 
-def _no_views(book: Book) -> None:
-    """Raises for a rule that speaks of another view."""
+def _check_no_views(book: Book) -> None:
+    """Raises for a rule that refers to another view."""
     for rule, seen in zip(np.asarray(book.pieces.rule), np.asarray(book.pieces.seen), strict=True):
         if (seen < len(book.schema.classes)).any():
             raise rule_error(
-                book.rules[rule], "logistic regression sees one view, and the rule speaks of others"
+                book.rules[rule],
+                "logistic regression takes a single view, and the rule refers to another one",
             )
 
 
 def _shares(violated: np.ndarray) -> np.ndarray:
-    """Of the classes that a rule adds to or takes from. Equal up to a shift, the fewer are named:
-    all that violate it lose, or the only one that satisfies it gains."""
+    """The shares of the classes, from which of them violate the rule, ``[classes]``.
+
+    The only class that satisfies it gains, or else all that violate it lose: the two are the same
+    up to a constant.
+    """
     satisfied = 1.0 - violated
     return satisfied if satisfied.sum() == 1 else -violated
 
 
-def _labels(rule: f.Rule, schema: Schema) -> np.ndarray:
+def _label_shares(rule: f.Rule, schema: Schema) -> np.ndarray:
+    """The shares of the labels: 1 for those in the head, −1 for negated ones, ``[labels]``."""
     shares = np.zeros(len(schema.classes))
     head = rule.formula.head if isinstance(rule.formula, f.Implies) else rule.formula
     for part in head.parts if isinstance(head, f.And) else (head,):
         name, sign = (part.part, -1.0) if isinstance(part, f.Not) else (part, 1.0)
         if not (isinstance(name, f.Name) and name.name in schema.classes):
             raise rule_error(
-                rule, f"over label sets a head is labels and negated labels, joined by and: {part}"
+                rule,
+                "over label sets, a head must be labels and negated labels joined by and, got "
+                f"{part}",
             )
         shares[schema.classes.index(name.name)] = sign
     _check_features(rule, schema)
@@ -198,18 +222,18 @@ def _labels(rule: f.Rule, schema: Schema) -> np.ndarray:
 
 
 def _check_features(rule: f.Rule, schema: Schema) -> None:
-    """Raises where a body speaks of labels."""
+    """Raises for a rule whose body refers to labels."""
     for tree in f.trees(rule.formula.body) if isinstance(rule.formula, f.Implies) else ():
         if _features.is_label(tree, schema.classes, schema.target):
             raise rule_error(
                 rule,
-                f"{tree} is predicted, and logistic regression sees features alone: hold this rule "
-                "with a penalty",
+                f"{tree} is predicted, and the inputs of logistic regression are columns only: "
+                "enforce this rule with a penalty, as encourage does",
             )
 
 
-def _held(book: Book, columns: Array) -> Array:
-    """The bodies' features, ``[batch, bodies]``."""
+def _body_features(book: Book, columns: Array) -> Array:
+    """Which bodies hold, as 0 and 1, ``[batch, bodies]``."""
     if book.schema.exclusive:
         any_class = jnp.zeros((columns.shape[0], len(book.schema.classes)), columns.dtype)
         return evaluation.guards(book, columns, [any_class for _ in book.schema.views]).T
@@ -217,7 +241,7 @@ def _held(book: Book, columns: Array) -> Array:
 
 
 def _check_lone(book: Book, bodies: list[_Body]) -> None:
-    """Raises where atoms alone would have to carry two rules about one class."""
+    """Raises if atoms alone would have to represent several rules for one class."""
     taken: dict[int, int] = {}
     for body in bodies:
         for k in np.flatnonzero(body.shares):
@@ -225,15 +249,15 @@ def _check_lone(book: Book, bodies: list[_Body]) -> None:
             if other != body.rule:
                 raise rule_error(
                     book.rules[body.rule],
-                    "atoms alone carry one rule a class, and there are several for "
-                    f"{book.schema.classes[k]!r}: take features with 'bodies', or to_network",
+                    "atoms alone can only represent one rule per class, and there are several for "
+                    f"{book.schema.classes[k]!r}: add 'bodies' to features, or use to_network",
                 )
 
 
 def _unit(
     signs: dict[f.Formula, bool], atoms: _features.Atoms, omega: float
 ) -> tuple[np.ndarray, float]:
-    """Weights over atoms, and the bias, of a conjunction."""
+    """The weights of atoms, ``[atoms]``, and the bias that make a conjunction."""
     weights = np.zeros(len(atoms.names))
     for formula, positive in signs.items():
         weights[_places(atoms, [(formula, positive)])] = omega if positive else -omega
@@ -243,6 +267,7 @@ def _unit(
 def _conjunction_of(
     rule: f.Rule, clauses: _features.Clauses
 ) -> list[tuple[f.Formula, bool]] | None:
+    """The atoms of a rule's body with their signs; None if it is not a conjunction of atoms."""
     if not isinstance(rule.formula, f.Implies):
         return None
     return _conjunction(rule.formula.body, True, clauses)
@@ -251,7 +276,7 @@ def _conjunction_of(
 def _conjunction(
     x: Any, positive: bool, clauses: _features.Clauses
 ) -> list[tuple[f.Formula, bool]] | None:
-    """The atoms of a conjunction with their signs; None if it is none."""
+    """The atoms of a formula with their signs; None if it is not a conjunction of atoms."""
     if isinstance(x, f.Not):
         return _conjunction(x.part, not positive, clauses)
     if isinstance(x, f.And if positive else f.Or):
@@ -277,7 +302,7 @@ def _units(
     first: dict[str, int],
     one: bool,
 ) -> tuple[Unit, ...]:
-    """A rule for each class that it speaks of, and the atoms and bodies that are its own."""
+    """For each rule and each class that it changes, the rows of the kernel that belong to it."""
     classes, units = book.schema.classes, []
     pieces: dict[int, list[int]] = {}
     for i, body in enumerate(bodies):
@@ -288,8 +313,8 @@ def _units(
         if "atoms" in first:
             own = _features.atoms_in(rule.formula, classes, book.schema.target, clauses)
             rows += [first["atoms"] + i for i in _places(atoms, own)]
-        spoken = {int(k) for i in mine for k in np.flatnonzero(bodies[i].shares)}
-        for k in [0] if one else sorted(spoken):
+        changed = {int(k) for i in mine for k in np.flatnonzero(bodies[i].shares)}
+        for k in [0] if one else sorted(changed):
             name = rule.name or str(rule.formula)
             units.append(
                 Unit(name if one else f"{name} ({classes[k]})", str(rule), "linear", k, tuple(rows))
@@ -298,6 +323,7 @@ def _units(
 
 
 def _places(atoms: _features.Atoms, found: Any) -> list[int]:
+    """The indices of the features of atoms: a negated one also has an "unknown" feature."""
     places: dict[int, None] = {}
     for formula, positive in found:
         place = atoms.place[formula]
@@ -308,6 +334,7 @@ def _places(atoms: _features.Atoms, found: Any) -> list[int]:
 
 
 def _kinds(features: Any) -> tuple[str, ...]:
+    """The kinds of features, in the order of ``KINDS``."""
     kinds = (features,) if isinstance(features, str) else tuple(features)
     if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(KINDS):
         raise ValueError(f"features must be one or more of {KINDS}, each once, got {kinds}")

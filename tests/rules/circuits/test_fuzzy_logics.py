@@ -35,7 +35,7 @@ def test_equal_functions_make_equal_logics() -> None:
     assert EINSTEIN == Logic.from_t_norm("einstein", einstein)
     assert hash(EINSTEIN) == hash(Logic.from_t_norm("einstein", einstein))
     assert EINSTEIN != Logic.from_t_norm("einstein", lambda a, b: einstein(a, b))
-    with pytest.raises(ValueError, match="name must be a text"):
+    with pytest.raises(ValueError, match="name must be a non-empty string"):
         Logic.from_t_norm("", einstein)
 
 

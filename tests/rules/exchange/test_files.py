@@ -71,13 +71,13 @@ def test_tables() -> None:
         ({"rule": None}, "row 1: no rule"),
         ({"rule": "# nothing"}, "row 1: expected one rule, got 0"),
         ({"rule": "a\nb"}, "row 1: expected one rule, got 2"),
-        ({"rule": "a", "weight": 2}, "row 1: unknown column 'weight': known are rule, name"),
+        ({"rule": "a", "weight": 2}, "row 1: unknown column 'weight', expected rule, name"),
         ({"rule": "a", "strength": 2}, r"row 1, strength, column 1: .*write \[w=2\]"),
         ({"rule": "a", "strength": "w=inf"}, "row 1, strength, column 4: w must be finite"),
         ({"rule": "a", "strength": "strong"}, "row 1, strength, column 1: expected"),
-        ({"rule": "[w=2] a", "strength": "w=2"}, "row 1: the rule has a strength of its own"),
+        ({"rule": "[w=2] a", "strength": "w=2"}, "row 1: the rule's text already holds a strength"),
         ({"rule": "n: a", "name": "m"}, "row 1: the rule is named twice"),
-        ({"rule": ["a"]}, r"row 1, rule: expected a text, got \['a'\]"),
+        ({"rule": ["a"]}, r"row 1, rule: expected text, got \['a'\]"),
         ("a => b", "row 1: expected a row with rule, name, strength, got 'a => b'"),
     ],
 )
@@ -90,17 +90,17 @@ def test_wrong_rows(library_errors: None, row, message: str) -> None:
     ("name", "text", "message"),
     [
         ("a.rules", "a\nb = c", "a.rules, line 2, column 3: = is not known here"),
-        ("a.pl", "b :- c.\n  a => b", "a.pl, line 2, column 3: a clause was expected"),
+        ("a.pl", "b :- c.\n  a => b", "a.pl, line 2, column 3: expected a clause"),
         ("a.csv", "rule,name\na => b,n\na = b,m", "a.csv, line 3, rule, column 3: ="),
         ("a.csv", "text\na", "a.csv, line 1: expected a header"),
         ("a.csv", "rule,rule\na,b", "a.csv, line 1: expected a header"),
         ("a.csv", "rule,weight\na,2", "a.csv, line 2: unknown column 'weight'"),
         ("a.csv", "rule\nat_most(1, a)", "a.csv, line 2: 2 cells under 1 columns: quote"),
-        ("a.csv", 'rule\n"a', "a.csv, line 2: no CSV"),
-        ("a.json", '[{"rule": "a",}]', "a.json, line 1, column 1[45]: no JSON"),
+        ("a.csv", 'rule\n"a', "a.csv, line 2: not valid CSV"),
+        ("a.json", '[{"rule": "a",}]', "a.json, line 1, column 1[45]: not valid JSON"),
         ("a.json", '{"rule": "a"}', "a.json, expected a list of objects"),
         ("a.json", "[3]", "a.json, row 1: expected a row"),
-        ("a.json", "[" * 100_000, "a.json, no JSON that can be read"),
+        ("a.json", "[" * 100_000, "a.json, JSON that cannot be read"),
         ("a.cnf", "1 0\n", "a.cnf, line 1, column 1: expected a header first"),
         ("a.cnf", "p cnf 2 1\n1 -3 0", "a.cnf, line 2, column 3: the header has 2 variables"),
         ("a.cnf", "p cnf 2 1\n1 x 0", "a.cnf, line 2, column 3: expected a whole number, got x"),
@@ -111,7 +111,7 @@ def test_wrong_rows(library_errors: None, row, message: str) -> None:
         ("a.cnf", "c 1 n\nc 2 n\np cnf 2 0", "a.cnf, line 1: .* 1 and 2 are both named 'n'"),
         ("a.tsv", "a.*b spam", "a.tsv, line 1, column 1: expected a regular expression, a tab"),
         ("a.tsv", "x\ty\n(\tspam", "a.tsv, line 2, column 1: not a regular expression"),
-        ("a.tsv", "a+b\tspam\tccc", "a.tsv, line 1, column 10: .* not found in this exemplar"),
+        ("a.tsv", "a+b\tspam\tccc", "a.tsv, line 1, column 10: .* does not match this example"),
     ],
 )
 def test_wrong_files(tmp_path: pathlib.Path, name: str, text: str, message: str) -> None:
@@ -136,7 +136,7 @@ def test_files_that_are_no_text(tmp_path: pathlib.Path) -> None:
     ("name", "text", "message"),
     [
         ("a.yaml", "a", "path must end in"),
-        ("a.pl", "a => b", "clauses, head :- body., got a => b"),
+        ("a.pl", "a => b", "can only hold clauses, head :- body., got a => b"),
         ("a.cnf", "a or b", r"rules such as \[hard\] a or not b, got a or b"),
         ("a.cnf", "[hard] a or b and c", "rules such as"),
         ("a.cnf", "[hard] `a\\n`", "cannot hold the name"),
@@ -183,7 +183,7 @@ def test_dimacs(tmp_path: pathlib.Path) -> None:
     assert rules == parse("[hard] `a b` or not x2\n[hard] x3\n[hard] not `a b` or x2 or not x3")
     assert [rule.line for rule in rules] == [4, 4, 6]
     assert read_rules(path, names=["p", "q", "r"])[0] == parse("[hard] p or not q")[0]
-    with pytest.raises(ValueError, match="names must be 3, one for each variable, got 2"):
+    with pytest.raises(ValueError, match="names must hold 3 names, one per variable, got 2"):
         read_rules(path, names=["p", "q"])
 
 

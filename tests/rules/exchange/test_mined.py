@@ -88,9 +88,9 @@ def test_names_that_the_tree_knows() -> None:
             TypeError,
             "RandomForest",
         ),
-        ((TREE,), ValueError, "feature_names must be 4 names, got none"),
-        ((TREE, ["a"]), ValueError, "feature_names must be 4 names, got 1"),
-        ((TREE, NAMES, ["a", "b"]), ValueError, "3 classes, two or more, got"),
+        ((TREE,), ValueError, "feature_names must hold 4 names, got none"),
+        ((TREE, ["a"]), ValueError, "feature_names must hold 4 names, got 1"),
+        ((TREE, NAMES, ["a", "b"]), ValueError, "3 classes, at least two, got"),
     ],
 )
 def test_wrong_trees(arguments: tuple, error: type[Exception], message: str) -> None:

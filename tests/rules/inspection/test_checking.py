@@ -224,7 +224,7 @@ def test_label_sets_as_by_loops(sets: Book) -> None:
     body, head = (1 - p[:, 1]).sum(), p[:, 0].sum()
     assert found.rows[0]["body"] == pytest.approx(body / (body + head), rel=1e-4)
     assert found.rows[2]["body"] == 0 and found.rows[2]["head"] == 1
-    assert found.summary["hopeless"] is None
+    assert found.summary["no_class_left"] is None
 
 
 def test_views_count_as_what_they_predict() -> None:

@@ -70,7 +70,7 @@ def test_teachers_of_one_kind_share_a_program():
 def test_complaints(library_errors):
     with pytest.raises(ValueError, match="exclusive classes.*encourage"):
         rule_teacher(small_books.labels())
-    with pytest.raises(ValueError, match=r"rule_teacher sees one input.*\['later'\]"):
+    with pytest.raises(ValueError, match=r"rule_teacher takes one input.*\['later'\]"):
         rule_teacher(small_books.book())
     with pytest.raises(ValueError, match="prior must sum to 1"):
         rule_teacher(small_books.plain(), prior=jnp.ones(3))

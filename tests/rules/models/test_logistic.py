@@ -162,12 +162,17 @@ def test_rows_of_the_kernel_are_named_and_grouped_by_rule() -> None:
 @pytest.mark.parametrize(
     ("rules", "schema", "features", "message"),
     [
-        ("a => sick\nb => sick", TWO, "atoms", "atoms alone carry one rule a class"),
-        ("a or b => sick", TWO, "atoms", "carry a conjunction of atoms"),
-        ("sick <=> a", TWO, "atoms", "atoms alone carry"),
+        ("a => sick\nb => sick", TWO, "atoms", "atoms alone can only represent one rule per class"),
+        ("a or b => sick", TWO, "atoms", "represent a conjunction of atoms"),
+        ("sick <=> a", TWO, "atoms", "atoms alone can only represent"),
         ("x => y", LABELS, "bodies", "x is predicted"),
         ("a => x or y", LABELS, "bodies", "labels and negated labels"),
-        ("a => view(v).sick", Schema(COLUMNS, TWO.classes, views=("v",)), "bodies", "one view"),
+        (
+            "a => view(v).sick",
+            Schema(COLUMNS, TWO.classes, views=("v",)),
+            "bodies",
+            "a single view",
+        ),
     ],
 )
 def test_refuses_rules_that_it_cannot_say(rules, schema, features, message) -> None:
