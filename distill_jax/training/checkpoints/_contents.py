@@ -55,19 +55,17 @@ def checked(about: dict[str, Any]) -> dict[str, Any]:
     return about
 
 
-def restore_args(state: PyTree) -> Any:
-    """What Orbax is to read, and onto which devices."""
-    import orbax.checkpoint as ocp
-
+def wanted_arrays(state: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
+    """What is to be read: shapes and dtypes by path, with a sharding if over several devices."""
     wanted = {name: x for name, x in leaves_by_path(state).items() if x.size}
-    return ocp.args.PyTreeRestore(
-        item={name: jax.ShapeDtypeStruct(*_kind(x)) for name, x in wanted.items()},
-        restore_args={name: _restore_args(x) for name, x in wanted.items()},
-    )
+    return {
+        name: jax.ShapeDtypeStruct(*_kind(x), sharding=_sharding_of(x))
+        for name, x in wanted.items()
+    }
 
 
 def restored(state: PyTree, read: Mapping[str, Any], about: Mapping[str, Any]) -> PyTree:
-    """The state from what Orbax has read; raises OSError if that is not what was saved."""
+    """The state from the arrays that were read; raises OSError if that is not what was saved."""
     wanted = leaves_by_path(state)
     leaves = {name: _placed(x, read.get(name)) for name, x in wanted.items()}
     for name, sum_ in checksums(leaves).items():
@@ -122,16 +120,6 @@ def _sharding_of(x: Any) -> jax.sharding.Sharding | None:
     """The sharding of a leaf over several devices, or None."""
     sharding = getattr(x, "sharding", None)
     return None if isinstance(sharding, jax.sharding.SingleDeviceSharding) else sharding
-
-
-def _restore_args(x: Any) -> Any:
-    import orbax.checkpoint as ocp
-
-    shape, dtype = _kind(x)
-    sharding = _sharding_of(x)
-    if sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape, dtype=dtype)
 
 
 def _placed(wanted: Any, read: Any) -> jax.Array:

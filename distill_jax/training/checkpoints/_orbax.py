@@ -1,4 +1,8 @@
-"""Orbax as checkpoints use it: which of them are kept, without its own messages."""
+"""Orbax, the library that writes and reads checkpoints; nothing else imports it.
+
+Another one would have the same functions: a manager of a folder, with ``all_steps``, ``reload``,
+``wait_until_finished`` and ``close``, and what saves and reads by it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,14 @@ import operator
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
+
+import jax
+import numpy as np
+
+LEFTOVERS = "*.orbax-checkpoint-tmp*"
+"""The folders of saves that were interrupted."""
 
 
 def manager(
@@ -50,6 +60,45 @@ def manager(
     # The runtime counts how often it is asked for the step to stop at, and ``fit`` counts calls.
     made.reached_preemption = lambda step: False  # pyright: ignore[reportAttributeAccessIssue]
     return made
+
+
+def save(
+    manager: Any,
+    step: int,
+    arrays: Mapping[str, jax.Array],
+    about: Mapping[str, Any],
+    metrics: Mapping[str, float] | None,
+) -> None:
+    """Saves arrays by path, and JSON values about them; in the background, if the manager may."""
+    import orbax.checkpoint as ocp
+
+    args = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(about))
+    manager.save(step, args=args, metrics=metrics, force=True)
+
+
+def read_about(manager: Any, step: int) -> dict[str, Any]:
+    """The JSON values that were saved with the arrays."""
+    import orbax.checkpoint as ocp
+
+    return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+
+
+def read_arrays(
+    manager: Any, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, Any]:
+    """Arrays by path: on the devices of their sharding, or in NumPy where there is none."""
+    import orbax.checkpoint as ocp
+
+    def onto(x: jax.ShapeDtypeStruct) -> Any:
+        if x.sharding is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
+
+    tree = ocp.args.PyTreeRestore(
+        item={name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in wanted.items()},
+        restore_args={name: onto(x) for name, x in wanted.items()},
+    )
+    return manager.restore(step, args=ocp.args.Composite(state=tree))["state"]
 
 
 def first_line(error: BaseException) -> str:

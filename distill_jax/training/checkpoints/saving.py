@@ -212,19 +212,11 @@ class Saver:
         about = _contents.description(state, position, metrics)
         if not self._has_room(step, arrays):
             return
-        import orbax.checkpoint as ocp
-
         self._saving = step
         try:
             self._write_configuration()
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(about)
-                ),
-                metrics=None if value is None else {str(self._options.best): value},
-                force=True,
-            )
+            metrics = None if value is None else {str(self._options.best): value}
+            _orbax.save(self._manager, step, arrays, about, metrics)
         except Exception as error:
             self._failed(error, self._options.on_failure)
         if not self._options.asynchronous:
@@ -290,14 +282,11 @@ class Saver:
     def _delete_leftovers(self) -> None:
         """Deletes files of failed saves, some of which may still have been on their way before."""
         if self._failures and jax.process_index() == 0:
-            for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            for left in self._folder.glob(_orbax.LEFTOVERS):
                 shutil.rmtree(left, ignore_errors=True)
 
     def _about(self, step: int) -> dict[str, Any]:
-        import orbax.checkpoint as ocp
-
-        args = ocp.args.Composite(about=ocp.args.JsonRestore())
-        return _contents.checked(self._manager.restore(step, args=args)["about"])
+        return _contents.checked(_orbax.read_about(self._manager, step))
 
     def _compare_arrays(self, step: int, about: Mapping[str, Any], state: PyTree) -> None:
         differences = _configuration.differences(about["arrays"], _fingerprints.shapes(state))
@@ -308,10 +297,8 @@ class Saver:
             )
 
     def _read(self, step: int, about: Mapping[str, Any], state: PyTree) -> PyTree:
-        import orbax.checkpoint as ocp
-
-        args = ocp.args.Composite(state=_contents.restore_args(state))
-        return _contents.restored(state, self._manager.restore(step, args=args)["state"], about)
+        read = _orbax.read_arrays(self._manager, step, _contents.wanted_arrays(state))
+        return _contents.restored(state, read, about)
 
     def _damage(self, step: int, state: PyTree, error: Exception) -> str:
         whole = None
