@@ -70,12 +70,12 @@ class FeatureAtoms:
     """Nodes for what a rule says about columns.
 
     Attributes:
-      known: The columns.
+      columns: The columns.
       builder: Makes the nodes.
       rule: The rule that is looked at, for messages.
     """
 
-    known: Columns
+    columns: Columns
     builder: Builder
     rule: f.Rule
 
@@ -93,23 +93,25 @@ class FeatureAtoms:
                 "categorical"
             )
         if "categorical" in kinds:
-            return self._category(left, operator, right, positive)
+            return self._category_comparison(left, operator, right, positive)
         if isinstance(right, f.String):
             raise self.error(
                 f"{left} is {kinds[0]}, and {right} a string: compare it with a number"
             )
         operator = operator if positive else NEGATION[operator]
-        number = _number(right)
+        number = _constant_value(right)
         if number is not None:
-            return self._interval(self._register(left), operator, number, str(left))
+            return self._interval_node(self._register(left), operator, number, str(left))
         difference = f.Arithmetic("-", left, right)
-        return self._interval(self._register(difference), operator, 0.0, str(difference))
+        return self._interval_node(self._register(difference), operator, 0.0, str(difference))
 
-    def _category(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
+    def _category_comparison(
+        self, left: f.Value, operator: str, right: f.Value, positive: bool
+    ) -> int:
         if self._kind(left) != "categorical":
             left, operator, right = right, FLIPPED[operator], left
         assert isinstance(left, f.Name)
-        column = self.known.by_name[left.name]
+        column = self.columns.by_name[left.name]
         if operator not in ("==", "!="):
             raise self.error(
                 f"column {left} is categorical and has no order: compare it with == or !=, not "
@@ -117,25 +119,25 @@ class FeatureAtoms:
                 left.name,
             )
         operator = operator if positive else NEGATION[operator]
-        if isinstance(right, f.Name) and right.name in self.known.by_name:
-            other = self.known.by_name[right.name]
+        if isinstance(right, f.Name) and right.name in self.columns.by_name:
+            other = self.columns.by_name[right.name]
             if other.categories != column.categories:
                 raise self.error(
                     f"columns {left} and {right} have different categories: "
                     f"{list(column.categories)} and {list(other.categories)}"
                 )
-            place = self.known.places[left.name]
-            difference = self.builder.arithmetic("-", place, self.known.places[right.name])
+            place = self.columns.places[left.name]
+            difference = self.builder.arithmetic("-", place, self.columns.places[right.name])
             # Categories that the schema does not know share a code, and equal none.
             same, known = ("==", "<") if operator == "==" else ("!=", ">=")
             join = self.builder.all if operator == "==" else self.builder.any
             return join(
                 [
-                    self._interval(difference, same, 0.0),
-                    self._interval(place, known, float(len(column.categories))),
+                    self._interval_node(difference, same, 0.0),
+                    self._interval_node(place, known, float(len(column.categories))),
                 ]
             )
-        value = None if isinstance(right, f.Name) else named(right)
+        value = None if isinstance(right, f.Name) else class_or_category(right)
         if value is None:
             raise self.error(f"column {left} is categorical: compare it with a string")
         if value not in column.categories:
@@ -143,16 +145,16 @@ class FeatureAtoms:
                 f"column {left} has no category {value!r}; {nearest(value, column.categories)}",
                 value,
             )
-        place = self.known.places[left.name]
-        return self._interval(place, operator, float(column.categories.index(value)))
+        place = self.columns.places[left.name]
+        return self._interval_node(place, operator, float(column.categories.index(value)))
 
-    def _interval(self, register: int, operator: str, threshold: float, text: str = "") -> int:
+    def _interval_node(self, register: int, operator: str, threshold: float, text: str = "") -> int:
         width = 0.0
         if text and operator not in ("==", "!="):
-            self.known.compared.add(text)
-            if text in self.known.widths:
-                self.known.softened.add(text)
-                width = self.known.widths[text]
+            self.columns.compared.add(text)
+            if text in self.columns.widths:
+                self.columns.softened.add(text)
+                width = self.columns.widths[text]
         nodes = [
             self.builder.interval(Interval(register, low, high, False, width))
             for low, high in bounds(operator, threshold)
@@ -161,7 +163,7 @@ class FeatureAtoms:
 
     def boolean(self, name: str, positive: bool) -> int:
         """The node of a boolean column that is true, or false."""
-        return self._interval(self.known.places[name], "==", 1.0 if positive else 0.0)
+        return self._interval_node(self.columns.places[name], "==", 1.0 if positive else 0.0)
 
     def missing(self, x: f.Missing, positive: bool) -> int:
         """The node of ``x is missing`` or ``x is not missing``, or of its negation."""
@@ -169,11 +171,11 @@ class FeatureAtoms:
         kind = self._kind(x.value)
         if kind == "text":
             assert isinstance(x.value, f.Name)
-            place = self.known.place_of_pattern(x.value.name, None)
-            return self._interval(place, "==", 1.0 if wanted else 0.0)
+            place = self.columns.place_of_pattern(x.value.name, None)
+            return self._interval_node(place, "==", 1.0 if wanted else 0.0)
         if kind == "categorical":
             assert isinstance(x.value, f.Name)
-            register = self.known.places[x.value.name]
+            register = self.columns.places[x.value.name]
         else:
             register = self._register(x.value)
         everything = Interval(register, -np.inf, np.inf, wanted)
@@ -184,25 +186,25 @@ class FeatureAtoms:
         if self._kind(x.value) not in ("text", "categorical"):
             raise self.error(f"{x.value} holds no text: matches is for text and categories")
         assert isinstance(x.value, f.Name)
-        place = self.known.place_of_pattern(x.value.name, x.pattern)
-        return self._interval(place, "==", 1.0 if positive else 0.0)
+        place = self.columns.place_of_pattern(x.value.name, x.pattern)
+        return self._interval_node(place, "==", 1.0 if positive else 0.0)
 
     def _kind(self, x: f.Value) -> str:
         """Of a value: constant, numeric, categorical, boolean or text."""
         if isinstance(x, f.String | f.Number):
             return "constant"
         if isinstance(x, f.Name):
-            if x.name in self.known.by_name:
-                return self.known.by_name[x.name].kind
-            if x.name in self.known.defined:
+            if x.name in self.columns.by_name:
+                return self.columns.by_name[x.name].kind
+            if x.name in self.columns.defined:
                 raise self.error(f"{x.name!r} is defined by clauses: it has no value", x.name)
-            raise unknown_name(self.rule, x.name, self.known.names())
+            raise unknown_name(self.rule, x.name, self.columns.names())
         if isinstance(x, f.Call):
             raise self.error(f"{x} is a budget: part of the language, but not built yet")
         return "numeric"
 
     def _register(self, x: f.Value) -> int:
-        number = _number(x)
+        number = _constant_value(x)
         if number is not None:
             return self.builder.constant(number)
         if isinstance(x, f.Negative):
@@ -217,21 +219,21 @@ class FeatureAtoms:
             raise self.error(
                 f"{x} is {'a string' if is_constant else kind}: arithmetic takes numbers"
             )
-        return self.known.places[x.name]
+        return self.columns.places[x.name]
 
     def error(self, message: str, name: str | None = None) -> RuleError:
         """What is wrong with the rule, with a caret under ``name``."""
         return rule_error(self.rule, message, name)
 
 
-def _number(x: f.Value) -> float | None:
+def _constant_value(x: f.Value) -> float | None:
     if isinstance(x, f.Number):
         return x.value
     if isinstance(x, f.Negative):
-        inner = _number(x.value)
+        inner = _constant_value(x.value)
         return None if inner is None else -inner
     if isinstance(x, f.Arithmetic):
-        left, right = _number(x.left), _number(x.right)
+        left, right = _constant_value(x.left), _constant_value(x.right)
         if left is None or right is None or (x.operator == "/" and right == 0):
             return None
         return {"+": left + right, "-": left - right, "*": left * right}.get(
@@ -240,9 +242,9 @@ def _number(x: f.Value) -> float | None:
     return None
 
 
-def named(x: f.Value) -> str | None:
+def class_or_category(x: f.Value) -> str | None:
     """The class or category that a value names, a number as in a table; None if it names none."""
-    number = _number(x)
+    number = _constant_value(x)
     if number is not None:
         return category(number)
     if isinstance(x, f.Name):

@@ -127,25 +127,25 @@ def plan(circuit: Circuit, violated: Any, labels: int, views: int = 0) -> Plan:
 def _flat(
     rules: list[int], crisp: Sequence[list[int]], literals: list[list[int]], labels: int, total: int
 ) -> Flat:
-    children = _table(literals, 2 * total)
+    children = _padded(literals, 2 * total)
     parts = next(parts for n, parts in SUMMED.items() if n >= children.shape[1])
     slot, place = np.nonzero((children < 2 * total) & (children % total < labels))
     own = children[slot, place]  # literals on the student's labels, not on a view's
-    places, owners = _chunks(own % total, parts)
+    places, owners = _short_sums(own % total, parts)
     others = [np.delete(children[s], p) for s, p in zip(slot, place, strict=True)]
     if not others:  # nothing to point at
         slot, own, others = np.zeros(1, int), np.zeros(1, int), [children[0, 1:]]
     sign = np.where(own < total, 1.0, -1.0)
     return Flat(
         rule=np.asarray(rules, np.int32),
-        guard=_table(crisp, TRUE) if any(crisp) else None,
+        guard=_padded(crisp, TRUE) if any(crisp) else None,
         children=children.T.copy(),
-        chunks=_chunks(np.zeros(len(rules), np.int32), parts)[0],
+        chunks=_short_sums(np.zeros(len(rules), np.int32), parts)[0],
         slot=slot[places.index].astype(np.int32),
         own=own[places.index].astype(np.int32),
         others=np.stack(others)[places.index].transpose(2, 0, 1).astype(np.int32),
         sign=(sign[places.index] * places.live).astype(np.float32),
-        tree=_tree(owners, labels),
+        tree=_sum_tree(owners, labels),
     )
 
 
@@ -160,7 +160,7 @@ def _rest(graph: _Graph, rules: list[int], violated: Any, labels: int, total: in
     start = 2 * total + 2
     rows |= {node: start + i for i, node in enumerate(crisp)}
     start += len(crisp)
-    plain = start  # no gradient passes to a row from the literals' end to here
+    first_differentiable = start  # no gradient passes to a row from the literals' end to here
     levels = []
     for level in range(len(graph.circuit.levels)):
         joins = []
@@ -170,24 +170,31 @@ def _rest(graph: _Graph, rules: list[int], violated: Any, labels: int, total: in
             lists = [[rows[c] for c in graph.children(n)[1]] for n in own]
             offset = start + len(made)
             made |= {node: offset + i for i, node in enumerate(own)}
-            joins.append(_join(lists, neutral, start, labels, total, plain) if own else None)
+            joins.append(
+                _join(lists, neutral, start, labels, total, first_differentiable) if own else None
+            )
         rows |= made
         start += len(made)
         levels.append(Level(*joins))
-    root = _join([[rows[n]] for n in roots], 2 * total, start, labels, total, plain)
+    root = _join([[rows[n]] for n in roots], 2 * total, start, labels, total, first_differentiable)
     return Rest(np.asarray(rules, np.int32), np.asarray(crisp, np.int32), tuple(levels), root)
 
 
 def _join(
-    lists: list[list[int]], neutral: int, number: int, labels: int, total: int, plain: int
+    lists: list[list[int]],
+    neutral: int,
+    number: int,
+    labels: int,
+    total: int,
+    first_differentiable: int,
 ) -> Join:
-    children = _table(lists, neutral)
+    children = _padded(lists, neutral)
     flat = children.ravel()
-    wanted = (flat >= plain) | ((flat < 2 * total) & (flat % total < labels))
-    return Join(children, _tree(np.where(wanted, flat, -1), number))
+    wanted = (flat >= first_differentiable) | ((flat < 2 * total) & (flat % total < labels))
+    return Join(children, _sum_tree(np.where(wanted, flat, -1), number))
 
 
-def _chunks(owners: np.ndarray, parts: int) -> tuple[Sums, np.ndarray]:
+def _short_sums(owners: np.ndarray, parts: int) -> tuple[Sums, np.ndarray]:
     """Sums of at most ``parts`` rows of one owner each, and their owners; -1 is nobody's."""
     order = np.argsort(owners, kind="stable")
     order = order[owners[order] >= 0]
@@ -199,11 +206,11 @@ def _chunks(owners: np.ndarray, parts: int) -> tuple[Sums, np.ndarray]:
     return _sums(chunks), np.asarray(of, np.int32)
 
 
-def _tree(owners: np.ndarray, number: int, parts: int = 16) -> tuple[Sums, ...]:
+def _sum_tree(owners: np.ndarray, number: int, parts: int = 16) -> tuple[Sums, ...]:
     """Levels of sums from rows to their owners, ``number`` of them."""
     levels = []
     while len(owners) and np.bincount(owners[owners >= 0], minlength=1).max() > parts:
-        sums, owners = _chunks(owners, parts)
+        sums, owners = _short_sums(owners, parts)
         levels.append(sums)
     lists: list[list[int]] = [[] for _ in range(number)]
     for i, owner in enumerate(owners):
@@ -214,10 +221,10 @@ def _tree(owners: np.ndarray, number: int, parts: int = 16) -> tuple[Sums, ...]:
 
 def _sums(lists: Sequence[Any]) -> Sums:
     lists = lists or [[]]
-    return Sums(_table(lists, 0), _table([np.ones(len(x)) for x in lists], 0).astype(np.float32))
+    return Sums(_padded(lists, 0), _padded([np.ones(len(x)) for x in lists], 0).astype(np.float32))
 
 
-def _table(lists: Sequence[Any], fill: int) -> np.ndarray:
+def _padded(lists: Sequence[Any], fill: int) -> np.ndarray:
     """Lists as rows of one length, 1 or more."""
     table = np.full((len(lists), max(1, *map(len, lists), 1)), fill, np.int32)
     for i, own in enumerate(lists):

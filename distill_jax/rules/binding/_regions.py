@@ -45,7 +45,7 @@ class Cases:
         self.most = most
         self.work = 0
         self.truncated = False  # whether the node expanded last has more boxes than ``most``
-        columns, constants = _columns(book), [float(x) for x in np.asarray(circuit.constants)]
+        columns, constants = _num_columns(book), [float(x) for x in np.asarray(circuit.constants)]
         steps = sum(step.operator.shape[0] for step in circuit.arithmetic)
         self.domains = [_domain(book, i) for i in range(columns)]
         self.domains += [(x, x) for x in constants] + [NUMBER] * steps
@@ -56,7 +56,7 @@ class Cases:
         self._intervals = list(zip(*(np.asarray(x).tolist() for x in fields), strict=True))
         fields = (circuit.label, circuit.negated)
         self._labels = list(zip(*(np.asarray(x).tolist() for x in fields), strict=True))
-        self._known: dict[int, tuple[list[Box], bool]] = {}
+        self._cache: dict[int, tuple[list[Box], bool]] = {}
 
     def boxes(self, node: int) -> list[Box]:
         """Boxes that cover exactly where a node holds; the first ones if there are too many."""
@@ -64,11 +64,11 @@ class Cases:
         return found
 
     def _expand(self, node: int) -> tuple[list[Box], bool]:
-        if node not in self._known:
-            self._known[node] = self._made(node)
-        return self._known[node]
+        if node not in self._cache:
+            self._cache[node] = self._boxes_of(node)
+        return self._cache[node]
 
-    def _made(self, node: int) -> tuple[list[Box], bool]:
+    def _boxes_of(self, node: int) -> tuple[list[Box], bool]:
         kind, place, children = self._nodes[node]
         if kind == "interval":
             box = self._interval(*self._intervals[place])
@@ -84,18 +84,18 @@ class Cases:
         else:
             boxes: list[Box] = [()]
             for part, _ in sorted(parts, key=lambda x: len(x[0])):
-                boxes, cut = self._met(boxes, part)
+                boxes, cut = self._intersections(boxes, part)
                 truncated |= cut
         return boxes[: self.most], truncated or len(boxes) > self.most
 
-    def _met(self, left: list[Box], right: list[Box]) -> tuple[list[Box], bool]:
+    def _intersections(self, left: list[Box], right: list[Box]) -> tuple[list[Box], bool]:
         """What lies in a box of each; the first of them if that is too much work."""
         found: dict[Box, None] = {}
         for a, b in itertools.product(left, right):
             if len(found) == self.most or self.work == WORK:
                 return list(found), True
             self.work += 1
-            both = meet(a, b)
+            both = intersection(a, b)
             if both is not None:
                 found[both] = None
         return list(found), False
@@ -112,7 +112,7 @@ class Cases:
         return ((register, float(low), float(high)),) if low <= high else None
 
 
-def meet(a: Box, b: Box) -> Box | None:
+def intersection(a: Box, b: Box) -> Box | None:
     """What lies in both boxes; None if nothing does."""
     ends = {register: (low, high) for register, low, high in a}
     for register, low, high in b:
@@ -126,7 +126,7 @@ def meet(a: Box, b: Box) -> Box | None:
 
 def text(book: Book, box: Box) -> str:
     """A region as a formula that could be parsed."""
-    parts = [_bounded(book, *bound) for bound in box]
+    parts = [_bound_formula(book, *bound) for bound in box]
     parts = [part for part in parts if part is not None]
     if not parts:
         return ""
@@ -140,12 +140,12 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
     patterns are tried with rows at random, the same ones each time.
     """
     ends = {register: (low, high) for register, low, high in box}
-    schema, columns = book.schema, _columns(book)
-    texts = _texts(book, ends)
+    schema, columns = book.schema, _num_columns(book)
+    texts = _fitting_texts(book, ends)
     if texts is None:
         return None
-    made = {register: bound for register, bound in ends.items() if register >= columns}
-    draws = DRAWS if made else 1
+    computed_bounds = {register: bound for register, bound in ends.items() if register >= columns}
+    draws = DRAWS if computed_bounds else 1
     values = np.zeros((columns, draws), np.float32)
     random = np.random.default_rng(0)
     for i, name in enumerate(schema.encoded):
@@ -153,12 +153,14 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
         if name in texts:  # a category that a pattern looks into
             code = texts[name]
             bound = MISSING if code is None else (float(code), float(code))
-        values[i] = _drawn(book, name, bound, draws, random, may_miss=MISSING in made.values())
-    if made:
+        values[i] = _sampled_values(
+            book, name, bound, draws, random, may_miss=MISSING in computed_bounds.values()
+        )
+    if computed_bounds:
         with np.errstate(all="ignore"):
             computed = registers(jax.tree.map(np.asarray, book.circuit), values.T)
         fits = np.ones(draws, bool)
-        for register, (low, high) in made.items():
+        for register, (low, high) in computed_bounds.items():
             x = computed[register]
             fits &= np.isnan(x) if (low, high) == MISSING else (low <= x) & (x <= high)
         if not fits.any():
@@ -170,14 +172,14 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
             row[column.name] = texts.get(column.name, "")
             continue
         x = float(values[schema.encoded.index(column.name), 0])
-        row[column.name] = _value(column.categories, column.kind, x)
+        row[column.name] = _decoded(column.categories, column.kind, x)
     return row
 
 
 # What a book's circuit looks like
 
 
-def _columns(book: Book) -> int:
+def _num_columns(book: Book) -> int:
     return len(book.schema.encoded) + len(book.info.patterns)
 
 
@@ -194,13 +196,13 @@ def _domain(book: Book, register: int) -> tuple[float, float]:
 
 def _expression(book: Book, register: int) -> f.Value:
     """What a register holds, as it would be written."""
-    encoded, columns = book.schema.encoded, _columns(book)
+    encoded, columns = book.schema.encoded, _num_columns(book)
     if register < len(encoded):
         return f.Name(encoded[register])
     register -= columns
     constants = np.asarray(book.circuit.constants)
     if register < len(constants):
-        return f.Number(_short(constants[register]))
+        return f.Number(_shortest_decimal(constants[register]))
     register -= len(constants)
     for step in book.circuit.arithmetic:
         if register < len(step.operator):
@@ -213,10 +215,10 @@ def _expression(book: Book, register: int) -> f.Value:
 # Text
 
 
-def _bounded(book: Book, register: int, low: float, high: float) -> f.Formula | None:
+def _bound_formula(book: Book, register: int, low: float, high: float) -> f.Formula | None:
     encoded = book.schema.encoded
-    if len(encoded) <= register < _columns(book):
-        return _matched(*book.info.patterns[register - len(encoded)], low, high)
+    if len(encoded) <= register < _num_columns(book):
+        return _pattern_formula(*book.info.patterns[register - len(encoded)], low, high)
     value = _expression(book, register)
     if (low, high) == ANYTHING:
         return None
@@ -228,11 +230,11 @@ def _bounded(book: Book, register: int, low: float, high: float) -> f.Formula | 
             return f.Missing(value, negated=True)
         if column.kind == "boolean":
             return f.Name(column.name) if low == 1 else f.Not(f.Name(column.name))
-        return _one_of(value, column.categories, int(low), int(high))
-    return _between(value, low, high)
+        return _category_formula(value, column.categories, int(low), int(high))
+    return _range_formula(value, low, high)
 
 
-def _matched(column: str, pattern: str | None, low: float, high: float) -> f.Formula | None:
+def _pattern_formula(column: str, pattern: str | None, low: float, high: float) -> f.Formula | None:
     missing = f.Missing(f.Name(column))
     if pattern is None:
         return None if low != high else f.Missing(f.Name(column), negated=low == 0)
@@ -244,7 +246,7 @@ def _matched(column: str, pattern: str | None, low: float, high: float) -> f.For
     return matches if low == 1 else f.Not(matches)
 
 
-def _one_of(value: f.Value, categories: Sequence[str], low: int, high: int) -> f.Formula:
+def _category_formula(value: f.Value, categories: Sequence[str], low: int, high: int) -> f.Formula:
     unknown = high == len(categories)
     names = categories[:low] if unknown else categories[low : high + 1]
     if len(names) == 1:
@@ -252,33 +254,33 @@ def _one_of(value: f.Value, categories: Sequence[str], low: int, high: int) -> f
     return f.In(value, tuple(map(f.String, names)), negated=unknown)
 
 
-def _between(value: f.Value, low: float, high: float) -> f.Formula:
+def _range_formula(value: f.Value, low: float, high: float) -> f.Formula:
     if low == high:
-        return f.Compare((value, f.Number(_short(low))), ("==",))
+        return f.Compare((value, f.Number(_shortest_decimal(low))), ("==",))
     operands, signs = [value], []
     if high < MAX:
-        most, sign = _end(high, "<")
+        most, sign = _as_written(high, "<")
         operands, signs = [value, f.Number(most)], [sign]
     if low > -MAX:
-        least, sign = _end(low, ">")
+        least, sign = _as_written(low, ">")
         if not signs:
             return f.Compare((value, f.Number(least)), (sign,))
         operands, signs = [f.Number(least), *operands], [sign.replace(">", "<"), *signs]
     return f.Compare(tuple(operands), tuple(signs)) if signs else f.Missing(value, negated=True)
 
 
-def _end(x: float, operator: str) -> tuple[float, str]:
+def _as_written(x: float, operator: str) -> tuple[float, str]:
     """An end as it was probably written: 60 and > for the number after 60."""
     side = 0 if operator == ">" else 1
     towards = -np.inf if operator == ">" else np.inf
-    for t in (0.0, _short(np.nextafter(np.float32(x), np.float32(towards)))):
+    for t in (0.0, _shortest_decimal(np.nextafter(np.float32(x), np.float32(towards)))):
         if math.isfinite(t) and bounds(operator, t)[0][side] == x:
-            if len(repr(t)) < len(repr(_short(x))):
+            if len(repr(t)) < len(repr(_shortest_decimal(x))):
                 return t, operator
-    return _short(x), operator + "="
+    return _shortest_decimal(x), operator + "="
 
 
-def _short(x: Any) -> float:
+def _shortest_decimal(x: Any) -> float:
     """The shortest decimal number that is this float32."""
     return float(str(np.float32(x)))
 
@@ -286,7 +288,7 @@ def _short(x: Any) -> float:
 # Rows
 
 
-def _drawn(
+def _sampled_values(
     book: Book,
     name: str,
     bound: tuple[float, float],
@@ -306,9 +308,9 @@ def _drawn(
         out[0] = low
     else:
         middle = [low / 2 + high / 2] if low > -MAX and high < MAX else []
-        plain = [column.mean, *middle, low + 1, high - 1]
-        plain = [y for x in plain for y in (round(x), x)]
-        first = next(x for x in map(np.float32, (*plain, low)) if low <= x <= high)
+        candidates = [column.mean, *middle, low + 1, high - 1]
+        candidates = [y for x in candidates for y in (round(x), x)]
+        first = next(x for x in map(np.float32, (*candidates, low)) if low <= x <= high)
         scale = column.std * 10.0 ** random.integers(-1, 4, draws)
         spread = (column.mean, float(first))
         start = np.where(random.random(draws) < 0.5, *spread)
@@ -322,7 +324,7 @@ def _drawn(
     return out
 
 
-def _texts(book: Book, ends: Mapping[int, tuple[float, float]]) -> dict[str, Any] | None:
+def _fitting_texts(book: Book, ends: Mapping[int, tuple[float, float]]) -> dict[str, Any] | None:
     """What columns with bounded patterns hold: a text, or the code of a category.
 
     None if nothing was found that fits them all.
@@ -334,7 +336,7 @@ def _texts(book: Book, ends: Mapping[int, tuple[float, float]]) -> dict[str, Any
         if bound != ANYTHING:
             wanted.setdefault(column, []).append((pattern, bound))
     found: dict[str, Any] = {}
-    for name, asked in wanted.items():
+    for name, required in wanted.items():
         column = book.schema.column(name)
         if column.kind == "categorical":
             low, high = ends.get(encoded.index(name), ANYTHING)
@@ -342,33 +344,37 @@ def _texts(book: Book, ends: Mapping[int, tuple[float, float]]) -> dict[str, Any
             pairs = [(code, column.categories[code]) for code in codes if low <= code <= high]
             pairs += [(None, None)] * (high == math.inf)
         else:
-            literals = [_literally(p) for p, bound in asked if p is not None and bound[0] == 1]
+            literals = [
+                _literal_text(p) for p, bound in required if p is not None and bound[0] == 1
+            ]
             candidates = ["", *literals, " ".join(literals), " ".join(literals[::-1]), None]
             pairs = [(x, x) for x in candidates]
-        fitting = [stored for stored, x in pairs if all(_fits(x, p, b) for p, b in asked)]
+        fitting = [
+            stored for stored, x in pairs if all(_within_bound(x, p, b) for p, b in required)
+        ]
         if not fitting:
             return None
         found[name] = fitting[0]
     return found
 
 
-def _literally(pattern: str) -> str:
+def _literal_text(pattern: str) -> str:
     """A text that the pattern may match: itself, without the signs that stand for others."""
     return re.sub(r"\\b|[\^$]|\\(?=\W)", "", pattern)
 
 
-def _fits(x: str | None, pattern: str | None, bound: tuple[float, float]) -> bool:
+def _within_bound(x: str | None, pattern: str | None, bound: tuple[float, float]) -> bool:
     if pattern is None:
         return bound[0] <= float(x is None) <= bound[1]
     value = math.inf if x is None else float(re.search(pattern, x) is not None)
     return bound[0] <= value <= bound[1]
 
 
-def _value(categories: Sequence[str], kind: str, x: float) -> Any:
+def _decoded(categories: Sequence[str], kind: str, x: float) -> Any:
     if math.isnan(x):
         return None
     if kind == "categorical":
         other = next(name for name in map("other{}".format, ["", *range(99)]) if name not in
                      categories)  # fmt: skip
         return categories[int(x)] if x < len(categories) else other
-    return bool(x) if kind == "boolean" else _short(x)
+    return bool(x) if kind == "boolean" else _shortest_decimal(x)

@@ -156,8 +156,8 @@ def encode(book: Book, table: Any) -> np.ndarray:
     columns = encode_columns(book.schema, table)
     if not book.info.patterns:
         return columns
-    made = [_match(read(table, name), pattern) for name, pattern in book.info.patterns]
-    return np.concatenate([columns, np.stack(made, 1)], 1, dtype=np.float32)
+    matched = [_pattern_column(read(table, name), pattern) for name, pattern in book.info.patterns]
+    return np.concatenate([columns, np.stack(matched, 1)], 1, dtype=np.float32)
 
 
 def number_of_columns(book: Book) -> int:
@@ -165,7 +165,7 @@ def number_of_columns(book: Book) -> int:
     return len(book.schema.encoded) + len(book.info.patterns)
 
 
-def _match(values: np.ndarray, pattern: str | None) -> np.ndarray:
+def _pattern_column(values: np.ndarray, pattern: str | None) -> np.ndarray:
     unknown = missing(values)
     if pattern is None:
         return unknown.astype(np.float32)

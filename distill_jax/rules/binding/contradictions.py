@@ -96,7 +96,9 @@ def conflicts(book: Book, *, most: int = 100) -> list[Conflict]:
     if not len(hard) or most < 1 or _always_possible(book):
         return []
     cases = _regions.Cases(book, MOST_CASES)
-    parts, forbidden, cut = _exclusive(book, cases) if book.schema.exclusive else _sets(book, cases)
+    parts, forbidden, cut = (
+        _class_parts(book, cases) if book.schema.exclusive else _label_set_parts(book, cases)
+    )
     found: dict[frozenset[int], Conflict] = {}
     unfinished = set(cut)
     try:
@@ -104,24 +106,24 @@ def conflicts(book: Book, *, most: int = 100) -> list[Conflict]:
             owners = frozenset(parts[i][0] for i in chosen)
             box: _regions.Box | None = ()
             for i in chosen:
-                box = _regions.meet(box, parts[i][1]) if box is not None else None
+                box = _regions.intersection(box, parts[i][1]) if box is not None else None
             assert box is not None  # the search follows regions that meet
             conflict = _conflict(book, owners, tuple(x for x in box if x[0] < cases.registers))
             if owners not in found or conflict.certain:
                 found[owners] = conflict
             if len(found) >= most:
                 break
-    except _TooMany:
+    except _TooManySteps:
         unfinished |= {owner for owner, _ in parts}
     smallest = [c for own, c in found.items() if not any(other < own for other in found)]
     smallest.sort(key=lambda c: (not c.certain, c.indices))
     if unfinished:
         indices = tuple(sorted(unfinished))
-        smallest.append(Conflict(_names(book, indices), indices, "", None, False, _UNFINISHED))
+        smallest.append(Conflict(_rule_names(book, indices), indices, "", None, False, _UNFINISHED))
     return smallest
 
 
-class _TooMany(Exception):
+class _TooManySteps(Exception):
     pass
 
 
@@ -134,10 +136,10 @@ def _conflict(book: Book, owners: frozenset[int], box: _regions.Box) -> Conflict
     indices = tuple(sorted(owners))
     why = "" if row is not None else _DEPENDENT
     region = _regions.text(book, box)
-    return Conflict(_names(book, indices), indices, region, row, row is not None, why)
+    return Conflict(_rule_names(book, indices), indices, region, row, row is not None, why)
 
 
-def _names(book: Book, indices: tuple[int, ...]) -> tuple[str, ...]:
+def _rule_names(book: Book, indices: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(rule.name or str(rule.formula) for rule in (book.rules[i] for i in indices))
 
 
@@ -150,7 +152,7 @@ class _Classes:
     def __init__(self, tables: np.ndarray):
         self.tables = tables
 
-    def left(self, parts: np.ndarray) -> list[int]:
+    def allowed(self, parts: np.ndarray) -> list[int]:
         """Classes that none of the parts forbids."""
         return np.flatnonzero(~self.tables[parts].any(0)).tolist()
 
@@ -166,7 +168,7 @@ class _LabelSets:
         self.cubes = cubes
         self.steps = 0
 
-    def left(self, parts: np.ndarray) -> list[np.ndarray]:
+    def allowed(self, parts: np.ndarray) -> list[np.ndarray]:
         """One label set that none of the parts forbids, if there is any."""
         found = self._solve(self.cubes[parts], np.zeros(self.cubes.shape[1], np.int8))
         return [] if found is None else [np.where(found == 0, -1, found)]
@@ -180,7 +182,7 @@ class _LabelSets:
         while True:
             self.steps += 1
             if self.steps > MOST_STEPS:
-                raise _TooMany
+                raise _TooManySteps
             cubes = cubes[(cubes * values >= 0).all(1)]  # the others cannot fit any more
             open_ = np.where(values == 0, cubes, 0)
             free = np.abs(open_).sum(1)
@@ -206,7 +208,7 @@ class _LabelSets:
         return None
 
 
-def _exclusive(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any, set[int]]:
+def _class_parts(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any, set[int]]:
     pieces, hard = book.pieces, np.asarray(book.hard)
     parts, tables, cut = [], [], set()
     for guard, rule, table in zip(
@@ -221,7 +223,7 @@ def _exclusive(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any, set[
     return parts, _Classes(np.reshape(np.asarray(tables, bool), shape)), cut
 
 
-def _sets(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any, set[int]]:
+def _label_set_parts(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any, set[int]]:
     labels, first = len(book.schema.classes), cases.registers
     parts, cubes, cut = [], [], set()
     for rule in np.flatnonzero(np.asarray(book.hard)).tolist():
@@ -248,8 +250,8 @@ def _always_possible(book: Book) -> bool:
         return not tables.any(0).all()
     labels = len(book.schema.classes)
     ends = np.repeat([[0], [1]], labels, 1)
-    plain = np.concatenate([ends, np.eye(labels, dtype=int), np.tri(labels, dtype=int)]) > 0
-    held = _with_labels(book, plain)[np.asarray(book.violated)[hard]]
+    candidates = np.concatenate([ends, np.eye(labels, dtype=int), np.tri(labels, dtype=int)]) > 0
+    held = _with_labels(book, candidates)[np.asarray(book.violated)[hard]]
     return bool((~held).all(0).any())
 
 
@@ -297,17 +299,17 @@ class _Search:
         """Goes on from the parts ``chosen``, whose boxes meet in a region, to those ``near`` it."""
         self.steps += 1
         if self.steps > MOST_STEPS or len(chosen) > 200:
-            raise _TooMany
+            raise _TooManySteps
         owners = {int(self.owner[i]) for i in chosen}
         if any(c.certain and known <= owners for known, c in self.found.items()):
             return
-        left = self.forbidden.left(np.asarray(chosen, int))
+        left = self.forbidden.allowed(np.asarray(chosen, int))
         if not left:
-            yield self._needed(chosen)
+            yield self._minimal(chosen)
             return
         meets = (np.maximum(self.low[near], low) <= np.minimum(self.high[near], high)).all(1)
         near = near[meets]
-        if self.forbidden.left(np.concatenate([near, np.asarray(chosen, int)])):
+        if self.forbidden.allowed(np.concatenate([near, np.asarray(chosen, int)])):
             return
         # All that forbid one possibility, the one that the fewest forbid.
         next_ = min((self.forbidden.forbids(near, x) for x in left), key=len)
@@ -320,10 +322,10 @@ class _Search:
                 near,
             )
 
-    def _needed(self, chosen: list[int]) -> list[int]:
+    def _minimal(self, chosen: list[int]) -> list[int]:
         """Without parts that the others make superfluous."""
         for i in list(chosen):
             others = [x for x in chosen if x != i]
-            if others and not self.forbidden.left(np.asarray(others, int)):
+            if others and not self.forbidden.allowed(np.asarray(others, int)):
                 chosen = others
         return chosen

@@ -36,7 +36,7 @@ class Column:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "categories", _strings("categories", self.categories))
+        object.__setattr__(self, "categories", _checked_names("categories", self.categories))
         if self.kind not in KINDS:
             raise ValueError(
                 f"kind of column {self.name!r} must be one of {KINDS}, got {self.kind!r}"
@@ -90,7 +90,7 @@ class Schema:
             if not isinstance(column, Column):
                 raise TypeError(f"columns must be Column(...) objects, got {column!r}")
         for name in ("classes", "views"):
-            object.__setattr__(self, name, _strings(name, getattr(self, name)))
+            object.__setattr__(self, name, _checked_names(name, getattr(self, name)))
         if len(self.classes) < (2 if self.exclusive else 1):
             raise ValueError(
                 f"classes must be two or more (a binary task has two), got {list(self.classes)}"
@@ -159,15 +159,19 @@ def infer_schema(
       ['age: numeric', 'sex: categorical', 'smoker: boolean']
     """
     kinds = dict(kinds or {})
-    names = [x for x in _strings("columns of the table", column_names(table)) if x != target]
+    names = [x for x in _checked_names("columns of the table", column_names(table)) if x != target]
     for name in kinds:
         if name not in names:
             raise ValueError(f"kinds names {name!r}, which is no column; {nearest(name, names)}")
         if kinds[name] not in KINDS:
             raise ValueError(f"kind of column {name!r} must be one of {KINDS}, got {kinds[name]!r}")
-    columns = tuple(_infer(name, table[name], kinds.get(name)) for name in names)
+    columns = tuple(_infer_column(name, table[name], kinds.get(name)) for name in names)
     return Schema(
-        columns, _strings("classes", classes), exclusive, target, _strings("views", views)
+        columns,
+        _checked_names("classes", classes),
+        exclusive,
+        target,
+        _checked_names("views", views),
     )
 
 
@@ -195,7 +199,7 @@ def encode_columns(schema: Schema, table: Any) -> np.ndarray:
             raise ValueError("table must be finite or NaN (missing), got inf")
         return table.astype(np.float32)
     encoded = [
-        _encode(column, read(table, column.name))
+        _encode_column(column, read(table, column.name))
         for column in schema.columns
         if column.kind != "text"
     ]
@@ -254,7 +258,7 @@ def missing(values: np.ndarray) -> np.ndarray:
         return np.isnan(values)
     if values.dtype.kind != "O":
         return np.zeros(len(values), bool)
-    return np.array([bool(x is None or x != x) for x in map(_plain, values)], bool)
+    return np.array([bool(x is None or x != x) for x in map(_none_if_pandas_na, values)], bool)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -268,21 +272,21 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"there are {list(known)[:30]}" + (" and more" if len(known) > 30 else "")
 
 
-def _strings(who: str, values: Any) -> tuple[str, ...]:
+def _checked_names(argument: str, values: Any) -> tuple[str, ...]:
     """Names, each a string; rules could not speak of others."""
     if isinstance(values, str):
-        raise TypeError(f"{who} must be a tuple of names, got the string {values!r}")
+        raise TypeError(f"{argument} must be a tuple of names, got the string {values!r}")
     for x in values:
         if not isinstance(x, str):
-            raise TypeError(f"{who} must have strings as names, got {x!r}: rename it")
+            raise TypeError(f"{argument} must have strings as names, got {x!r}: rename it")
     return tuple(map(str, values))
 
 
-def _plain(x: Any) -> Any:
+def _none_if_pandas_na(x: Any) -> Any:
     return None if type(x).__name__ in ("NAType", "NaTType") else x
 
 
-def _infer(name: str, values: Any, kind: Kind | None) -> Column:
+def _infer_column(name: str, values: Any, kind: Kind | None) -> Column:
     if kind is None and str(getattr(values, "dtype", "")) == "category":  # declared, in pandas
         kind = "categorical"
     values = np.asarray(values)
@@ -291,20 +295,20 @@ def _infer(name: str, values: Any, kind: Kind | None) -> Column:
     present = values[~missing(values)]
     if not len(present):
         raise ValueError(f"column {name!r} has no value that is not missing: leave it out")
-    strings = present.dtype.kind in "UOS" and any(isinstance(x, str | bytes) for x in present)
+    holds_strings = present.dtype.kind in "UOS" and any(isinstance(x, str | bytes) for x in present)
     if kind is None:
-        if strings:
+        if holds_strings:
             kind = "categorical" if len(set(map(str, present))) <= MOST_CATEGORIES else "text"
         else:
-            numbers = _numbers(name, present)
+            numbers = _checked_numbers(name, present)
             kind = "boolean" if np.isin(numbers, (0, 1)).all() else "numeric"
     if kind == "text":
         return Column(name, "text")
     if kind == "categorical":
         return Column(name, "categorical", tuple(sorted({category(x) for x in present})))
-    if strings:
+    if holds_strings:
         raise ValueError(f"column {name!r} must hold numbers to be {kind}, got strings")
-    numbers = _numbers(name, present)
+    numbers = _checked_numbers(name, present)
     if kind == "boolean":
         _check_boolean(name, numbers)
         return Column(name, "boolean")
@@ -312,7 +316,7 @@ def _infer(name: str, values: Any, kind: Kind | None) -> Column:
     return Column(name, "numeric", (), float(numbers.mean()), std if std > 0 else 1.0)
 
 
-def _encode(column: Column, values: np.ndarray) -> np.ndarray:
+def _encode_column(column: Column, values: np.ndarray) -> np.ndarray:
     if values.ndim != 1:
         raise ValueError(f"column {column.name!r} must have shape [batch], got {values.shape}")
     out = np.full(len(values), np.nan)
@@ -321,7 +325,7 @@ def _encode(column: Column, values: np.ndarray) -> np.ndarray:
         codes = {name: code for code, name in enumerate(column.categories)}
         out[present] = [codes.get(category(x), len(codes)) for x in values[present]]
         return out
-    out[present] = _numbers(column.name, values[present])
+    out[present] = _checked_numbers(column.name, values[present])
     if column.kind == "boolean":
         _check_boolean(column.name, out[present])
     return out
@@ -336,7 +340,7 @@ def category(x: Any) -> str:
     return str(x)
 
 
-def _numbers(name: str, values: np.ndarray) -> np.ndarray:
+def _checked_numbers(name: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind in "mMc":  # dates would quietly become counts of nanoseconds
         raise ValueError(
             f"column {name!r} must hold numbers, got {values.dtype}: turn dates into numbers, such "

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Sequence
 
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._spelling import quoted
 from distill_jax.rules.language._tokens import Token, tokenize
-from distill_jax.rules.language._words import quoted
 from distill_jax.rules.language.errors import RuleError, error_at
 
 

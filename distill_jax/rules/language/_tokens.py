@@ -6,7 +6,7 @@ import math
 import re
 from typing import NamedTuple
 
-from distill_jax.rules.language._words import KEYWORDS, run_end, word_end
+from distill_jax.rules.language._spelling import KEYWORDS, run_end, word_end
 from distill_jax.rules.language.errors import error_at
 
 # What people write who think in another language, and what to write here.
@@ -82,17 +82,17 @@ def tokenize(text: str) -> list[Token]:
       RuleError: for a character or a quoted text that is no word.
     """
     tokens: list[Token] = []
-    depth, clause, fresh, i = 0, False, True, 0  # fresh: at the start of a line
+    depth, clause, line_start, i = 0, False, True, 0  # line_start: at the start of a line
     while i < len(text):
-        if fresh and not depth and not clause:
+        if line_start and not depth and not clause:
             clause = _CLAUSE.match(text, i) is not None
-        fresh = False
+        line_start = False
         c = text[i]
         if c == "\n":
             if depth == 0 and not (clause and tokens and tokens[-1].kind not in ("period", "line")):
                 tokens.append(Token("line", c, i, i + 1))
                 clause = False
-            i, fresh = i + 1, True
+            i, line_start = i + 1, True
         elif c.isspace() or c == "\ufeff":  # the mark that some editors put first
             i += 1
         elif c == "#" or (c == "%" and (clause or _first_in_line(text, i))):
@@ -111,7 +111,7 @@ def _first_in_line(text: str, i: int) -> bool:
 def _token(text: str, i: int, clause: bool, before: list[Token]) -> Token:
     c = text[i]
     last = before[-1] if before else None
-    touches = last is not None and last.end == i and last.kind in ("name", "quoted", "number", ")")
+    adjacent = last is not None and last.end == i and last.kind in ("name", "quoted", "number", ")")
     raw = c == "r" and text[i + 1 : i + 2] in ("'", '"')
     if c in _QUOTED or raw:
         return _quoted(text, i, raw)
@@ -119,7 +119,7 @@ def _token(text: str, i: int, clause: bool, before: list[Token]) -> Token:
     if end > i:
         word = text[i:end]
         return Token(word if word in KEYWORDS else "name", word, i, end)
-    if (match := _NUMBER.match(text, i)) and not (c == "." and touches):
+    if (match := _NUMBER.match(text, i)) and not (c == "." and adjacent):
         return _number(text, match)
     if match := _SIGN.match(text, i):
         sign = match[0]

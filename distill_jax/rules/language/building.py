@@ -82,10 +82,10 @@ class Built:
         return Built(f.Negative(_value(self)))
 
     def __and__(self, other: Any) -> Built:
-        return Built(f.And((*_parts(f.And, self), *_parts(f.And, other))))
+        return Built(f.And((*_flattened(f.And, self), *_flattened(f.And, other))))
 
     def __or__(self, other: Any) -> Built:
-        return Built(f.Or((*_parts(f.Or, self), *_parts(f.Or, other))))
+        return Built(f.Or((*_flattened(f.Or, self), *_flattened(f.Or, other))))
 
     def __invert__(self) -> Built:
         return Built(f.Not(formula(self)))
@@ -115,7 +115,7 @@ class Built:
 
 def col(name: str) -> Built:
     """A feature column."""
-    return Built(f.Name(_known_name(name)))
+    return Built(f.Name(_checked_name(name)))
 
 
 def label(name: str, *, view: str | None = None) -> Built:
@@ -125,7 +125,7 @@ def label(name: str, *, view: str | None = None) -> Built:
       >>> print(implies(col("has_but"), label("sentiment") == label("sentiment", view="clause")))
       has_but => sentiment == view(clause).sentiment
     """
-    return Built(f.Name(_known_name(name)) if view is None else f.Of(view, _known_name(name)))
+    return Built(f.Name(_checked_name(name)) if view is None else f.Of(view, _checked_name(name)))
 
 
 def implies(body: Built, head: Built) -> Built:
@@ -248,7 +248,7 @@ def _value(x: Any) -> f.Value:
     )
 
 
-def _known_name(name: Any) -> str:
+def _checked_name(name: Any) -> str:
     if not isinstance(name, str):
         raise TypeError(f"name must be a string, got {name!r}")
     if not name:
@@ -264,7 +264,7 @@ def _arithmetic(operator: str, left: Any, right: Any) -> Built:
     return Built(f.Arithmetic(operator, _value(left), _value(right)))
 
 
-def _parts(kind: type[f.And] | type[f.Or], x: Any) -> tuple[f.Formula, ...]:
+def _flattened(kind: type[f.And] | type[f.Or], x: Any) -> tuple[f.Formula, ...]:
     match formula(x):
         case f.And(parts) if kind is f.And:
             return parts

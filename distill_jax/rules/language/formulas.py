@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
-from distill_jax.rules.language._words import is_word, number, pattern, quoted, string
+from distill_jax.rules.language._spelling import is_word, number, pattern, quoted, string
 from distill_jax.rules.language.errors import RuleError
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Tree:
         _check_depth(self)
         return _text(self, False)
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         """The tree's text, and how tightly it binds.
 
         Args:
@@ -77,7 +77,7 @@ class Number(Value):
             raise ValueError(f"value must be finite, got {self.value}")
         object.__setattr__(self, "value", float(self.value))
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return number(self.value), _MINUS
 
 
@@ -87,7 +87,7 @@ class String(Value):
 
     value: str
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return string(self.value), _ATOM
 
 
@@ -100,7 +100,7 @@ class Name(Value, Formula):
 
     name: str
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return quoted(self.name, hyphens=clause), _ATOM
 
 
@@ -115,7 +115,7 @@ class Of(Value, Formula):
     view: str | None
     name: str
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         owner = "p" if self.view is None else f"view({quoted(self.view, hyphens=clause)})"
         return f"{owner}.{quoted(self.name, hyphens=clause)}", _ATOM
 
@@ -126,7 +126,7 @@ class Negative(Value):
 
     value: Value
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         # -3 is the number itself, so its negative stands in parentheses.
         inner = _ATOM if isinstance(self.value, Number) else _MINUS
         return f"-{_text(self.value, clause, inner)}", _MINUS
@@ -140,9 +140,9 @@ class Arithmetic(Value):
     left: Value
     right: Value
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         if self.operator not in ARITHMETIC:
-            return super().spelled(clause)
+            return super().text_and_precedence(clause)
         own = _SUM if self.operator in "+-" else _PRODUCT
         left, right = _text(self.left, clause, own), _text(self.right, clause, own + 1)
         return f"{left} {self.operator} {right}", own
@@ -156,9 +156,9 @@ class Call(Value):
     value: Value
     where: Formula | None = None
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         if self.function not in AVERAGES:
-            return super().spelled(clause)
+            return super().text_and_precedence(clause)
         option = "" if self.where is None else f", where={_text(self.where, clause)}"
         return f"{self.function}({_text(self.value, clause, _SUM)}{option})", _ATOM
 
@@ -170,9 +170,9 @@ class Compare(Formula):
     operands: tuple[Value, ...]
     operators: tuple[str, ...]
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         if not len(self.operands) == len(self.operators) + 1 >= 2:
-            return super().spelled(clause)
+            return super().text_and_precedence(clause)
         if not set(self.operators) <= set(COMPARISONS):
             raise ValueError(f"a comparison is one of {COMPARISONS}, got {self.operators}")
         if clause and self.operators[0] == "==":  # the form of Horn clauses: p-37=c
@@ -195,9 +195,9 @@ class In(Formula):
     choices: tuple[Value, ...]
     negated: bool = False
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         if not self.choices:
-            return super().spelled(clause)
+            return super().text_and_precedence(clause)
         sign = "not in" if self.negated else "in"
         choices = _joined(", ", self.choices, clause, _SUM)
         return f"{_text(self.value, clause, _SUM)} {sign} [{choices}]", _COMPARISON
@@ -211,7 +211,7 @@ class Between(Formula):
     low: Value
     high: Value
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         ends = _joined(" and ", (self.low, self.high), clause, _SUM)
         return f"{_text(self.value, clause, _SUM)} between {ends}", _COMPARISON
 
@@ -223,7 +223,7 @@ class Missing(Formula):
     value: Value
     negated: bool = False
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         sign = "is not missing" if self.negated else "is missing"
         return f"{_text(self.value, clause, _SUM)} {sign}", _COMPARISON
 
@@ -235,7 +235,7 @@ class Matches(Formula):
     value: Value
     pattern: str
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return f"{_text(self.value, clause, _SUM)} matches {pattern(self.pattern)}", _COMPARISON
 
 
@@ -245,7 +245,7 @@ class Not(Formula):
 
     part: Formula
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return f"not {_text(self.part, clause, _NOT)}", _NOT
 
 
@@ -255,7 +255,7 @@ class And(Formula):
 
     parts: tuple[Formula, ...]
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return _joined(" and ", _two_or_more(self), clause, _AND + 1), _AND
 
 
@@ -265,7 +265,7 @@ class Or(Formula):
 
     parts: tuple[Formula, ...]
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return _joined(" or ", _two_or_more(self), clause, _OR + 1), _OR
 
 
@@ -276,7 +276,7 @@ class Implies(Formula):
     body: Formula
     head: Formula
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         body, head = _text(self.body, clause, _IMPLIES + 1), _text(self.head, clause, _IMPLIES)
         return f"{body} => {head}", _IMPLIES
 
@@ -288,7 +288,7 @@ class Iff(Formula):
     left: Formula
     right: Formula
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return _joined(" <=> ", (self.left, self.right), clause, _IFF + 1), _IFF
 
 
@@ -303,10 +303,10 @@ class Count(Formula):
     number: int | None
     parts: tuple[Formula, ...]
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         numbered = self.kind.startswith("at_")
         if not self.parts or self.kind not in COUNTS or numbered != (self.number is not None):
-            return super().spelled(clause)
+            return super().text_and_precedence(clause)
         first = f"{self.number}, " if numbered else ""
         return f"{self.kind}({first}{_joined(', ', self.parts, clause, 0)})", _ATOM
 
@@ -319,9 +319,9 @@ class Trend(Formula):
     value: Value
     by: Value
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         if self.kind not in TRENDS:
-            return super().spelled(clause)
+            return super().text_and_precedence(clause)
         value, by = _text(self.value, clause, _SUM), _text(self.by, clause, _SUM)
         return f"{self.kind}({value}, by={by})", _ATOM
 
@@ -330,7 +330,7 @@ def _text(tree: Any, clause: bool, level: int = 0) -> str:
     """The text, in parentheses if it binds more loosely than ``level``."""
     if not isinstance(tree, Tree):
         raise ValueError(f"no text says {tree!r}")
-    text, own = tree.spelled(clause)
+    text, own = tree.text_and_precedence(clause)
     return text if own >= level else f"({text})"
 
 

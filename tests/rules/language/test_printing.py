@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from distill_jax.rules.language import formulas as f
-from distill_jax.rules.language._words import number
+from distill_jax.rules.language._spelling import number
 from distill_jax.rules.language.errors import RuleError
 from distill_jax.rules.language.parsing import parse, parse_formula
 from distill_jax.rules.language.printing import to_text
