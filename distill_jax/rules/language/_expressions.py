@@ -1,4 +1,4 @@
-"""The parser of formulas and values: Pratt's, with a number for how tightly each sign binds."""
+"""A Pratt parser for formulas and values: each operator has a binding power."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._tokens import Token, tokenize
 from distill_jax.rules.language.errors import error_at, visible
 
-# How tightly each sign between two parts binds. formulas.py has the same order for trees.
+# The precedence of each infix operator. formulas.py has the same order for trees.
 _LEVELS = {"<=>": 1, "=>": 2, "or": 3, "and": 4}
 _LEVELS |= dict.fromkeys([*f.COMPARISONS, "=", "in", "not", "between", "is", "matches"], 6)
 _LEVELS |= {"+": 7, "-": 7, "*": 8, "/": 8}
@@ -21,21 +21,21 @@ _BOOLEANS = ("true", "false", "True", "False")
 
 class Part(NamedTuple):
     tree: Any
-    start: int  # where its text starts
-    depth: int  # how many trees are nested in it
+    start: int  # offset of its text
+    depth: int  # levels of nesting, 1 for a leaf
 
 
 class Parser:
-    """Reads the words of a text from left to right."""
+    """Reads the tokens of a text from left to right."""
 
     def __init__(self, text: str):
         self.text = text
         self.tokens = tokenize(text)
         self.i = 0
         self.depth = 0
-        self.clause = False  # within a Horn clause, where = compares with a bare word
+        self.clause = False  # inside a Horn clause, where x=a compares with the string 'a'
 
-    # Words
+    # Tokens
 
     @property
     def current(self) -> Token:
@@ -55,7 +55,7 @@ class Parser:
         return self.take()
 
     def close(self, bracket: Token) -> None:
-        """Takes what closes a bracket."""
+        """Consumes the closing bracket."""
         kind = ")" if bracket.kind == "(" else "]"
         if self.current.kind != kind:
             if self.current.kind == "end" or "\n" in self.text[bracket.start : self.current.start]:
@@ -71,14 +71,14 @@ class Parser:
         return named.get(token.kind) or _shortened(visible(self.text[token.start : token.end]))
 
     def advice(self) -> str:
-        """What to do about a word that should not follow a formula."""
+        """How to fix an unexpected token after a formula."""
         token = self.current
         if token.kind == "=":
             return ": write == to compare"
         if token.kind == "." and not self.clause:
-            return ": a rule ends with its line; a name that holds a dot is quoted, `a.b`"
+            return ": a rule ends with its line; a name that contains a dot is quoted, `a.b`"
         if token.kind in ("name", "quoted", "not", "number", "string", "(", "period") + _BOOLEANS:
-            return ": between two formulas stands and, or, => or <=>"
+            return ": join two formulas with and, or, => or <=>"
         return ""
 
     # Formulas and values
@@ -91,7 +91,7 @@ class Parser:
 
     def too_deep(self, start: int) -> NoReturn:
         self.fail(
-            f"more than {f.MAX_DEPTH} levels of nesting: write two rules, or group a long sum "
+            f"more than {f.MAX_DEPTH} levels of nesting: split the rule, or group a long sum "
             "with parentheses",
             start,
         )
@@ -99,21 +99,21 @@ class Parser:
     def formula(self, part: Part) -> f.Formula:
         if not isinstance(part.tree, f.Formula):
             shown = _shortened(str(part.tree))
-            message = f"expected a formula, got the value {shown}: compare it with something"
+            message = f"expected a formula, got the value {shown}: compare it with a value"
             self.fail(message, part.start)
         return part.tree
 
     def value(self, part: Part) -> f.Value:
         if not isinstance(part.tree, f.Value):
             self.fail(
-                "expected a column, a number or a string, got a formula: formulas are joined with "
-                "and, or, => and <=>, in parentheses where needed",
+                "expected a column, a number or a string, got a formula: join formulas with "
+                "and, or, => or <=>, in parentheses where needed",
                 part.start,
             )
         return part.tree
 
     def expression(self, floor: int) -> Part:
-        """What binds at ``floor`` or tighter."""
+        """The longest expression whose operators bind at ``floor`` or tighter."""
         self.depth += 1
         if self.depth > 2 * f.MAX_DEPTH + 2:  # a level may have a sign and parentheses
             self.too_deep(self.current.start)
@@ -135,7 +135,7 @@ class Parser:
         return left
 
     def first(self, floor: int) -> Part:
-        """A formula or value up to the first sign after it."""
+        """A prefix expression: a literal, name, call, or something in parentheses."""
         token = self.take()
         start = token.start
         if token.kind == "number":
@@ -168,16 +168,16 @@ class Parser:
     def unexpected(self, token: Token) -> NoReturn:
         advice = ""
         if token.kind in _BOOLEANS:
-            advice = ": a boolean column stands by itself, smoker or not smoker"
+            advice = ": use a boolean column directly, as in smoker or not smoker"
         elif token.kind == "not":
-            advice = ": put parentheses around not and what follows"
+            advice = ": put parentheses around not and its operand"
         elif token.kind == "+":
-            advice = ": leave the sign + out"
+            advice = ": omit the sign +"
         elif token.kind in ("and", "or", "=>", "<=>", "in", "between", "is", "matches"):
-            advice = f": something must stand before {token.kind} (a rule goes on on the next "
+            advice = f": {token.kind} needs a left operand (a rule continues on the next "
             advice += "line only inside parentheses; a name that is a keyword is quoted, `in`)"
         elif token.kind == "[":
-            advice = ": a list stands after in, a strength at the start of a rule"
+            advice = ": a list follows in; a strength comes at the start of a rule"
         self.fail(f"expected a formula or a value, got {self.show(token)}{advice}", token.start)
 
     def connective(self, sign: str, level: int, left: Part) -> Part:
@@ -186,14 +186,14 @@ class Parser:
             self.take()
             parts.append(self.expression(level if sign == "=>" else level + 1))
             if sign == "<=>" and self.current.kind == "<=>":
-                self.fail("a <=> b <=> c can be read in two ways: put parentheses around one")
+                self.fail("a <=> b <=> c is ambiguous: put parentheses around one of the two")
         formulas = tuple(self.formula(part) for part in parts)
         kinds: Any = {"<=>": f.Iff, "=>": f.Implies, "or": f.Or, "and": f.And}
         tree = kinds[sign](*formulas) if level <= 2 else kinds[sign](formulas)
         return self.part(tree, left.start, *parts)
 
     def comparison(self, left: Part) -> Part:
-        """A chain of comparisons, or one of the tests that are words."""
+        """A chain of comparisons, or ``in``, ``between``, ``is missing``, ``matches``."""
         value, sign = self.value(left), self.current.kind
         if sign in f.COMPARISONS or sign == "=":
             found = self.chain(left)
@@ -242,13 +242,13 @@ class Parser:
         self.take()  # in
         bracket = self.expect("[", "after in: write a list as [a, b]")
         if self.current.kind == "]":
-            self.fail("the list is empty, so this would never hold: write one choice or more")
+            self.fail("the list is empty, so this never holds: write at least one choice")
         parts = self.comma_separated(bracket, _SUM)
         values = tuple(self.value(part) for part in parts)
         return self.part(f.In(self.value(left), values, negated), left.start, left, *parts)
 
     def comma_separated(self, bracket: Token, floor: int) -> list[Part]:
-        """Parts between commas up to the closing bracket; a comma may stand after the last."""
+        """Expressions between commas up to the closing bracket; a trailing comma is allowed."""
         closing = ")" if bracket.kind == "(" else "]"
         parts = [self.expression(floor)]
         while self.current.kind == ",":
@@ -275,7 +275,8 @@ class Parser:
             near = difflib.get_close_matches(name, _FUNCTIONS, n=1)
             advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(_FUNCTIONS)}"
             self.fail(
-                f"unknown function {name}: {advice} (names take no arguments)", function.start
+                f"unknown function {name}: {advice} (columns and predicates take no arguments)",
+                function.start,
             )
         if name == "view":
             if self.current.kind not in ("name", "quoted"):
@@ -284,7 +285,7 @@ class Parser:
             self.close(bracket)
             return self.member(view, function)
         if self.current.kind == ")":
-            self.fail(f"{name} needs something in its parentheses")
+            self.fail(f"{name} needs at least one argument")
         if name in f.COUNTS:
             return self.count(function, bracket)
         value = self.expression(_SUM)
@@ -315,9 +316,9 @@ class Parser:
                 got = self.show(self.current)
                 self.fail(f"expected a whole number first, {function.value}(2, a, b), got {got}")
             if len(self.current.value) > 9:
-                self.fail("this number is larger than any number of parts")
+                self.fail("this number is too large for a count")
             number = int(self.take().value)
-            self.expect(",", "and what is counted after the number")
+            self.expect(",", "and the formulas to count after the number")
         parts = self.comma_separated(bracket, 0)
         formulas = tuple(self.formula(part) for part in parts)
         return self.part(f.Count(function.value, number, formulas), function.start, *parts)

@@ -1,8 +1,8 @@
-"""Text into rules. Nothing is evaluated, imported, or looked up in source code.
+"""Parses text into rules. Nothing in the text is evaluated as Python.
 
-From loosest to tightest: ``<=>``; ``=>`` (to the right); ``or``; ``and``; ``not``; comparisons
-(chained), ``in``, ``between``, ``is missing``, ``matches``; ``+ -``; ``* /``; ``-`` before a value;
-calls and names. ``to_text`` is the inverse.
+Precedence, from lowest to highest: ``<=>``; ``=>`` (right-associative); ``or``; ``and``; ``not``;
+comparisons (chained), ``in``, ``between``, ``is missing``, ``matches``; ``+ -``; ``* /``;
+unary ``-``; calls and names. ``to_text`` is the inverse.
 """
 
 from __future__ import annotations
@@ -18,13 +18,21 @@ from distill_jax.rules.language.errors import RuleError
 
 
 def parse(text: str) -> tuple[f.Rule, ...]:
-    """The rules of a text.
+    """Parses a text of rules.
 
-    One rule a line; ``#`` starts a comment; a line goes on inside open brackets. Before a rule may
-    stand its strength in brackets, and its name with a colon. ``head :- a, b.`` is a Horn clause.
+    One rule per line; ``#`` starts a comment; a rule continues on the next line inside open
+    brackets. A rule may start with its strength in brackets, then its name and a colon.
+    ``head :- a, b.`` is a Horn clause.
+
+    Args:
+      text: The rules, in the language described in the documentation.
+
+    Returns:
+      The rules in order; empty for a text without any.
 
     Raises:
-      RuleError: for a text that is none, with line, column and a caret.
+      RuleError: if the text has a syntax error, with line, column and a caret.
+      TypeError: if ``text`` is not a string.
 
     Example:
       >>> (rule,) = parse("[p=0.9] old: age > 60 and smoker => disease  # from an expert")
@@ -37,10 +45,17 @@ def parse(text: str) -> tuple[f.Rule, ...]:
 
 
 def parse_formula(text: str) -> f.Formula:
-    """The formula of a text: what a rule holds after its strength and name.
+    """Parses a single formula: a rule without strength and name.
+
+    Args:
+      text: The formula.
+
+    Returns:
+      The syntax tree, whose ``str`` is the formula's text.
 
     Raises:
-      RuleError: for a text that is none, with line, column and a caret.
+      RuleError: if the text has a syntax error, with line, column and a caret.
+      TypeError: if ``text`` is not a string.
 
     Example:
       >>> parse_formula("0 < x <= 3").operators
@@ -56,11 +71,13 @@ def _parse_with(text: str, read: Any) -> Any:
     try:
         return read(_Rules(text))
     except RecursionError:  # called from deep within other code
-        raise RuleError("the rules are nested too deeply to be read here") from None
+        raise RuleError(
+            "the rules are nested too deeply for Python's current recursion limit"
+        ) from None
 
 
 class _Rules(Parser):
-    """Reads what stands around formulas: strengths, names, Horn clauses."""
+    """Parses rules around formulas: strengths, names, Horn clauses."""
 
     def __init__(self, text: str):
         super().__init__(text)
@@ -95,7 +112,7 @@ class _Rules(Parser):
             formula = self.whole_formula(ends=("line", "end"))
         line = bisect.bisect(self.lines, first.start)
         start, end = self.lines[line - 1], self.tokens[self.i - 1].end
-        # A later clause of a line is moved to its column, so that carets stand where they should.
+        # A later clause of a line is padded to its column, so that carets point at the right place.
         before = self.text[start : first.start] if first.start - start < 1000 else ""
         blank = "".join(c if c.isspace() else " " for c in before)
         source = blank + self.text[first.start : end]
@@ -110,7 +127,7 @@ class _Rules(Parser):
         if kind.kind == "number":
             number = sign.strip("+") + kind.value
             self.fail(
-                f"the strength {number} reads as either: write [w={number}] for log-odds or "
+                f"the strength {number} is ambiguous: write [w={number}] for log-odds or "
                 "[p=...] for a probability",
                 bracket.start,
             )
@@ -126,7 +143,7 @@ class _Rules(Parser):
         at = self.current.start if value is None else self.tokens[self.i - 1].start
         self.close(bracket)
         if self.current.kind == "[":
-            self.fail("a rule has one strength: write one pair of brackets")
+            self.fail("a rule has one strength: write it in one pair of brackets")
         try:
             return f.Strength(kind.value, value)
         except ValueError as error:
@@ -149,7 +166,7 @@ class _Rules(Parser):
         return name
 
     def body(self, head: str) -> f.Formula:
-        """The body of a Horn clause, up to and with its period."""
+        """The body of a Horn clause, up to and including its period."""
         if self.current.kind in ("period", "line", "end"):
             self.fail(_empty_body(head))
         parts = [self.expression(NOT)]
@@ -181,6 +198,6 @@ class _Rules(Parser):
 def _empty_body(head: str) -> str:
     name = quoted(head)
     return (
-        f"empty body: a clause says when {name} holds, {name} :- a, b. For something that always "
-        f"holds write the rule [hard] {name}"
+        f"empty body: a clause states when {name} holds, {name} :- a, b. If it always "
+        f"holds, write the rule [hard] {name}"
     )
