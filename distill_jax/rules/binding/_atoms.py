@@ -1,4 +1,4 @@
-"""Atoms over features: comparisons with columns become intervals of registers."""
+"""Atoms over features: comparisons with columns become intervals over registers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
 
 
 class Columns:
-    """The columns of a book: those of its schema, then those that are made on the host from text.
+    """The columns of a book: those of its schema, then those computed on the host from text.
 
     Attributes:
-      places: Where each encoded column of the schema lies.
-      by_name: The schema's columns, text among them.
+      places: The index of each encoded column of the schema.
+      by_name: The schema's columns by name, including text columns.
       defined: Predicates that clauses define.
-      patterns: Columns that are made on the host: a column's name, and a regular expression, or
-        None for whether the text is missing.
-      compared, softened: Values that rules compare by order, and those of them that have a width.
+      patterns: Columns computed on the host: a column's name and a regular expression, or None for
+        whether the text is missing.
+      compared, softened: Values that rules compare with ``< <= > >=``, and those with a width.
     """
 
     def __init__(self, schema: Schema, defined: Sequence[str], widths: Mapping[str, float]):
@@ -43,7 +43,7 @@ class Columns:
         return len(self.places) + len(self.patterns)
 
     def add_patterns(self, rules: Sequence[f.Rule]) -> None:
-        """Adds the columns that rules make from text."""
+        """Adds a column for each test of a text column in the rules."""
         for rule in rules:
             for tree in f.trees(rule.formula):
                 if isinstance(tree, f.Matches | f.Missing) and isinstance(tree.value, f.Name):
@@ -54,7 +54,7 @@ class Columns:
                         self.place_of_pattern(column.name, pattern)
 
     def place_of_pattern(self, column: str, pattern: str | None) -> int:
-        """The place of a column that is made on the host from a text column."""
+        """The index of a column computed on the host from a text column; added if new."""
         if (column, pattern) not in self.patterns:
             self.patterns.append((column, pattern))
         return len(self.places) + self.patterns.index((column, pattern))
@@ -67,12 +67,12 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureAtoms:
-    """Nodes for what a rule says about columns.
+    """Builds the circuit nodes of a rule's conditions on columns.
 
     Attributes:
       columns: The columns.
-      builder: Makes the nodes.
-      rule: The rule that is looked at, for messages.
+      builder: Creates the nodes.
+      rule: The rule being compiled, for messages.
     """
 
     columns: Columns
@@ -80,7 +80,7 @@ class FeatureAtoms:
     rule: f.Rule
 
     def comparison(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
-        """The node of ``left operator right`` or, not ``positive``, of its negation."""
+        """The node of ``left operator right``, or of its negation if not ``positive``."""
         if isinstance(left, f.String | f.Number) and not isinstance(right, f.String | f.Number):
             left, operator, right = right, FLIPPED[operator], left
         kinds = [self._kind(left), self._kind(right)]
@@ -89,14 +89,14 @@ class FeatureAtoms:
         if "text" in kinds:
             name = left if kinds[0] == "text" else right
             raise self.error(
-                f'column {name} is text: look into it with {name} matches r"…", or declare it '
+                f'column {name} is text: test it with {name} matches r"…", or declare it '
                 "categorical"
             )
         if "categorical" in kinds:
             return self._category_comparison(left, operator, right, positive)
         if isinstance(right, f.String):
             raise self.error(
-                f"{left} is {kinds[0]}, and {right} a string: compare it with a number"
+                f"{left} is {kinds[0]} and {right} is a string: compare it with a number"
             )
         operator = operator if positive else NEGATION[operator]
         number = _constant_value(right)
@@ -128,7 +128,7 @@ class FeatureAtoms:
                 )
             place = self.columns.places[left.name]
             difference = self.builder.arithmetic("-", place, self.columns.places[right.name])
-            # Categories that the schema does not know share a code, and equal none.
+            # Categories unknown to the schema share a code, but are never equal.
             same, known = ("==", "<") if operator == "==" else ("!=", ">=")
             join = self.builder.all if operator == "==" else self.builder.any
             return join(
@@ -162,7 +162,7 @@ class FeatureAtoms:
         return self.builder.any(nodes)
 
     def boolean(self, name: str, positive: bool) -> int:
-        """The node of a boolean column that is true, or false."""
+        """The node of a boolean column, or of its negation."""
         return self._interval_node(self.columns.places[name], "==", 1.0 if positive else 0.0)
 
     def missing(self, x: f.Missing, positive: bool) -> int:
@@ -182,15 +182,17 @@ class FeatureAtoms:
         return self.builder.interval(everything)
 
     def matches(self, x: f.Matches, positive: bool) -> int:
-        """The node of a regular expression that is found, or not."""
+        """The node of ``x matches pattern``, or of its negation."""
         if self._kind(x.value) not in ("text", "categorical"):
-            raise self.error(f"{x.value} holds no text: matches is for text and categories")
+            raise self.error(
+                f"{x.value} holds no text: matches is for text and categorical columns"
+            )
         assert isinstance(x.value, f.Name)
         place = self.columns.place_of_pattern(x.value.name, x.pattern)
         return self._interval_node(place, "==", 1.0 if positive else 0.0)
 
     def _kind(self, x: f.Value) -> str:
-        """Of a value: constant, numeric, categorical, boolean or text."""
+        """The kind of a value: constant, numeric, categorical, boolean or text."""
         if isinstance(x, f.String | f.Number):
             return "constant"
         if isinstance(x, f.Name):
@@ -200,7 +202,7 @@ class FeatureAtoms:
                 raise self.error(f"{x.name!r} is defined by clauses: it has no value", x.name)
             raise unknown_name(self.rule, x.name, self.columns.names())
         if isinstance(x, f.Call):
-            raise self.error(f"{x} is a budget: part of the language, but not built yet")
+            raise self.error(f"{x} is a budget, which is parsed but not built yet")
         return "numeric"
 
     def _register(self, x: f.Value) -> int:
@@ -222,7 +224,7 @@ class FeatureAtoms:
         return self.columns.places[x.name]
 
     def error(self, message: str, name: str | None = None) -> RuleError:
-        """What is wrong with the rule, with a caret under ``name``."""
+        """A ``RuleError`` about the rule, with a caret under ``name``."""
         return rule_error(self.rule, message, name)
 
 
@@ -243,7 +245,7 @@ def _constant_value(x: f.Value) -> float | None:
 
 
 def class_or_category(x: f.Value) -> str | None:
-    """The class or category that a value names, a number as in a table; None if it names none."""
+    """The class or category that a value stands for; None if it is a computed value."""
     number = _constant_value(x)
     if number is not None:
         return category(number)

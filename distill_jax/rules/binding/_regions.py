@@ -1,9 +1,9 @@
-"""Regions of a table in which a formula holds: boxes over columns, as text and as an example row.
+"""Regions of a table where a formula holds: boxes over columns, with a text and an example row.
 
-A region bounds each register of a circuit (its columns, then what arithmetic makes of them):
-``low <= value <= high``. That a value is missing is a number beyond all others, so one pair of ends
-says it all: ``(-MAX, MAX)`` is any number, ``(inf, inf)`` missing, ``(-inf, inf)`` either. Columns
-of booleans, categories and patterns have whole numbers as ends.
+A region bounds the registers of a circuit (columns, constants, results of arithmetic):
+``low <= value <= high``. A missing value is represented by inf, so one pair of bounds is enough:
+``(-MAX, MAX)`` is any number, ``(inf, inf)`` missing, ``(-inf, inf)`` either. Columns of booleans,
+categories and patterns have integer bounds.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from distill_jax.rules.language import formulas as f
 MAX = float(np.finfo(np.float32).max)
 MISSING, NUMBER, ANYTHING = (math.inf, math.inf), (-MAX, MAX), (-math.inf, math.inf)
 WORK = 100_000
-"""Pairs of boxes that are intersected for one book, a second or so."""
+"""Maximum number of pairs of boxes to intersect per book, about one second."""
 DRAWS = 512
-"""Rows that are tried where columns depend on one another, through arithmetic or patterns."""
+"""Random rows to try if registers depend on one another, through arithmetic or patterns."""
 
 Box = tuple[tuple[int, float, float], ...]
-"""Bounds by register, ascending; registers that are not bounded are left out."""
+"""``(register, low, high)`` in ascending order; unbounded registers are left out."""
 
 
 class Cases:
     """The nodes of a book's circuit as disjunctions of boxes.
 
-    Labels are registers after the others: 1 where the label holds, 0 where it does not.
+    Labels are registers after all others: 1 where the label holds, else 0.
     """
 
     def __init__(self, book: Book, most: int):
         circuit = book.circuit
         self.most = most
         self.work = 0
-        self.truncated = False  # whether the node expanded last has more boxes than ``most``
+        self.truncated = False  # whether the last call of ``boxes`` was cut at ``most``
         columns, constants = _num_columns(book), [float(x) for x in np.asarray(circuit.constants)]
         steps = sum(step.operator.shape[0] for step in circuit.arithmetic)
         self.domains = [_domain(book, i) for i in range(columns)]
@@ -59,7 +59,7 @@ class Cases:
         self._cache: dict[int, tuple[list[Box], bool]] = {}
 
     def boxes(self, node: int) -> list[Box]:
-        """Boxes that cover exactly where a node holds; the first ones if there are too many."""
+        """Boxes whose union is exactly where a node holds; the first ``most`` of them."""
         found, self.truncated = self._expand(node)
         return found
 
@@ -89,7 +89,7 @@ class Cases:
         return boxes[: self.most], truncated or len(boxes) > self.most
 
     def _intersections(self, left: list[Box], right: list[Box]) -> tuple[list[Box], bool]:
-        """What lies in a box of each; the first of them if that is too much work."""
+        """The non-empty pairwise intersections; only the first if there are too many."""
         found: dict[Box, None] = {}
         for a, b in itertools.product(left, right):
             if len(found) == self.most or self.work == WORK:
@@ -101,7 +101,7 @@ class Cases:
         return list(found), False
 
     def _interval(self, register: int, low: float, high: float, inverted: bool) -> Box | None:
-        """The bounds of a literal on features, tightened to values that its register can have."""
+        """The bounds of a feature literal, tightened to the domain of its register."""
         if inverted:
             constant = self.domains[register] != NUMBER and register not in self.whole
             return None if constant else ((register, *MISSING),)
@@ -113,7 +113,7 @@ class Cases:
 
 
 def intersection(a: Box, b: Box) -> Box | None:
-    """What lies in both boxes; None if nothing does."""
+    """The intersection of two boxes; None if it is empty."""
     ends = {register: (low, high) for register, low, high in a}
     for register, low, high in b:
         old = ends.get(register, ANYTHING)
@@ -125,7 +125,7 @@ def intersection(a: Box, b: Box) -> Box | None:
 
 
 def text(book: Book, box: Box) -> str:
-    """A region as a formula that could be parsed."""
+    """A region as the text of a formula; empty if it is everywhere."""
     parts = [_bound_formula(book, *bound) for bound in box]
     parts = [part for part in parts if part is not None]
     if not parts:
@@ -134,10 +134,10 @@ def text(book: Book, box: Box) -> str:
 
 
 def example(book: Book, box: Box) -> dict[str, Any] | None:
-    """A row of a table that lies in a region, as values by column; None if none was found.
+    """A row that lies in a region, as values by column; None if none was found.
 
-    Where each bound is on a column of numbers or categories there always is one. Arithmetic and
-    patterns are tried with rows at random, the same ones each time.
+    If only numeric, boolean and categorical columns are bounded, a row is always found. For
+    arithmetic and patterns, random rows from a fixed seed are tried.
     """
     ends = {register: (low, high) for register, low, high in box}
     schema, columns = book.schema, _num_columns(book)
@@ -150,7 +150,7 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
     random = np.random.default_rng(0)
     for i, name in enumerate(schema.encoded):
         bound = ends.get(i, ANYTHING)
-        if name in texts:  # a category that a pattern looks into
+        if name in texts:  # a categorical column with a bounded pattern
             code = texts[name]
             bound = MISSING if code is None else (float(code), float(code))
         values[i] = _sampled_values(
@@ -176,7 +176,7 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
     return row
 
 
-# What a book's circuit looks like
+# The registers of a book's circuit
 
 
 def _num_columns(book: Book) -> int:
@@ -184,18 +184,18 @@ def _num_columns(book: Book) -> int:
 
 
 def _domain(book: Book, register: int) -> tuple[float, float]:
-    """The numbers that a column can hold."""
+    """The range of values of a column."""
     encoded = book.schema.encoded
     if register >= len(encoded):
         return 0.0, 1.0
     column = book.schema.column(encoded[register])
-    if column.kind == "categorical":  # the code after the last is that of unknown categories
+    if column.kind == "categorical":  # the code after the last stands for unknown categories
         return 0.0, float(len(column.categories))
     return (0.0, 1.0) if column.kind == "boolean" else NUMBER
 
 
 def _expression(book: Book, register: int) -> f.Value:
-    """What a register holds, as it would be written."""
+    """The expression that a register holds."""
     encoded, columns = book.schema.encoded, _num_columns(book)
     if register < len(encoded):
         return f.Name(encoded[register])
@@ -270,7 +270,7 @@ def _range_formula(value: f.Value, low: float, high: float) -> f.Formula:
 
 
 def _as_written(x: float, operator: str) -> tuple[float, str]:
-    """An end as it was probably written: 60 and > for the number after 60."""
+    """A bound as it was probably written: 60 and > for the float32 after 60."""
     side = 0 if operator == ">" else 1
     towards = -np.inf if operator == ">" else np.inf
     for t in (0.0, _shortest_decimal(np.nextafter(np.float32(x), np.float32(towards)))):
@@ -281,7 +281,7 @@ def _as_written(x: float, operator: str) -> tuple[float, str]:
 
 
 def _shortest_decimal(x: Any) -> float:
-    """The shortest decimal number that is this float32."""
+    """The shortest decimal number that rounds to this float32."""
     return float(str(np.float32(x)))
 
 
@@ -297,7 +297,7 @@ def _sampled_values(
     *,
     may_miss: bool,
 ) -> np.ndarray:
-    """Values of a column within its bounds, the plainest first, ``[draws]``."""
+    """Samples a column within its bounds, ``[draws]``; the first value is the roundest."""
     column = book.schema.column(name)
     if bound == MISSING:
         return np.full(draws, np.nan, np.float32)
@@ -315,7 +315,7 @@ def _sampled_values(
         spread = (column.mean, float(first))
         start = np.where(random.random(draws) < 0.5, *spread)
         wide = start + scale * random.standard_normal(draws)
-        wide[1::8], wide[2::8] = low, high  # ends, and whole numbers, are likely to fit
+        wide[1::8], wide[2::8] = low, high  # bounds and integers are likely to fit
         wide[3::4] = np.round(wide[3::4])
         out = np.clip(wide, low, high).astype(np.float32)
         out[0] = first
@@ -325,9 +325,9 @@ def _sampled_values(
 
 
 def _fitting_texts(book: Book, ends: Mapping[int, tuple[float, float]]) -> dict[str, Any] | None:
-    """What columns with bounded patterns hold: a text, or the code of a category.
+    """Values of the columns with bounded patterns: a text, or the code of a category.
 
-    None if nothing was found that fits them all.
+    None if no value was found that satisfies all bounds of a column.
     """
     encoded = book.schema.encoded
     wanted: dict[str, list[tuple[str | None, tuple[float, float]]]] = {}
@@ -359,7 +359,7 @@ def _fitting_texts(book: Book, ends: Mapping[int, tuple[float, float]]) -> dict[
 
 
 def _literal_text(pattern: str) -> str:
-    """A text that the pattern may match: itself, without the signs that stand for others."""
+    """A text that the pattern may match: the pattern without its metacharacters."""
     return re.sub(r"\\b|[\^$]|\\(?=\W)", "", pattern)
 
 
