@@ -1,4 +1,4 @@
-"""Binding: rules and the columns and classes that they speak of become a book of arrays."""
+"""Binds rules to columns and classes: the result is a ``Book`` of arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atoms over features: comparisons with columns become intervals of registers."""
+"""Atoms over features: comparisons with columns become intervals over registers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
 
 
 class Columns:
-    """The columns of a book: those of its schema, then those that are made on the host from text.
+    """The columns of a book: those of its schema, then those computed on the host from text.
 
     Attributes:
-      places: Where each encoded column of the schema lies.
-      by_name: The schema's columns, text among them.
+      places: The index of each encoded column of the schema.
+      by_name: The schema's columns by name, including text columns.
       defined: Predicates that clauses define.
-      patterns: Columns that are made on the host: a column's name, and a regular expression, or
-        None for whether the text is missing.
-      compared, softened: Values that rules compare by order, and those of them that have a width.
+      patterns: Columns computed on the host: a column's name and a regular expression, or None for
+        whether the text is missing.
+      compared, softened: Values that rules compare with ``< <= > >=``, and those with a width.
     """
 
     def __init__(self, schema: Schema, defined: Sequence[str], widths: Mapping[str, float]):
@@ -43,7 +43,7 @@ class Columns:
         return len(self.places) + len(self.patterns)
 
     def add_patterns(self, rules: Sequence[f.Rule]) -> None:
-        """Adds the columns that rules make from text."""
+        """Adds a column for each test of a text column in the rules."""
         for rule in rules:
             for tree in f.trees(rule.formula):
                 if isinstance(tree, f.Matches | f.Missing) and isinstance(tree.value, f.Name):
@@ -54,7 +54,7 @@ class Columns:
                         self.place_of_pattern(column.name, pattern)
 
     def place_of_pattern(self, column: str, pattern: str | None) -> int:
-        """The place of a column that is made on the host from a text column."""
+        """The index of a column computed on the host from a text column; added if new."""
         if (column, pattern) not in self.patterns:
             self.patterns.append((column, pattern))
         return len(self.places) + self.patterns.index((column, pattern))
@@ -67,20 +67,20 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureAtoms:
-    """Nodes for what a rule says about columns.
+    """Builds the circuit nodes of a rule's conditions on columns.
 
     Attributes:
-      known: The columns.
-      builder: Makes the nodes.
-      rule: The rule that is looked at, for messages.
+      columns: The columns.
+      builder: Creates the nodes.
+      rule: The rule being compiled, for messages.
     """
 
-    known: Columns
+    columns: Columns
     builder: Builder
     rule: f.Rule
 
     def comparison(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
-        """The node of ``left operator right`` or, not ``positive``, of its negation."""
+        """The node of ``left operator right``, or of its negation if not ``positive``."""
         if isinstance(left, f.String | f.Number) and not isinstance(right, f.String | f.Number):
             left, operator, right = right, FLIPPED[operator], left
         kinds = [self._kind(left), self._kind(right)]
@@ -89,27 +89,29 @@ class FeatureAtoms:
         if "text" in kinds:
             name = left if kinds[0] == "text" else right
             raise self.error(
-                f'column {name} is text: look into it with {name} matches r"…", or declare it '
+                f'column {name} is text: test it with {name} matches r"…", or declare it '
                 "categorical"
             )
         if "categorical" in kinds:
-            return self._category(left, operator, right, positive)
+            return self._category_comparison(left, operator, right, positive)
         if isinstance(right, f.String):
             raise self.error(
-                f"{left} is {kinds[0]}, and {right} a string: compare it with a number"
+                f"{left} is {kinds[0]} and {right} is a string: compare it with a number"
             )
         operator = operator if positive else NEGATION[operator]
-        number = _number(right)
+        number = _constant_value(right)
         if number is not None:
-            return self._interval(self._register(left), operator, number, str(left))
+            return self._interval_node(self._register(left), operator, number, str(left))
         difference = f.Arithmetic("-", left, right)
-        return self._interval(self._register(difference), operator, 0.0, str(difference))
+        return self._interval_node(self._register(difference), operator, 0.0, str(difference))
 
-    def _category(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
+    def _category_comparison(
+        self, left: f.Value, operator: str, right: f.Value, positive: bool
+    ) -> int:
         if self._kind(left) != "categorical":
             left, operator, right = right, FLIPPED[operator], left
         assert isinstance(left, f.Name)
-        column = self.known.by_name[left.name]
+        column = self.columns.by_name[left.name]
         if operator not in ("==", "!="):
             raise self.error(
                 f"column {left} is categorical and has no order: compare it with == or !=, not "
@@ -117,25 +119,25 @@ class FeatureAtoms:
                 left.name,
             )
         operator = operator if positive else NEGATION[operator]
-        if isinstance(right, f.Name) and right.name in self.known.by_name:
-            other = self.known.by_name[right.name]
+        if isinstance(right, f.Name) and right.name in self.columns.by_name:
+            other = self.columns.by_name[right.name]
             if other.categories != column.categories:
                 raise self.error(
                     f"columns {left} and {right} have different categories: "
                     f"{list(column.categories)} and {list(other.categories)}"
                 )
-            place = self.known.places[left.name]
-            difference = self.builder.arithmetic("-", place, self.known.places[right.name])
-            # Categories that the schema does not know share a code, and equal none.
+            place = self.columns.places[left.name]
+            difference = self.builder.arithmetic("-", place, self.columns.places[right.name])
+            # Categories unknown to the schema share a code, but are never equal.
             same, known = ("==", "<") if operator == "==" else ("!=", ">=")
             join = self.builder.all if operator == "==" else self.builder.any
             return join(
                 [
-                    self._interval(difference, same, 0.0),
-                    self._interval(place, known, float(len(column.categories))),
+                    self._interval_node(difference, same, 0.0),
+                    self._interval_node(place, known, float(len(column.categories))),
                 ]
             )
-        value = None if isinstance(right, f.Name) else named(right)
+        value = None if isinstance(right, f.Name) else class_or_category(right)
         if value is None:
             raise self.error(f"column {left} is categorical: compare it with a string")
         if value not in column.categories:
@@ -143,16 +145,16 @@ class FeatureAtoms:
                 f"column {left} has no category {value!r}; {nearest(value, column.categories)}",
                 value,
             )
-        place = self.known.places[left.name]
-        return self._interval(place, operator, float(column.categories.index(value)))
+        place = self.columns.places[left.name]
+        return self._interval_node(place, operator, float(column.categories.index(value)))
 
-    def _interval(self, register: int, operator: str, threshold: float, text: str = "") -> int:
+    def _interval_node(self, register: int, operator: str, threshold: float, text: str = "") -> int:
         width = 0.0
         if text and operator not in ("==", "!="):
-            self.known.compared.add(text)
-            if text in self.known.widths:
-                self.known.softened.add(text)
-                width = self.known.widths[text]
+            self.columns.compared.add(text)
+            if text in self.columns.widths:
+                self.columns.softened.add(text)
+                width = self.columns.widths[text]
         nodes = [
             self.builder.interval(Interval(register, low, high, False, width))
             for low, high in bounds(operator, threshold)
@@ -160,8 +162,8 @@ class FeatureAtoms:
         return self.builder.any(nodes)
 
     def boolean(self, name: str, positive: bool) -> int:
-        """The node of a boolean column that is true, or false."""
-        return self._interval(self.known.places[name], "==", 1.0 if positive else 0.0)
+        """The node of a boolean column, or of its negation."""
+        return self._interval_node(self.columns.places[name], "==", 1.0 if positive else 0.0)
 
     def missing(self, x: f.Missing, positive: bool) -> int:
         """The node of ``x is missing`` or ``x is not missing``, or of its negation."""
@@ -169,40 +171,42 @@ class FeatureAtoms:
         kind = self._kind(x.value)
         if kind == "text":
             assert isinstance(x.value, f.Name)
-            place = self.known.place_of_pattern(x.value.name, None)
-            return self._interval(place, "==", 1.0 if wanted else 0.0)
+            place = self.columns.place_of_pattern(x.value.name, None)
+            return self._interval_node(place, "==", 1.0 if wanted else 0.0)
         if kind == "categorical":
             assert isinstance(x.value, f.Name)
-            register = self.known.places[x.value.name]
+            register = self.columns.places[x.value.name]
         else:
             register = self._register(x.value)
         everything = Interval(register, -np.inf, np.inf, wanted)
         return self.builder.interval(everything)
 
     def matches(self, x: f.Matches, positive: bool) -> int:
-        """The node of a regular expression that is found, or not."""
+        """The node of ``x matches pattern``, or of its negation."""
         if self._kind(x.value) not in ("text", "categorical"):
-            raise self.error(f"{x.value} holds no text: matches is for text and categories")
+            raise self.error(
+                f"{x.value} holds no text: matches is for text and categorical columns"
+            )
         assert isinstance(x.value, f.Name)
-        place = self.known.place_of_pattern(x.value.name, x.pattern)
-        return self._interval(place, "==", 1.0 if positive else 0.0)
+        place = self.columns.place_of_pattern(x.value.name, x.pattern)
+        return self._interval_node(place, "==", 1.0 if positive else 0.0)
 
     def _kind(self, x: f.Value) -> str:
-        """Of a value: constant, numeric, categorical, boolean or text."""
+        """The kind of a value: constant, numeric, categorical, boolean or text."""
         if isinstance(x, f.String | f.Number):
             return "constant"
         if isinstance(x, f.Name):
-            if x.name in self.known.by_name:
-                return self.known.by_name[x.name].kind
-            if x.name in self.known.defined:
+            if x.name in self.columns.by_name:
+                return self.columns.by_name[x.name].kind
+            if x.name in self.columns.defined:
                 raise self.error(f"{x.name!r} is defined by clauses: it has no value", x.name)
-            raise unknown_name(self.rule, x.name, self.known.names())
+            raise unknown_name(self.rule, x.name, self.columns.names())
         if isinstance(x, f.Call):
-            raise self.error(f"{x} is a budget: part of the language, but not built yet")
+            raise self.error(f"{x} is a budget, which is parsed but not built yet")
         return "numeric"
 
     def _register(self, x: f.Value) -> int:
-        number = _number(x)
+        number = _constant_value(x)
         if number is not None:
             return self.builder.constant(number)
         if isinstance(x, f.Negative):
@@ -217,21 +221,21 @@ class FeatureAtoms:
             raise self.error(
                 f"{x} is {'a string' if is_constant else kind}: arithmetic takes numbers"
             )
-        return self.known.places[x.name]
+        return self.columns.places[x.name]
 
     def error(self, message: str, name: str | None = None) -> RuleError:
-        """What is wrong with the rule, with a caret under ``name``."""
+        """A ``RuleError`` about the rule, with a caret under ``name``."""
         return rule_error(self.rule, message, name)
 
 
-def _number(x: f.Value) -> float | None:
+def _constant_value(x: f.Value) -> float | None:
     if isinstance(x, f.Number):
         return x.value
     if isinstance(x, f.Negative):
-        inner = _number(x.value)
+        inner = _constant_value(x.value)
         return None if inner is None else -inner
     if isinstance(x, f.Arithmetic):
-        left, right = _number(x.left), _number(x.right)
+        left, right = _constant_value(x.left), _constant_value(x.right)
         if left is None or right is None or (x.operator == "/" and right == 0):
             return None
         return {"+": left + right, "-": left - right, "*": left * right}.get(
@@ -240,9 +244,9 @@ def _number(x: f.Value) -> float | None:
     return None
 
 
-def named(x: f.Value) -> str | None:
-    """The class or category that a value names, a number as in a table; None if it names none."""
-    number = _number(x)
+def class_or_category(x: f.Value) -> str | None:
+    """The class or category that a value stands for; None if it is a computed value."""
+    number = _constant_value(x)
     if number is not None:
         return category(number)
     if isinstance(x, f.Name):

@@ -1,8 +1,8 @@
-"""Grounding: the names in a formula become columns, classes and views; formulas become nodes.
+"""Grounding: names become columns, classes and views; formulas become circuit nodes.
 
-A rule is grounded in *worlds*. With exclusive classes a world says which class is right, and which
-one the student sees on each view; in it, label atoms are true or false, and what is left of a rule
-is a formula over features. With label sets there is one world, and label atoms are literals.
+A rule is grounded in *worlds*. With exclusive classes, a world fixes the true class and the class
+predicted on each view: label atoms become constants, and the rule reduces to a formula over
+features. With label sets there is one world, and label atoms are literals.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.rules.binding._atoms import FLIPPED, Columns, FeatureAtoms, named
+from distill_jax.rules.binding._atoms import FLIPPED, Columns, FeatureAtoms, class_or_category
 from distill_jax.rules.binding.schema import Schema
 from distill_jax.rules.circuits._building import Builder
 from distill_jax.rules.circuits._circuit import FALSE, TRUE
@@ -26,12 +26,14 @@ MOST_WORLDS = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A part of a rule over exclusive classes: where ``guard`` holds and the views show the classes
-    ``seen``, the classes in ``table`` violate the rule.
+    """A part of a rule over exclusive classes.
+
+    Where ``guard`` holds and the predictions on the views are ``seen``, the classes in ``table``
+    violate the rule.
 
     Attributes:
       guard: A node over features.
-      seen: For each view the class that it shows, or None for any.
+      seen: The class predicted on each view, or None for any.
       table: Which classes violate, ``[classes]``.
     """
 
@@ -42,11 +44,11 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Atom:
-    """A statement about classes: its truth in every world, ``[classes, classes of view 0, …]``
-    with axes of length 1 where it does not depend on one.
+    """A condition on classes: its truth in every world, ``[classes, classes of view 0, …]``, with
+    length 1 along the axes that it does not depend on.
 
-    ``key`` says which: a view (None for the example itself), and its class, or what it is compared
-    with.
+    ``key`` identifies it: a view (None for the example itself), and the class or the other view
+    that it is compared with.
     """
 
     key: tuple[str | None, Any]
@@ -54,15 +56,15 @@ class Atom:
 
 
 Statement = Callable[[Atom, bool], int]
-"""The node of an atom over labels (or, if False, of its negation) in a world."""
+"""Maps an atom over labels (if False, its negation) to its node in a world."""
 
 
 class Grounder:
-    """Grounds the rules of one book: names, then nodes of one ``Builder``.
+    """Grounds the rules of one book with one ``Builder``.
 
     Attributes:
-      columns: The columns that the rules speak of, and which of their comparisons are soft.
-      builder: What has been made of the rules so far.
+      columns: The columns that the rules use, and which of their comparisons are soft.
+      builder: The circuit under construction.
     """
 
     def __init__(
@@ -81,11 +83,11 @@ class Grounder:
         self.builder = Builder(len(self.columns))
 
     def check(self, clause: f.Rule) -> None:
-        """Raises for what is wrong with a clause that defines a predicate, used or not."""
+        """Raises a ``RuleError`` if the clause of a predicate, used or not, is invalid."""
         self._walk(clause, lambda atom, positive: TRUE).node(f.Name(head_of(clause)), True)
 
     def pieces(self, rule: f.Rule) -> list[Piece]:
-        """A rule over exclusive classes, as parts that say which classes violate it where."""
+        """Grounds a rule over exclusive classes: which classes violate it, and where."""
         found = self._label_atoms(rule)
         K, views = len(self.schema.classes), len(self.schema.views)
         used = [v for v in range(views) if any(a.truth.shape[1 + v] > 1 for a in found)]
@@ -93,7 +95,7 @@ class Grounder:
         if np.prod(shape) > MOST_WORLDS:
             raise rule_error(
                 rule,
-                f"it speaks of {len(used)} views of {K} classes each, which are too many cases; "
+                f"it combines {len(used)} views of {K} classes each, which gives too many cases; "
                 "split it into several rules",
             )
         truths = np.stack(
@@ -107,10 +109,10 @@ class Grounder:
             walk = self._walk(rule, lambda a, positive, w=world: int(w[a] == positive))
             guards.append(walk.node(rule.formula, False))
         guard = np.asarray(guards)[which.ravel()].reshape(shape)
-        return _merged(guard, shape)
+        return _pieces_from_guards(guard, shape)
 
     def violated(self, rule: f.Rule) -> tuple[int, int]:
-        """A rule over label sets: the node of its violation, and of where it can be violated."""
+        """Grounds a rule over label sets: nodes of where it is, and where it can be, violated."""
         offsets = {None: 0} | {
             v: (1 + i) * len(self.schema.classes) for i, v in enumerate(self.schema.views)
         }
@@ -125,7 +127,7 @@ class Grounder:
         return violated, possible
 
     def _label_atoms(self, rule: f.Rule) -> list[Atom]:
-        """The atoms over labels that a rule depends on, with a builder of their own."""
+        """The label atoms that a rule depends on, found with a scratch builder."""
         atoms: dict[Atom, None] = {}
         scratch = Builder(len(self.columns))
 
@@ -142,11 +144,11 @@ class Grounder:
 
 
 class _Walk:
-    """Through one formula in one world, making a node of every part.
+    """Builds the node of a formula in one world, recursively.
 
     Attributes:
-      features: Makes the nodes of atoms over columns; knows the rule that is looked at.
-      atom: Makes those of atoms over labels.
+      features: Builds nodes of atoms over columns; holds the rule being compiled.
+      atom: Builds nodes of atoms over labels.
     """
 
     def __init__(
@@ -158,18 +160,18 @@ class _Walk:
     ):
         self.schema, self.clauses = schema, clauses
         self.features, self.atom = features, atom
-        self._known: dict[tuple[int | str, bool], int] = {}
-        self._open: list[str] = []  # predicates whose clauses are being looked at
+        self._cache: dict[tuple[int | str, bool], int] = {}
+        self._expanding: list[str] = []  # predicates whose clauses are being expanded
 
     def node(self, x: f.Formula, positive: bool) -> int:
-        """The node of ``x`` (or, not ``positive``, of its negation)."""
-        # Once each: every <=> asks for both, and many clauses may use one predicate.
+        """The node of ``x``, or of its negation if not ``positive``."""
+        # Cached: every <=> needs both signs, and many clauses may use one predicate.
         key = (id(x), positive)
-        if key not in self._known:
-            self._known[key] = self._made(x, positive)
-        return self._known[key]
+        if key not in self._cache:
+            self._cache[key] = self._build_node(x, positive)
+        return self._cache[key]
 
-    def _made(self, x: f.Formula, positive: bool) -> int:
+    def _build_node(self, x: f.Formula, positive: bool) -> int:
         build, lower = self.features.builder, self.node
         if isinstance(x, f.Not):
             return lower(x.part, not positive)
@@ -180,34 +182,36 @@ class _Walk:
             join = build.any if positive else build.all
             return join([lower(x.body, not positive), lower(x.head, positive)])
         if isinstance(x, f.Iff):
-            return self._same(lambda p: lower(x.left, p), lambda p: lower(x.right, p), positive)
+            return self._equivalence(
+                lambda p: lower(x.left, p), lambda p: lower(x.right, p), positive
+            )
         if isinstance(x, f.Count):
             return self._count(x, positive)
         if isinstance(x, f.Compare):
             pairs = zip(x.operands, x.operators, x.operands[1:], strict=False)
             join = build.all if positive else build.any
-            return join([self._pair(a, op, b, positive) for a, op, b in pairs])
+            return join([self._comparison(a, op, b, positive) for a, op, b in pairs])
         if isinstance(x, f.Between):
             ends = ((x.low, "<=", x.value), (x.value, "<=", x.high))
             join = build.all if positive else build.any
-            return join([self._pair(a, op, b, positive) for a, op, b in ends])
+            return join([self._comparison(a, op, b, positive) for a, op, b in ends])
         if isinstance(x, f.In):
             join = build.any if positive != x.negated else build.all
             wanted = positive != x.negated
-            return join([self._pair(x.value, "==", c, wanted) for c in x.choices])
+            return join([self._comparison(x.value, "==", c, wanted) for c in x.choices])
         if isinstance(x, f.Missing):
             if self._is_target(x.value) or self._is_label(x.value):
-                raise self.features.error(f"{x.value} is predicted: it is never missing")
+                raise self.features.error(f"{x.value} is predicted, so it is never missing")
             return self.features.missing(x, positive)
         if isinstance(x, f.Matches):
             return self.features.matches(x, positive)
         if isinstance(x, f.Name | f.Of):
-            return self._name(x, positive)
+            return self._name_node(x, positive)
         if isinstance(x, f.Trend):
-            raise self.features.error(f"{x.kind}(…) is part of the language, but not built yet")
-        raise self.features.error(f"{x} is no formula: it has no truth value")
+            raise self.features.error(f"{x.kind}(…) is parsed but not built yet")
+        raise self.features.error(f"{x} is not a formula: it has no truth value")
 
-    def _same(
+    def _equivalence(
         self, left: Callable[[bool], int], right: Callable[[bool], int], positive: bool
     ) -> int:
         build = self.features.builder
@@ -224,18 +228,18 @@ class _Walk:
             "all_of": (n, n),
             "any_of": (1, n),
         }[x.kind]
-        assert low is not None and high is not None  # parsed so
+        assert low is not None and high is not None  # the parser ensures it
         held = [self.node(part, True) for part in x.parts]
         broken = [self.node(part, False) for part in x.parts]
         build = self.features.builder
-        if positive:  # low or more hold, and n - high or more do not
+        if positive:  # at least low hold, and at least n - high do not
             return build.all([build.at_least(low, held), build.at_least(n - high, broken)])
         return build.any([build.at_least(n - low + 1, broken), build.at_least(high + 1, held)])
 
-    def _name(self, x: f.Name | f.Of, positive: bool) -> int:
+    def _name_node(self, x: f.Name | f.Of, positive: bool) -> int:
         if isinstance(x, f.Of) or x.name in self.schema.classes:
-            return self.atom(self._label(x), positive)
-        column = self.features.known.by_name.get(x.name)
+            return self.atom(self._label_atom(x), positive)
+        column = self.features.columns.by_name.get(x.name)
         if column is not None:
             if column.kind != "boolean":
                 raise self.features.error(
@@ -245,22 +249,22 @@ class _Walk:
                 )
             return self.features.boolean(x.name, positive)
         if x.name in self.clauses:
-            return self._defined(x.name, positive)
+            return self._predicate(x.name, positive)
         if x.name == self.schema.target:
             raise self.features.error(
                 f"{x.name!r} is the class variable: compare it, as in "
                 f"{x.name} == {self.schema.classes[0]!r}",
                 x.name,
             )
-        raise unknown_name(self.features.rule, x.name, self.features.known.names())
+        raise unknown_name(self.features.rule, x.name, self.features.columns.names())
 
-    def _defined(self, name: str, positive: bool) -> int:
-        if (name, positive) in self._known:
-            return self._known[name, positive]
-        if name in self._open:
-            cycle = [*self._open[self._open.index(name) :], name]
+    def _predicate(self, name: str, positive: bool) -> int:
+        if (name, positive) in self._cache:
+            return self._cache[name, positive]
+        if name in self._expanding:
+            cycle = [*self._expanding[self._expanding.index(name) :], name]
             raise self.features.error("clauses may not go in a circle: " + " :- ".join(cycle), name)
-        self._open.append(name)
+        self._expanding.append(name)
         outer = self.features
         parts = []
         for clause in self.clauses[name]:
@@ -268,21 +272,20 @@ class _Walk:
             assert isinstance(clause.formula, f.Implies)
             parts.append(self.node(clause.formula.body, positive))
         self.features = outer
-        self._open.pop()
+        self._expanding.pop()
         node = self.features.builder.any(parts) if positive else self.features.builder.all(parts)
-        self._known[name, positive] = node
+        self._cache[name, positive] = node
         return node
 
     # Atoms over labels
 
-    def _label(self, x: f.Name | f.Of) -> Atom:
-        """A class or label that holds, on the example itself or on a view."""
+    def _label_atom(self, x: f.Name | f.Of) -> Atom:
+        """The atom of a class or label, on the example itself or on a view."""
         view = x.view if isinstance(x, f.Of) else None
         if isinstance(x, f.Of):
             if view is None:
                 raise self.features.error(
-                    f"{x} is a probability: it stands in budgets and trends, which are not "
-                    "built yet",
+                    f"{x} is a probability, for budgets and trends, which are not built yet",
                     x.name,
                 )
             if view not in self.schema.views:
@@ -292,10 +295,12 @@ class _Walk:
         if x.name not in self.schema.classes:
             raise unknown_name(self.features.rule, x.name, self.schema.classes)
         place = self.schema.classes.index(x.name)
-        return Atom((view, x.name), self._along(view, np.arange(len(self.schema.classes)) == place))
+        return Atom(
+            (view, x.name), self._on_view_axis(view, np.arange(len(self.schema.classes)) == place)
+        )
 
-    def _along(self, view: str | None, truth: np.ndarray) -> np.ndarray:
-        """A table over the classes of one view, with an axis for each view."""
+    def _on_view_axis(self, view: str | None, truth: np.ndarray) -> np.ndarray:
+        """Reshapes ``[classes]`` of one view for broadcasting: one axis per view."""
         axis = 0 if view is None else 1 + self.schema.views.index(view)
         shape = [1] * (1 + len(self.schema.views))
         shape[axis] = len(truth)
@@ -308,29 +313,29 @@ class _Walk:
     def _is_label(self, x: f.Value) -> bool:
         return isinstance(x, f.Of) or (isinstance(x, f.Name) and x.name in self.schema.classes)
 
-    def _pair(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
+    def _comparison(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
         """The node of ``left operator right``, or of its negation."""
         if self._is_target(left) or self._is_target(right):
             if not self._is_target(left):
                 left, operator, right = right, FLIPPED[operator], left
-            self._only_equality(left, operator)
-            return self.atom(self._target(left, right), positive == (operator == "=="))
+            self._check_equality(left, operator)
+            return self.atom(self._target_atom(left, right), positive == (operator == "=="))
         if self._is_label(left) or self._is_label(right):
-            self._only_equality(left if self._is_label(left) else right, operator)
+            self._check_equality(left if self._is_label(left) else right, operator)
             if not (isinstance(left, f.Name | f.Of) and isinstance(right, f.Name | f.Of)):
                 raise self.features.error(
                     f"{left} {operator} {right} compares a class with a value: a class is a "
-                    "formula by itself, true or not",
+                    "formula, true or false; use it directly",
                 )
-            return self._same(
-                lambda p: self._name(left, p),
-                lambda p: self._name(right, p),
+            return self._equivalence(
+                lambda p: self._name_node(left, p),
+                lambda p: self._name_node(right, p),
                 positive == (operator == "=="),
             )
         return self.features.comparison(left, operator, right, positive)
 
-    def _target(self, left: f.Value, right: f.Value) -> Atom:
-        """``species == 'cat'``, or ``sentiment == view(v).sentiment``."""
+    def _target_atom(self, left: f.Value, right: f.Value) -> Atom:
+        """The atom of ``species == 'cat'``, or of ``sentiment == view(v).sentiment``."""
         assert isinstance(left, f.Name | f.Of)
         view = left.view if isinstance(left, f.Of) else None
         classes = self.schema.classes
@@ -343,26 +348,26 @@ class _Walk:
             truth = np.zeros([1] * (1 + len(self.schema.views)), bool)
             for k in range(len(classes)):
                 one = np.arange(len(classes)) == k
-                truth = truth | (self._along(view, one) & self._along(other, one))
+                truth = truth | (self._on_view_axis(view, one) & self._on_view_axis(other, one))
             return Atom((view, (other, self.schema.target)), truth)
-        name = named(right)
+        name = class_or_category(right)
         if name is None or name not in classes:
             raise unknown_name(self.features.rule, str(right) if name is None else name, classes)
-        return self._label(f.Name(name) if view is None else f.Of(view, name))
+        return self._label_atom(f.Name(name) if view is None else f.Of(view, name))
 
-    def _only_equality(self, x: f.Value, operator: str) -> None:
+    def _check_equality(self, x: f.Value, operator: str) -> None:
         if operator not in ("==", "!="):
             raise self.features.error(f"{x} has no order: compare it with == or !=, not {operator}")
 
 
 def head_of(clause: f.Rule) -> str:
-    """The name of the class, label or predicate that a clause speaks of."""
+    """The name in a clause's head: a class, a label or a predicate."""
     head = clause.formula.head if isinstance(clause.formula, f.Implies) else clause.formula
     return head.name if isinstance(head, f.Name) else str(head)
 
 
-def _merged(guard: np.ndarray, shape: tuple[int, ...]) -> list[Piece]:
-    """Pieces of a rule, from the guard of its violation in each world."""
+def _pieces_from_guards(guard: np.ndarray, shape: tuple[int, ...]) -> list[Piece]:
+    """Groups the worlds of a rule by the guard of its violation."""
     pieces = []
     for seen in itertools.product(*(range(n) for n in shape[1:])):
         own = guard[(slice(None), *seen)]

@@ -1,12 +1,12 @@
-"""How violations over label sets are computed: a circuit's rules sorted beforehand, on the host.
+"""Execution plans for violations over label sets, prepared on the host.
 
-Nearly every rule is violated where one conjunction holds: its body, and its head denied. Such a
-rule is *flat*: a guard on features, 0 or 1, and a few label literals. A gradient is a sum over all
-places where a label occurs, so the places are sorted by label here, into short sums of a few places
-each and a tree of sums over those: compiled functions then never scatter. Other rules go through
-their own part of the circuit.
+Nearly every rule is violated where one conjunction holds: its body and the negation of its head.
+Such a rule is *flat*: a guard on features, 0 or 1, and a few label literals. A label's gradient is
+a sum over all its occurrences. They are sorted by label here, into short sums of a few occurrences
+and a tree of sums over those, so compiled functions gather and never scatter. All other rules are
+evaluated as a part of the circuit.
 
-Everything made here is arrays, so that compiled functions take it as data.
+A plan consists of arrays, so compiled functions take it as an argument.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from distill_jax.rules.circuits._circuit import FALSE, TRUE, Circuit, Level
 from distill_jax.rules.circuits._graph import nodes_of
 
 SUMMED = {3: 16, 8: 4}
-"""Label literals of a flat rule, at most, and how many parts one short sum then has."""
+"""Maximum number of label literals of a flat rule -> number of parts per short sum."""
 
 
 class Sums(NamedTuple):
-    """A level of a tree of sums: which rows, ``[sums, parts]``, and 1 for a part, 0 for none."""
+    """A level of a tree of sums: row indices ``[sums, parts]``, and 1 for a part, 0 for padding."""
 
     index: Any
     live: Any
 
 
 class Flat(NamedTuple):
-    """Flat rules with about as many label literals.
+    """Flat rules with a similar number of label literals.
 
-    Rows that indices speak of: each label, each label subtracted from 1, then ONE, ZERO.
+    Indices refer to the rows: each label, 1 minus each label, then ONE, ZERO.
 
     Attributes:
-      rule: Places of these rules among all, ``[flat]``.
-      guard: Nodes of the circuit that must hold, filled up with TRUE, ``[flat, nodes]``; None where
-        nothing must.
-      children: Label literals of each rule, filled up with ONE, ``[literals, flat]``.
-      chunks: Rules in short sums.
-      slot: For each place where a label of the student occurs, in short sums of one label each:
-        which of these rules, ``[sums, parts]``.
-      own: The literal there.
+      rule: Indices of these rules among all, ``[flat]``.
+      guard: Nodes of the circuit that must hold, padded with TRUE, ``[flat, nodes]``; None if
+        no rule has a guard.
+      children: Label literals of each rule, padded with ONE, ``[literals, flat]``.
+      chunks: The rules, grouped into short sums.
+      slot: The rule of each occurrence of a student's label, in short sums of one label each,
+        ``[sums, parts]``.
+      own: The literal that occurs, ``[sums, parts]``.
       others: The other literals of that rule, ``[literals - 1, sums, parts]``.
-      sign: -1 if it is the label subtracted from 1, 0 for no place at all.
-      tree: From the short sums to the labels.
+      sign: 1 for the label, -1 for 1 minus the label, 0 for padding.
+      tree: Sums of the short sums, to one row per label.
     """
 
     rule: Any
@@ -64,7 +64,7 @@ class Flat(NamedTuple):
 
 
 class Join(NamedTuple):
-    """Children ``[n, fan in]`` of the nodes of a level, and how gradients return to them."""
+    """Children ``[n, fan in]`` of a level's nodes, and the sums of their gradients."""
 
     children: Any
     tree: tuple[Sums, ...]
@@ -73,10 +73,10 @@ class Join(NamedTuple):
 class Rest(NamedTuple):
     """The part of a circuit that other rules need.
 
-    Rows: as for ``Flat``, then nodes over features alone, then each level's.
+    Rows: as for ``Flat``, then nodes over features alone, then the nodes of each level.
 
     Attributes:
-      rule: Places of these rules among all, ``[rest]``.
+      rule: Indices of these rules among all, ``[rest]``.
       crisp: Nodes over features alone, in the whole circuit.
       levels: Conjunctions and disjunctions, whose children are ``Join``s.
       root: The rules' violations, ``[rest]``.
@@ -96,13 +96,13 @@ class Plan(NamedTuple):
 
 
 def plan(circuit: Circuit, violated: Any, labels: int, views: int = 0) -> Plan:
-    """Sorts the rules of a book over label sets by how they are computed.
+    """Makes the execution plan of a book over label sets.
 
     Args:
-      circuit: Without soft comparisons.
+      circuit: A circuit without soft comparisons.
       violated: The node of each rule's violation, ``[rules]``.
-      labels: How many labels there are.
-      views: How many other views of them.
+      labels: Number of labels.
+      views: Number of further views.
     """
     circuit = jax.tree.map(np.asarray, circuit)
     graph = _Graph(circuit)
@@ -118,7 +118,7 @@ def plan(circuit: Circuit, violated: Any, labels: int, views: int = 0) -> Plan:
     flat = []
     for _, own in sorted(groups.items()):
         crisp, literals = zip(*(parts for i in own if (parts := found[i])), strict=True)
-        # A rule without any label is as true as its guard: an AND of ONE.
+        # A rule without labels is just its guard: a conjunction of ONE.
         rows = [[graph.row(n, total) for n in nodes] or [2 * total] for nodes in literals]
         flat.append(_flat(own, crisp, rows, labels, total))
     return Plan(tuple(flat), _rest(graph, rest, violated, labels, total) if rest else None)
@@ -127,25 +127,25 @@ def plan(circuit: Circuit, violated: Any, labels: int, views: int = 0) -> Plan:
 def _flat(
     rules: list[int], crisp: Sequence[list[int]], literals: list[list[int]], labels: int, total: int
 ) -> Flat:
-    children = _table(literals, 2 * total)
+    children = _padded(literals, 2 * total)
     parts = next(parts for n, parts in SUMMED.items() if n >= children.shape[1])
     slot, place = np.nonzero((children < 2 * total) & (children % total < labels))
     own = children[slot, place]  # literals on the student's labels, not on a view's
-    places, owners = _chunks(own % total, parts)
+    places, owners = _short_sums(own % total, parts)
     others = [np.delete(children[s], p) for s, p in zip(slot, place, strict=True)]
-    if not others:  # nothing to point at
+    if not others:  # no label occurs: indices need a valid target
         slot, own, others = np.zeros(1, int), np.zeros(1, int), [children[0, 1:]]
     sign = np.where(own < total, 1.0, -1.0)
     return Flat(
         rule=np.asarray(rules, np.int32),
-        guard=_table(crisp, TRUE) if any(crisp) else None,
+        guard=_padded(crisp, TRUE) if any(crisp) else None,
         children=children.T.copy(),
-        chunks=_chunks(np.zeros(len(rules), np.int32), parts)[0],
+        chunks=_short_sums(np.zeros(len(rules), np.int32), parts)[0],
         slot=slot[places.index].astype(np.int32),
         own=own[places.index].astype(np.int32),
         others=np.stack(others)[places.index].transpose(2, 0, 1).astype(np.int32),
         sign=(sign[places.index] * places.live).astype(np.float32),
-        tree=_tree(owners, labels),
+        tree=_sum_tree(owners, labels),
     )
 
 
@@ -160,7 +160,7 @@ def _rest(graph: _Graph, rules: list[int], violated: Any, labels: int, total: in
     start = 2 * total + 2
     rows |= {node: start + i for i, node in enumerate(crisp)}
     start += len(crisp)
-    plain = start  # no gradient passes to a row from the literals' end to here
+    first_differentiable = start  # rows before it, except the literals, need no gradient
     levels = []
     for level in range(len(graph.circuit.levels)):
         joins = []
@@ -170,25 +170,32 @@ def _rest(graph: _Graph, rules: list[int], violated: Any, labels: int, total: in
             lists = [[rows[c] for c in graph.children(n)[1]] for n in own]
             offset = start + len(made)
             made |= {node: offset + i for i, node in enumerate(own)}
-            joins.append(_join(lists, neutral, start, labels, total, plain) if own else None)
+            joins.append(
+                _join(lists, neutral, start, labels, total, first_differentiable) if own else None
+            )
         rows |= made
         start += len(made)
         levels.append(Level(*joins))
-    root = _join([[rows[n]] for n in roots], 2 * total, start, labels, total, plain)
+    root = _join([[rows[n]] for n in roots], 2 * total, start, labels, total, first_differentiable)
     return Rest(np.asarray(rules, np.int32), np.asarray(crisp, np.int32), tuple(levels), root)
 
 
 def _join(
-    lists: list[list[int]], neutral: int, number: int, labels: int, total: int, plain: int
+    lists: list[list[int]],
+    neutral: int,
+    number: int,
+    labels: int,
+    total: int,
+    first_differentiable: int,
 ) -> Join:
-    children = _table(lists, neutral)
+    children = _padded(lists, neutral)
     flat = children.ravel()
-    wanted = (flat >= plain) | ((flat < 2 * total) & (flat % total < labels))
-    return Join(children, _tree(np.where(wanted, flat, -1), number))
+    wanted = (flat >= first_differentiable) | ((flat < 2 * total) & (flat % total < labels))
+    return Join(children, _sum_tree(np.where(wanted, flat, -1), number))
 
 
-def _chunks(owners: np.ndarray, parts: int) -> tuple[Sums, np.ndarray]:
-    """Sums of at most ``parts`` rows of one owner each, and their owners; -1 is nobody's."""
+def _short_sums(owners: np.ndarray, parts: int) -> tuple[Sums, np.ndarray]:
+    """Sums of at most ``parts`` rows of one owner, and the owners; rows of -1 are skipped."""
     order = np.argsort(owners, kind="stable")
     order = order[owners[order] >= 0]
     chunks, of = [], []
@@ -199,11 +206,11 @@ def _chunks(owners: np.ndarray, parts: int) -> tuple[Sums, np.ndarray]:
     return _sums(chunks), np.asarray(of, np.int32)
 
 
-def _tree(owners: np.ndarray, number: int, parts: int = 16) -> tuple[Sums, ...]:
-    """Levels of sums from rows to their owners, ``number`` of them."""
+def _sum_tree(owners: np.ndarray, number: int, parts: int = 16) -> tuple[Sums, ...]:
+    """Levels of sums that reduce rows to one sum per owner, of ``number`` owners."""
     levels = []
     while len(owners) and np.bincount(owners[owners >= 0], minlength=1).max() > parts:
-        sums, owners = _chunks(owners, parts)
+        sums, owners = _short_sums(owners, parts)
         levels.append(sums)
     lists: list[list[int]] = [[] for _ in range(number)]
     for i, owner in enumerate(owners):
@@ -214,11 +221,11 @@ def _tree(owners: np.ndarray, number: int, parts: int = 16) -> tuple[Sums, ...]:
 
 def _sums(lists: Sequence[Any]) -> Sums:
     lists = lists or [[]]
-    return Sums(_table(lists, 0), _table([np.ones(len(x)) for x in lists], 0).astype(np.float32))
+    return Sums(_padded(lists, 0), _padded([np.ones(len(x)) for x in lists], 0).astype(np.float32))
 
 
-def _table(lists: Sequence[Any], fill: int) -> np.ndarray:
-    """Lists as rows of one length, 1 or more."""
+def _padded(lists: Sequence[Any], fill: int) -> np.ndarray:
+    """Lists as rows of an array, padded with ``fill`` to one length, at least 1."""
     table = np.full((len(lists), max(1, *map(len, lists), 1)), fill, np.int32)
     for i, own in enumerate(lists):
         table[i, : len(own)] = own
@@ -234,12 +241,12 @@ class _Graph:
         self.of_labels = _depends_on_labels(circuit)
 
     def children(self, node: int) -> tuple[str, tuple[int, ...]]:
-        """``("and", parts)``, ``("or", parts)``, or ``("", ())`` of a literal."""
+        """``("and", parts)``, ``("or", parts)``, or ``("", ())`` for a literal."""
         kind, _, children = self.nodes[node]
         return (kind, children) if kind in ("and", "or") else ("", ())
 
     def conjunction(self, node: int) -> tuple[list[int], list[int]] | None:
-        """Nodes over features, and label literals, whose conjunction a node is; else None."""
+        """Feature nodes and label literals whose conjunction a node is; None if it is not one."""
         if not self.of_labels[node]:
             return ([] if node == TRUE else [node]), []
         kind, parts = self.children(node)
@@ -256,7 +263,7 @@ class _Graph:
         return int(self.circuit.label[i]) + total * bool(self.circuit.negated[i])
 
     def below(self, roots: list[int]) -> list[int]:
-        """Nodes that the roots need, themselves included, in order."""
+        """All nodes that the roots depend on, including the roots, in order."""
         seen, stack = set(roots), list(roots)
         while stack:
             for child in self.children(stack.pop())[1]:
@@ -267,7 +274,7 @@ class _Graph:
 
 
 def _depends_on_labels(circuit: Circuit) -> np.ndarray:
-    """Which nodes depend on labels: those of which any child does, ``[nodes]``."""
+    """Which nodes depend on labels, ``[nodes]``."""
     either = dataclasses.replace(BOOLEAN, conjunction=BOOLEAN.disjunction, true=False)
     features, labels = circuit.register.shape[0], circuit.label.shape[0]
     first = first_nodes(either, np.zeros((features, 1), bool), np.ones((labels, 1), bool))

@@ -1,9 +1,9 @@
-"""Regions of a table in which a formula holds: boxes over columns, as text and as an example row.
+"""Regions of a table where a formula holds: boxes over columns, with a text and an example row.
 
-A region bounds each register of a circuit (its columns, then what arithmetic makes of them):
-``low <= value <= high``. That a value is missing is a number beyond all others, so one pair of ends
-says it all: ``(-MAX, MAX)`` is any number, ``(inf, inf)`` missing, ``(-inf, inf)`` either. Columns
-of booleans, categories and patterns have whole numbers as ends.
+A region bounds the registers of a circuit (columns, constants, results of arithmetic):
+``low <= value <= high``. A missing value is represented by inf, so one pair of bounds is enough:
+``(-MAX, MAX)`` is any number, ``(inf, inf)`` missing, ``(-inf, inf)`` either. Columns of booleans,
+categories and patterns have integer bounds.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from distill_jax.rules.language import formulas as f
 MAX = float(np.finfo(np.float32).max)
 MISSING, NUMBER, ANYTHING = (math.inf, math.inf), (-MAX, MAX), (-math.inf, math.inf)
 WORK = 100_000
-"""Pairs of boxes that are intersected for one book, a second or so."""
+"""Maximum number of pairs of boxes to intersect per book, about one second."""
 DRAWS = 512
-"""Rows that are tried where columns depend on one another, through arithmetic or patterns."""
+"""Random rows to try if registers depend on one another, through arithmetic or patterns."""
 
 Box = tuple[tuple[int, float, float], ...]
-"""Bounds by register, ascending; registers that are not bounded are left out."""
+"""``(register, low, high)`` in ascending order; unbounded registers are left out."""
 
 
 class Cases:
     """The nodes of a book's circuit as disjunctions of boxes.
 
-    Labels are registers after the others: 1 where the label holds, 0 where it does not.
+    Labels are registers after all others: 1 where the label holds, else 0.
     """
 
     def __init__(self, book: Book, most: int):
         circuit = book.circuit
         self.most = most
         self.work = 0
-        self.truncated = False  # whether the node expanded last has more boxes than ``most``
-        columns, constants = _columns(book), [float(x) for x in np.asarray(circuit.constants)]
+        self.truncated = False  # whether the last call of ``boxes`` was cut at ``most``
+        columns, constants = _num_columns(book), [float(x) for x in np.asarray(circuit.constants)]
         steps = sum(step.operator.shape[0] for step in circuit.arithmetic)
         self.domains = [_domain(book, i) for i in range(columns)]
         self.domains += [(x, x) for x in constants] + [NUMBER] * steps
@@ -56,19 +56,19 @@ class Cases:
         self._intervals = list(zip(*(np.asarray(x).tolist() for x in fields), strict=True))
         fields = (circuit.label, circuit.negated)
         self._labels = list(zip(*(np.asarray(x).tolist() for x in fields), strict=True))
-        self._known: dict[int, tuple[list[Box], bool]] = {}
+        self._cache: dict[int, tuple[list[Box], bool]] = {}
 
     def boxes(self, node: int) -> list[Box]:
-        """Boxes that cover exactly where a node holds; the first ones if there are too many."""
+        """Boxes whose union is exactly where a node holds; the first ``most`` of them."""
         found, self.truncated = self._expand(node)
         return found
 
     def _expand(self, node: int) -> tuple[list[Box], bool]:
-        if node not in self._known:
-            self._known[node] = self._made(node)
-        return self._known[node]
+        if node not in self._cache:
+            self._cache[node] = self._boxes_of(node)
+        return self._cache[node]
 
-    def _made(self, node: int) -> tuple[list[Box], bool]:
+    def _boxes_of(self, node: int) -> tuple[list[Box], bool]:
         kind, place, children = self._nodes[node]
         if kind == "interval":
             box = self._interval(*self._intervals[place])
@@ -84,24 +84,24 @@ class Cases:
         else:
             boxes: list[Box] = [()]
             for part, _ in sorted(parts, key=lambda x: len(x[0])):
-                boxes, cut = self._met(boxes, part)
+                boxes, cut = self._intersections(boxes, part)
                 truncated |= cut
         return boxes[: self.most], truncated or len(boxes) > self.most
 
-    def _met(self, left: list[Box], right: list[Box]) -> tuple[list[Box], bool]:
-        """What lies in a box of each; the first of them if that is too much work."""
+    def _intersections(self, left: list[Box], right: list[Box]) -> tuple[list[Box], bool]:
+        """The non-empty pairwise intersections; only the first if there are too many."""
         found: dict[Box, None] = {}
         for a, b in itertools.product(left, right):
             if len(found) == self.most or self.work == WORK:
                 return list(found), True
             self.work += 1
-            both = meet(a, b)
+            both = intersection(a, b)
             if both is not None:
                 found[both] = None
         return list(found), False
 
     def _interval(self, register: int, low: float, high: float, inverted: bool) -> Box | None:
-        """The bounds of a literal on features, tightened to values that its register can have."""
+        """The bounds of a feature literal, tightened to the domain of its register."""
         if inverted:
             constant = self.domains[register] != NUMBER and register not in self.whole
             return None if constant else ((register, *MISSING),)
@@ -112,8 +112,8 @@ class Cases:
         return ((register, float(low), float(high)),) if low <= high else None
 
 
-def meet(a: Box, b: Box) -> Box | None:
-    """What lies in both boxes; None if nothing does."""
+def intersection(a: Box, b: Box) -> Box | None:
+    """The intersection of two boxes; None if it is empty."""
     ends = {register: (low, high) for register, low, high in a}
     for register, low, high in b:
         old = ends.get(register, ANYTHING)
@@ -125,8 +125,8 @@ def meet(a: Box, b: Box) -> Box | None:
 
 
 def text(book: Book, box: Box) -> str:
-    """A region as a formula that could be parsed."""
-    parts = [_bounded(book, *bound) for bound in box]
+    """A region as the text of a formula; empty if it is everywhere."""
+    parts = [_bound_formula(book, *bound) for bound in box]
     parts = [part for part in parts if part is not None]
     if not parts:
         return ""
@@ -134,31 +134,33 @@ def text(book: Book, box: Box) -> str:
 
 
 def example(book: Book, box: Box) -> dict[str, Any] | None:
-    """A row of a table that lies in a region, as values by column; None if none was found.
+    """A row that lies in a region, as values by column; None if none was found.
 
-    Where each bound is on a column of numbers or categories there always is one. Arithmetic and
-    patterns are tried with rows at random, the same ones each time.
+    If only numeric, boolean and categorical columns are bounded, a row is always found. For
+    arithmetic and patterns, random rows from a fixed seed are tried.
     """
     ends = {register: (low, high) for register, low, high in box}
-    schema, columns = book.schema, _columns(book)
-    texts = _texts(book, ends)
+    schema, columns = book.schema, _num_columns(book)
+    texts = _fitting_texts(book, ends)
     if texts is None:
         return None
-    made = {register: bound for register, bound in ends.items() if register >= columns}
-    draws = DRAWS if made else 1
+    computed_bounds = {register: bound for register, bound in ends.items() if register >= columns}
+    draws = DRAWS if computed_bounds else 1
     values = np.zeros((columns, draws), np.float32)
     random = np.random.default_rng(0)
     for i, name in enumerate(schema.encoded):
         bound = ends.get(i, ANYTHING)
-        if name in texts:  # a category that a pattern looks into
+        if name in texts:  # a categorical column with a bounded pattern
             code = texts[name]
             bound = MISSING if code is None else (float(code), float(code))
-        values[i] = _drawn(book, name, bound, draws, random, may_miss=MISSING in made.values())
-    if made:
+        values[i] = _sampled_values(
+            book, name, bound, draws, random, may_miss=MISSING in computed_bounds.values()
+        )
+    if computed_bounds:
         with np.errstate(all="ignore"):
             computed = registers(jax.tree.map(np.asarray, book.circuit), values.T)
         fits = np.ones(draws, bool)
-        for register, (low, high) in made.items():
+        for register, (low, high) in computed_bounds.items():
             x = computed[register]
             fits &= np.isnan(x) if (low, high) == MISSING else (low <= x) & (x <= high)
         if not fits.any():
@@ -170,37 +172,37 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
             row[column.name] = texts.get(column.name, "")
             continue
         x = float(values[schema.encoded.index(column.name), 0])
-        row[column.name] = _value(column.categories, column.kind, x)
+        row[column.name] = _decoded(column.categories, column.kind, x)
     return row
 
 
-# What a book's circuit looks like
+# The registers of a book's circuit
 
 
-def _columns(book: Book) -> int:
+def _num_columns(book: Book) -> int:
     return len(book.schema.encoded) + len(book.info.patterns)
 
 
 def _domain(book: Book, register: int) -> tuple[float, float]:
-    """The numbers that a column can hold."""
+    """The range of values of a column."""
     encoded = book.schema.encoded
     if register >= len(encoded):
         return 0.0, 1.0
     column = book.schema.column(encoded[register])
-    if column.kind == "categorical":  # the code after the last is that of unknown categories
+    if column.kind == "categorical":  # the code after the last stands for unknown categories
         return 0.0, float(len(column.categories))
     return (0.0, 1.0) if column.kind == "boolean" else NUMBER
 
 
 def _expression(book: Book, register: int) -> f.Value:
-    """What a register holds, as it would be written."""
-    encoded, columns = book.schema.encoded, _columns(book)
+    """The expression that a register holds."""
+    encoded, columns = book.schema.encoded, _num_columns(book)
     if register < len(encoded):
         return f.Name(encoded[register])
     register -= columns
     constants = np.asarray(book.circuit.constants)
     if register < len(constants):
-        return f.Number(_short(constants[register]))
+        return f.Number(_shortest_decimal(constants[register]))
     register -= len(constants)
     for step in book.circuit.arithmetic:
         if register < len(step.operator):
@@ -213,10 +215,10 @@ def _expression(book: Book, register: int) -> f.Value:
 # Text
 
 
-def _bounded(book: Book, register: int, low: float, high: float) -> f.Formula | None:
+def _bound_formula(book: Book, register: int, low: float, high: float) -> f.Formula | None:
     encoded = book.schema.encoded
-    if len(encoded) <= register < _columns(book):
-        return _matched(*book.info.patterns[register - len(encoded)], low, high)
+    if len(encoded) <= register < _num_columns(book):
+        return _pattern_formula(*book.info.patterns[register - len(encoded)], low, high)
     value = _expression(book, register)
     if (low, high) == ANYTHING:
         return None
@@ -228,11 +230,11 @@ def _bounded(book: Book, register: int, low: float, high: float) -> f.Formula | 
             return f.Missing(value, negated=True)
         if column.kind == "boolean":
             return f.Name(column.name) if low == 1 else f.Not(f.Name(column.name))
-        return _one_of(value, column.categories, int(low), int(high))
-    return _between(value, low, high)
+        return _category_formula(value, column.categories, int(low), int(high))
+    return _range_formula(value, low, high)
 
 
-def _matched(column: str, pattern: str | None, low: float, high: float) -> f.Formula | None:
+def _pattern_formula(column: str, pattern: str | None, low: float, high: float) -> f.Formula | None:
     missing = f.Missing(f.Name(column))
     if pattern is None:
         return None if low != high else f.Missing(f.Name(column), negated=low == 0)
@@ -244,7 +246,7 @@ def _matched(column: str, pattern: str | None, low: float, high: float) -> f.For
     return matches if low == 1 else f.Not(matches)
 
 
-def _one_of(value: f.Value, categories: Sequence[str], low: int, high: int) -> f.Formula:
+def _category_formula(value: f.Value, categories: Sequence[str], low: int, high: int) -> f.Formula:
     unknown = high == len(categories)
     names = categories[:low] if unknown else categories[low : high + 1]
     if len(names) == 1:
@@ -252,41 +254,41 @@ def _one_of(value: f.Value, categories: Sequence[str], low: int, high: int) -> f
     return f.In(value, tuple(map(f.String, names)), negated=unknown)
 
 
-def _between(value: f.Value, low: float, high: float) -> f.Formula:
+def _range_formula(value: f.Value, low: float, high: float) -> f.Formula:
     if low == high:
-        return f.Compare((value, f.Number(_short(low))), ("==",))
+        return f.Compare((value, f.Number(_shortest_decimal(low))), ("==",))
     operands, signs = [value], []
     if high < MAX:
-        most, sign = _end(high, "<")
+        most, sign = _as_written(high, "<")
         operands, signs = [value, f.Number(most)], [sign]
     if low > -MAX:
-        least, sign = _end(low, ">")
+        least, sign = _as_written(low, ">")
         if not signs:
             return f.Compare((value, f.Number(least)), (sign,))
         operands, signs = [f.Number(least), *operands], [sign.replace(">", "<"), *signs]
     return f.Compare(tuple(operands), tuple(signs)) if signs else f.Missing(value, negated=True)
 
 
-def _end(x: float, operator: str) -> tuple[float, str]:
-    """An end as it was probably written: 60 and > for the number after 60."""
+def _as_written(x: float, operator: str) -> tuple[float, str]:
+    """A bound as it was probably written: 60 and > for the float32 after 60."""
     side = 0 if operator == ">" else 1
     towards = -np.inf if operator == ">" else np.inf
-    for t in (0.0, _short(np.nextafter(np.float32(x), np.float32(towards)))):
+    for t in (0.0, _shortest_decimal(np.nextafter(np.float32(x), np.float32(towards)))):
         if math.isfinite(t) and bounds(operator, t)[0][side] == x:
-            if len(repr(t)) < len(repr(_short(x))):
+            if len(repr(t)) < len(repr(_shortest_decimal(x))):
                 return t, operator
-    return _short(x), operator + "="
+    return _shortest_decimal(x), operator + "="
 
 
-def _short(x: Any) -> float:
-    """The shortest decimal number that is this float32."""
+def _shortest_decimal(x: Any) -> float:
+    """The shortest decimal number that rounds to this float32."""
     return float(str(np.float32(x)))
 
 
 # Rows
 
 
-def _drawn(
+def _sampled_values(
     book: Book,
     name: str,
     bound: tuple[float, float],
@@ -295,7 +297,7 @@ def _drawn(
     *,
     may_miss: bool,
 ) -> np.ndarray:
-    """Values of a column within its bounds, the plainest first, ``[draws]``."""
+    """Samples a column within its bounds, ``[draws]``; the first value is the roundest."""
     column = book.schema.column(name)
     if bound == MISSING:
         return np.full(draws, np.nan, np.float32)
@@ -306,14 +308,14 @@ def _drawn(
         out[0] = low
     else:
         middle = [low / 2 + high / 2] if low > -MAX and high < MAX else []
-        plain = [column.mean, *middle, low + 1, high - 1]
-        plain = [y for x in plain for y in (round(x), x)]
-        first = next(x for x in map(np.float32, (*plain, low)) if low <= x <= high)
+        candidates = [column.mean, *middle, low + 1, high - 1]
+        candidates = [y for x in candidates for y in (round(x), x)]
+        first = next(x for x in map(np.float32, (*candidates, low)) if low <= x <= high)
         scale = column.std * 10.0 ** random.integers(-1, 4, draws)
         spread = (column.mean, float(first))
         start = np.where(random.random(draws) < 0.5, *spread)
         wide = start + scale * random.standard_normal(draws)
-        wide[1::8], wide[2::8] = low, high  # ends, and whole numbers, are likely to fit
+        wide[1::8], wide[2::8] = low, high  # bounds and integers are likely to fit
         wide[3::4] = np.round(wide[3::4])
         out = np.clip(wide, low, high).astype(np.float32)
         out[0] = first
@@ -322,10 +324,10 @@ def _drawn(
     return out
 
 
-def _texts(book: Book, ends: Mapping[int, tuple[float, float]]) -> dict[str, Any] | None:
-    """What columns with bounded patterns hold: a text, or the code of a category.
+def _fitting_texts(book: Book, ends: Mapping[int, tuple[float, float]]) -> dict[str, Any] | None:
+    """Values of the columns with bounded patterns: a text, or the code of a category.
 
-    None if nothing was found that fits them all.
+    None if no value was found that satisfies all bounds of a column.
     """
     encoded = book.schema.encoded
     wanted: dict[str, list[tuple[str | None, tuple[float, float]]]] = {}
@@ -334,7 +336,7 @@ def _texts(book: Book, ends: Mapping[int, tuple[float, float]]) -> dict[str, Any
         if bound != ANYTHING:
             wanted.setdefault(column, []).append((pattern, bound))
     found: dict[str, Any] = {}
-    for name, asked in wanted.items():
+    for name, required in wanted.items():
         column = book.schema.column(name)
         if column.kind == "categorical":
             low, high = ends.get(encoded.index(name), ANYTHING)
@@ -342,33 +344,37 @@ def _texts(book: Book, ends: Mapping[int, tuple[float, float]]) -> dict[str, Any
             pairs = [(code, column.categories[code]) for code in codes if low <= code <= high]
             pairs += [(None, None)] * (high == math.inf)
         else:
-            literals = [_literally(p) for p, bound in asked if p is not None and bound[0] == 1]
+            literals = [
+                _literal_text(p) for p, bound in required if p is not None and bound[0] == 1
+            ]
             candidates = ["", *literals, " ".join(literals), " ".join(literals[::-1]), None]
             pairs = [(x, x) for x in candidates]
-        fitting = [stored for stored, x in pairs if all(_fits(x, p, b) for p, b in asked)]
+        fitting = [
+            stored for stored, x in pairs if all(_within_bound(x, p, b) for p, b in required)
+        ]
         if not fitting:
             return None
         found[name] = fitting[0]
     return found
 
 
-def _literally(pattern: str) -> str:
-    """A text that the pattern may match: itself, without the signs that stand for others."""
+def _literal_text(pattern: str) -> str:
+    """A text that the pattern may match: the pattern without its metacharacters."""
     return re.sub(r"\\b|[\^$]|\\(?=\W)", "", pattern)
 
 
-def _fits(x: str | None, pattern: str | None, bound: tuple[float, float]) -> bool:
+def _within_bound(x: str | None, pattern: str | None, bound: tuple[float, float]) -> bool:
     if pattern is None:
         return bound[0] <= float(x is None) <= bound[1]
     value = math.inf if x is None else float(re.search(pattern, x) is not None)
     return bound[0] <= value <= bound[1]
 
 
-def _value(categories: Sequence[str], kind: str, x: float) -> Any:
+def _decoded(categories: Sequence[str], kind: str, x: float) -> Any:
     if math.isnan(x):
         return None
     if kind == "categorical":
         other = next(name for name in map("other{}".format, ["", *range(99)]) if name not in
                      categories)  # fmt: skip
         return categories[int(x)] if x < len(categories) else other
-    return bool(x) if kind == "boolean" else _short(x)
+    return bool(x) if kind == "boolean" else _shortest_decimal(x)

@@ -1,4 +1,4 @@
-"""``bind``: rules become a book, arrays for the columns and classes of a schema."""
+"""``bind``: compiles rules to a book of arrays, for the columns and classes of a schema."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ from distill_jax.rules.language.parsing import parse
 
 
 class RuleWarning(UserWarning):
-    """Rules that are allowed, and say nothing or contradict themselves."""
+    """A warning about valid rules that have no effect, or that may contradict each other.
+
+    Issued by ``bind`` and by functions that bind rules for their caller. To turn it into an
+    error: ``warnings.simplefilter("error", RuleWarning)``.
+    """
 
 
 def bind(
@@ -36,32 +40,36 @@ def bind(
     widths: Mapping[str, float] | None = None,
     conflicts: Literal["raise", "warn", "ignore"] = "raise",
 ) -> Book:
-    """Binds rules to columns and classes.
+    """Binds rules to the columns and classes of a schema.
 
     Args:
-      rules: A text with one rule a line, or a list of texts, rules, and formulas that were built or
-        parsed.
-      schema: Columns and classes.
+      rules: A text with one rule per line, or a sequence of texts, rules and formulas, built in
+        Python or parsed.
+      schema: The columns and classes that the rules refer to by name.
       logic: For label sets, how truth is computed from probabilities: ``"product"``,
-        ``"lukasiewicz"``, ``"godel"``, ``"sigmoidal"`` (see ``truth``), or a ``Logic`` of your own.
-        Exclusive classes have one exact answer and need none.
+        ``"lukasiewicz"``, ``"godel"``, ``"sigmoidal"`` (see ``truth``), or your own ``Logic``.
+        Not used for exclusive classes, whose truth is exact.
       widths: Makes comparisons with a numeric column soft, so that gradients reach the column:
-        ``{"age": 2.0}`` gives ``age > 55`` the truth sigmoid((age − 55) / 2). Keys are columns, or
-        arithmetic as it prints.
-      conflicts: What to do about hard rules that contradict each other on some example: raise (and
-        warn of what only may happen), warn, or not look; see ``conflicts``.
+        ``{"age": 2.0}`` gives ``age > 55`` the truth sigmoid((age − 55) / 2). Keys are column
+        names, or arithmetic expressions as they are printed.
+      conflicts: What to do about hard rules that contradict each other on some example: ``"raise"``
+        (and warn about possible conflicts), ``"warn"``, or ``"ignore"`` (no search); see the
+        function ``conflicts``.
 
     Returns:
-      The book. It can be printed back to text, and taken by every function here.
+      The book, which the functions of ``distill_jax.rules`` take; ``str`` of it is its text.
 
     Raises:
-      RuleError: for names that neither the schema nor a clause knows, types that do not fit,
-        clauses that go in a circle, rules that nothing can satisfy, hard rules that contradict each
-        other, and what is not built yet; with the line and a caret where the rule was written as
-        text.
+      RuleError: for unknown names, mismatched types, cyclic clauses, unsatisfiable rules, hard
+        rules that contradict each other, and parts of the language that are not built yet; with
+        line and caret if the rule was written as text.
+      TypeError: if ``rules`` or ``schema`` is of another type.
+      ValueError: for an unknown ``logic`` or ``conflicts``, or ``widths`` that are not positive or
+        not used.
 
     Warns:
-      RuleWarning: for rules that nothing can violate, and hard ones that may contradict each other.
+      RuleWarning: for rules that can never be violated, and hard rules that may contradict each
+        other.
 
     Example:
       >>> from distill_jax.rules import Column, Schema
@@ -88,7 +96,7 @@ def bind(
     arrays = _arrays(grounder, kept, grounded)
     patterns = tuple(grounder.columns.patterns)
     info = Info(schema, kept, definitions, patterns, chosen, bool(widths))
-    # All at once: an array at a time, each is a program to compile.
+    # One call for the whole tree: separate transfers would each compile a program.
     book = jax.device_put(Book(**arrays, info=info))
     if conflicts != "ignore":
         _report_contradictions(book, conflicts == "raise")
@@ -96,12 +104,12 @@ def bind(
 
 
 class _Grounded(NamedTuple):
-    """Rules as nodes of the grounder's builder.
+    """Rules as nodes of the builder's circuit.
 
     Attributes:
-      fires: Where each rule can be violated, ``[rules]``.
-      violated: Over label sets, each rule's violation, ``[rules]``; else empty.
-      pieces: Over exclusive classes, the parts of each rule, with the rule's place.
+      fires: Nodes that hold where each rule can be violated, ``[rules]``.
+      violated: For label sets, the node of each rule's violation, ``[rules]``; else empty.
+      pieces: For exclusive classes, pairs of a rule's index and one of its pieces.
     """
 
     fires: list[int]
@@ -110,10 +118,10 @@ class _Grounded(NamedTuple):
 
 
 def _grounded(grounder: Grounder, rules: Sequence[f.Rule]) -> _Grounded:
-    """Nodes for every rule.
+    """Grounds every rule.
 
     Raises:
-      RuleError: for a rule that nothing can satisfy.
+      RuleError: for an unsatisfiable rule.
     """
     if grounder.schema.exclusive:
         parts = [grounder.pieces(rule) for rule in rules]
@@ -157,7 +165,7 @@ def _arrays(grounder: Grounder, rules: Sequence[f.Rule], grounded: _Grounded) ->
     )
 
 
-# What is checked
+# Checks
 
 
 def _check_choices(schema: Schema, conflicts: str) -> None:
@@ -168,7 +176,7 @@ def _check_choices(schema: Schema, conflicts: str) -> None:
 
 
 def _defines(rule: f.Rule, schema: Schema) -> bool:
-    """Whether a rule is a clause that defines a predicate, and says nothing of a class."""
+    """Whether a rule is a clause that defines a predicate, that is, its head is not a class."""
     return rule.definition and head_of(rule) not in schema.classes
 
 
@@ -176,7 +184,7 @@ def _check_widths_are_used(widths: Mapping[str, float], columns: Columns) -> Non
     unused = sorted(set(widths) - columns.softened)
     if unused:
         raise ValueError(
-            f"widths has keys that no comparison of order uses: {unused}; there are "
+            f"widths has keys that no comparison with < <= > >= uses: {unused}; compared are "
             f"{sorted(columns.compared)}"
         )
 
@@ -199,7 +207,7 @@ def _as_rules(rules: Any) -> tuple[f.Rule, ...]:
             f"rules must be a text or a list of rules and formulas, got {type(rules).__name__}"
         )
     if not found:
-        raise RuleError("rules must hold one rule or more, got none")
+        raise RuleError("rules must hold at least one rule, got none")
     return found
 
 
@@ -234,8 +242,8 @@ def _check_rules(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: 
     for rule in (*kept, *definitions):
         if f.depth(rule.formula) > f.MAX_DEPTH:
             raise RuleError(
-                f"rules may be nested {f.MAX_DEPTH} levels deep, got one of "
-                f"{f.depth(rule.formula)}: define parts of it by clauses"
+                f"rules may have {f.MAX_DEPTH} levels of nesting, got one with "
+                f"{f.depth(rule.formula)}: define parts of it as predicates by clauses"
             )
     names: set[str] = set()
     for rule in kept:
@@ -243,7 +251,7 @@ def _check_rules(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: 
             raise rule_error(rule, f"two rules are named {rule.name!r}", rule.name)
         names |= {rule.name} if rule.name else set()
         if rule.strength.kind == "budget":
-            raise rule_error(rule, "[budget] is part of the language, but not built yet")
+            raise rule_error(rule, "[budget] is parsed but not built yet")
 
 
 def _check_satisfiable(
@@ -285,12 +293,12 @@ def _report_contradictions(book: Book, strict: bool) -> None:
         if not own:
             continue
         shown = [f"{conflict}{_lines_of(book, conflict.indices)}" for conflict in own[:5]]
-        more = [f"and {len(own) - 5} conflicts more"] if len(own) > 5 else []
+        more = [f"and {len(own) - 5} more conflicts"] if len(own) > 5 else []
         message = "\n".join([*shown, *more])
         if certain and strict:
             raise RuleError(
                 f"{message}\nmake a rule soft with a strength, as in [w=6], or narrow it; "
-                'bind(…, conflicts="warn") goes on'
+                'bind(…, conflicts="warn") only warns'
             )
         warnings.warn(message, RuleWarning, stacklevel=3)
 

@@ -1,4 +1,4 @@
-"""A rule book: rules bound to a schema, as arrays that compiled functions take."""
+"""A rule book: rules bound to a schema, as arrays for compiled functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distill_jax.rules.language import formulas as f
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What a book knows on the host. Books with equal info share compiled programs."""
+    """The static part of a book, on the host. Books with equal info share compiled programs."""
 
     schema: Schema
     rules: tuple[f.Rule, ...]
@@ -29,7 +29,7 @@ class Info:
     soft: bool
 
     @functools.cached_property
-    def _hash(self) -> int:  # looked up at every call of a compiled function
+    def _hash(self) -> int:  # cached: needed at every call of a compiled function
         return hash((self.schema, self.rules, self.definitions, self.logic))
 
     def __hash__(self) -> int:
@@ -43,18 +43,21 @@ class Info:
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Book:
-    """Rules bound to a schema; made by ``bind``. A pytree: it goes through ``jit`` as an argument.
+    """Rules bound to a schema, as arrays; made by ``bind``.
+
+    A pytree: pass it to jitted functions as an argument. ``len(book)`` is the number of rules, and
+    ``str(book)`` the text of its clauses and rules.
 
     Attributes:
-      strengths: Log-odds of each rule, ``[rules]``; 0 for hard ones and for those to be learned.
-      hard: Which rules may never be violated, ``[rules]``.
-      learn: Which rules' strengths are to be trained, ``[rules]``.
-      circuit: The graph over columns and labels.
-      fires: The node that says where a rule can be violated, ``[rules]``.
+      strengths: Log-odds of each rule, float32 ``[rules]``; 0 for hard and for learned rules.
+      hard: Which rules may never be violated, bool ``[rules]``.
+      learn: Which rules have a trained strength, bool ``[rules]``.
+      circuit: The circuit over columns and labels.
+      fires: The node that holds where a rule can be violated, ``[rules]``.
       violated: For label sets, the node of a rule's violation, ``[rules]``; else empty.
-      pieces: For exclusive classes, see ``Pieces``.
-      plan: For label sets and crisp comparisons, how sums of violations are computed; else None.
-      info: Rules, schema and choices, on the host.
+      pieces: For exclusive classes, which classes violate which rule where; see ``Pieces``.
+      plan: For label sets without soft comparisons, the execution plan of violations; else None.
+      info: Rules, schema and options, on the host.
     """
 
     strengths: Any
@@ -69,16 +72,16 @@ class Book:
 
     @property
     def schema(self) -> Schema:
-        """Columns and classes that the rules speak of."""
+        """The columns and classes that the rules refer to."""
         return self.info.schema
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes that the rules speak of, which must be the student's."""
+        """The classes that the rules refer to, in the order of the student's logits."""
         return self.schema.classes
 
     def describe(self) -> dict[str, Any]:
-        """The rules as values of JSON, for the configuration of a run."""
+        """The rules as JSON-compatible values, for the configuration of a run."""
         return {
             "rules": str(self).splitlines(),
             "logic": self.info.logic.name,
@@ -92,7 +95,7 @@ class Book:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Each rule's own name, or else its text."""
+        """The name of each rule, or its text if it has none."""
         return tuple(rule.name or str(rule.formula) for rule in self.rules)
 
     def __len__(self) -> int:
@@ -110,13 +113,15 @@ class Book:
 )
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """Rules over exclusive classes in parts: where ``guard`` holds, and each view shows the class
-    ``seen``, the classes in ``table`` violate ``rule``.
+    """Rules over exclusive classes, in pieces.
+
+    Where ``guard`` holds and the predictions on the views are ``seen``, the classes in ``table``
+    violate ``rule``.
 
     Attributes:
       guard: Nodes, ``[pieces]``.
       rule: Which rule, ``[pieces]``, ascending.
-      seen: Classes that views show, ``[pieces, views]``; as many as there are classes for any.
+      seen: The class predicted on each view, ``[pieces, views]``; the number of classes for any.
       table: 1 for a class that violates, ``[pieces, classes]``.
     """
 
@@ -127,22 +132,22 @@ class Pieces:
 
 
 def encode(book: Book, table: Any) -> np.ndarray:
-    """A table as the columns that compiled functions take.
+    """Encodes a table as the array of columns that the functions of this package take.
 
-    The columns of the schema as ``encode_columns`` gives them, then a 0/1 column for each regular
-    expression of the rules, which are matched here, on the host. Numbers are float32, and so are
-    thresholds.
+    The columns of ``encode_columns``, then a 0/1 column for each regular expression of the rules,
+    which is matched here, on the host. Values are compared in float32, as thresholds are.
 
     Args:
-      book: Says which columns and patterns are needed.
+      book: The rules; determines the columns and patterns.
       table: A pandas data frame, a dictionary of columns, or a NumPy structured array; or an array
-        of numbers, if the rules look into no text.
+        ``[batch, columns]`` that is already encoded, if no rule tests text.
 
     Returns:
-      float32 ``[batch, columns]``; NaN where a value is missing.
+      The columns, float32 ``[batch, columns]``; NaN where a value is missing.
 
     Raises:
-      ValueError: if a column is missing or not of its kind.
+      ValueError: if a column is missing or does not fit its kind.
+      TypeError: if ``table`` is none of these.
 
     Example:
       >>> from distill_jax.rules import Column, Schema, bind
@@ -156,16 +161,16 @@ def encode(book: Book, table: Any) -> np.ndarray:
     columns = encode_columns(book.schema, table)
     if not book.info.patterns:
         return columns
-    made = [_match(read(table, name), pattern) for name, pattern in book.info.patterns]
-    return np.concatenate([columns, np.stack(made, 1)], 1, dtype=np.float32)
+    matched = [_pattern_column(read(table, name), pattern) for name, pattern in book.info.patterns]
+    return np.concatenate([columns, np.stack(matched, 1)], 1, dtype=np.float32)
 
 
 def number_of_columns(book: Book) -> int:
-    """How many columns ``encode`` gives."""
+    """The number of columns that ``encode`` returns."""
     return len(book.schema.encoded) + len(book.info.patterns)
 
 
-def _match(values: np.ndarray, pattern: str | None) -> np.ndarray:
+def _pattern_column(values: np.ndarray, pattern: str | None) -> np.ndarray:
     unknown = missing(values)
     if pattern is None:
         return unknown.astype(np.float32)

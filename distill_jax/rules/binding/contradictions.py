@@ -1,14 +1,13 @@
-"""Hard rules that contradict each other: found before training, and named.
+"""Finds hard rules that contradict each other, before training.
 
-A hard rule forbids classes (or sets of labels) in regions of the table. Hard rules clash where
-their regions meet and what they forbid together leaves nothing. Regions are boxes over columns, so
-whether they meet is known exactly; only arithmetic and regular expressions, whose values depend on
-one another, are not boxes, and a clash of such regions is one that *may* happen until a row is
-found where it does.
+A hard rule forbids classes (or label sets) in regions of the table. Hard rules conflict where their
+regions intersect and no class (or label set) remains allowed. Regions are boxes over columns, so
+their intersection is exact. Arithmetic and regular expressions depend on other columns, so a
+conflict that involves them is only *possible* until an example row is found.
 
-The search goes from one forbidden possibility to the next: it takes a class that is still allowed,
-tries each rule that forbids it in a region that meets the present one, and turns back as soon as
-all the rules left could not forbid everything between them.
+The search is depth-first: it picks a class that is still allowed, branches over the rules that
+forbid it in a region that intersects the current one, and backtracks as soon as the remaining rules
+together cannot forbid everything.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from distill_jax.rules.binding.book import Book
 from distill_jax.rules.circuits._algebra import BOOLEAN, evaluate, first_nodes
 
 MOST_CASES = 1_000
-"""Boxes of one rule; of those that have more, the first ones are compared."""
+"""Maximum number of boxes per rule; further ones are not compared."""
 MOST_STEPS = 20_000
-"""Regions that the search visits, and values that it tries for labels."""
+"""Maximum number of regions visited, and of steps of the solver for label sets."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Conflict:
-    """Hard rules that leave no class, or no set of labels, in some region.
+    """Hard rules that together forbid every class, or every label set, in some region.
 
     Attributes:
-      rules: Their names (or texts, of those without a name), in the order of the book.
-      indices: Where they stand in the book.
-      region: Where that happens, as a formula over columns; empty for everywhere.
-      example: A row of a table where it does, by column, or None if none was found.
-      certain: Whether it can really happen; otherwise it may.
-      why: If not certain, why not.
+      rules: Names of the rules (or texts, if unnamed), in the order of the book.
+      indices: Their indices in the book.
+      region: Where they conflict, as the text of a formula over columns; empty for everywhere.
+      example: A row where they conflict, as values by column; None if none was found.
+      certain: Whether the conflict was shown to occur; otherwise it is only possible.
+      why: The reason why it is not certain; empty if it is.
     """
 
     rules: tuple[str, ...]
@@ -64,20 +63,23 @@ class Conflict:
 
 
 _UNFINISHED = "they have too many cases for all to be compared"
-_DEPENDENT = "no example was found: it rests on arithmetic or regular expressions"
+_DEPENDENT = "no example was found: the region depends on arithmetic or regular expressions"
 
 
 def conflicts(book: Book, *, most: int = 100) -> list[Conflict]:
-    """Hard rules that together forbid every class, or every set of labels, on some example.
+    """Finds hard rules that together forbid every class, or every label set, on some example.
 
-    With rules whose guards compare columns with constants, every conflict is found, and each is
-    certain. Of several conflicts between the same rules one is listed, and of rules that clash
-    already none with further rules. Rules over label sets that depend on another view are left
-    aside.
+    If the rules only compare columns with constants, all conflicts are found, and each is certain.
+    One conflict is listed per set of rules, and only for sets that are minimal. Rules over label
+    sets that depend on another view are ignored. A search that is cut short is reported as a
+    possible conflict.
 
     Args:
-      book: The rules.
-      most: The search ends at this many.
+      book: The rules; only hard ones are searched.
+      most: Maximum number of conflicts to find.
+
+    Returns:
+      The conflicts, certain ones first; empty if there are none.
 
     Example:
       >>> from distill_jax.rules import Column, Schema, bind
@@ -96,7 +98,9 @@ def conflicts(book: Book, *, most: int = 100) -> list[Conflict]:
     if not len(hard) or most < 1 or _always_possible(book):
         return []
     cases = _regions.Cases(book, MOST_CASES)
-    parts, forbidden, cut = _exclusive(book, cases) if book.schema.exclusive else _sets(book, cases)
+    parts, forbidden, cut = (
+        _class_parts(book, cases) if book.schema.exclusive else _label_set_parts(book, cases)
+    )
     found: dict[frozenset[int], Conflict] = {}
     unfinished = set(cut)
     try:
@@ -104,29 +108,29 @@ def conflicts(book: Book, *, most: int = 100) -> list[Conflict]:
             owners = frozenset(parts[i][0] for i in chosen)
             box: _regions.Box | None = ()
             for i in chosen:
-                box = _regions.meet(box, parts[i][1]) if box is not None else None
-            assert box is not None  # the search follows regions that meet
+                box = _regions.intersection(box, parts[i][1]) if box is not None else None
+            assert box is not None  # the search only combines boxes that intersect
             conflict = _conflict(book, owners, tuple(x for x in box if x[0] < cases.registers))
             if owners not in found or conflict.certain:
                 found[owners] = conflict
             if len(found) >= most:
                 break
-    except _TooMany:
+    except _TooManySteps:
         unfinished |= {owner for owner, _ in parts}
     smallest = [c for own, c in found.items() if not any(other < own for other in found)]
     smallest.sort(key=lambda c: (not c.certain, c.indices))
     if unfinished:
         indices = tuple(sorted(unfinished))
-        smallest.append(Conflict(_names(book, indices), indices, "", None, False, _UNFINISHED))
+        smallest.append(Conflict(_rule_names(book, indices), indices, "", None, False, _UNFINISHED))
     return smallest
 
 
-class _TooMany(Exception):
+class _TooManySteps(Exception):
     pass
 
 
 Part = tuple[int, _regions.Box]
-"""A rule, and a box where it forbids something."""
+"""The index of a rule, and a box in which it forbids something."""
 
 
 def _conflict(book: Book, owners: frozenset[int], box: _regions.Box) -> Conflict:
@@ -134,14 +138,14 @@ def _conflict(book: Book, owners: frozenset[int], box: _regions.Box) -> Conflict
     indices = tuple(sorted(owners))
     why = "" if row is not None else _DEPENDENT
     region = _regions.text(book, box)
-    return Conflict(_names(book, indices), indices, region, row, row is not None, why)
+    return Conflict(_rule_names(book, indices), indices, region, row, row is not None, why)
 
 
-def _names(book: Book, indices: tuple[int, ...]) -> tuple[str, ...]:
+def _rule_names(book: Book, indices: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(rule.name or str(rule.formula) for rule in (book.rules[i] for i in indices))
 
 
-# What is forbidden: classes, or label sets
+# Which classes or label sets each part forbids
 
 
 class _Classes:
@@ -150,8 +154,8 @@ class _Classes:
     def __init__(self, tables: np.ndarray):
         self.tables = tables
 
-    def left(self, parts: np.ndarray) -> list[int]:
-        """Classes that none of the parts forbids."""
+    def allowed(self, parts: np.ndarray) -> list[int]:
+        """Classes that no part forbids."""
         return np.flatnonzero(~self.tables[parts].any(0)).tolist()
 
     def forbids(self, parts: np.ndarray, left: Any) -> np.ndarray:
@@ -159,15 +163,17 @@ class _Classes:
 
 
 class _LabelSets:
-    """Which label sets each part forbids: those with its 1 (in) and −1 (out), ``[parts, labels]``;
-    0 for labels that it does not speak of."""
+    """Which label sets each part forbids, as cubes ``[parts, labels]``.
+
+    A part forbids the sets that contain all its labels with 1 and none with −1; 0 is for any.
+    """
 
     def __init__(self, cubes: np.ndarray):
         self.cubes = cubes
         self.steps = 0
 
-    def left(self, parts: np.ndarray) -> list[np.ndarray]:
-        """One label set that none of the parts forbids, if there is any."""
+    def allowed(self, parts: np.ndarray) -> list[np.ndarray]:
+        """One label set that no part forbids, if there is one."""
         found = self._solve(self.cubes[parts], np.zeros(self.cubes.shape[1], np.int8))
         return [] if found is None else [np.where(found == 0, -1, found)]
 
@@ -176,12 +182,14 @@ class _LabelSets:
         return parts[((cubes == 0) | (cubes == left)).all(1)]
 
     def _solve(self, cubes: np.ndarray, values: np.ndarray) -> np.ndarray | None:
-        """Labels in or out such that no cube fits: unit propagation, then both values of one."""
+        """An assignment outside all cubes, by unit propagation and branching; None if none."""
         while True:
             self.steps += 1
             if self.steps > MOST_STEPS:
-                raise _TooMany
-            cubes = cubes[(cubes * values >= 0).all(1)]  # the others cannot fit any more
+                raise _TooManySteps
+            cubes = cubes[
+                (cubes * values >= 0).all(1)
+            ]  # the assignment is already outside the others
             open_ = np.where(values == 0, cubes, 0)
             free = np.abs(open_).sum(1)
             if not len(cubes):
@@ -206,7 +214,7 @@ class _LabelSets:
         return None
 
 
-def _exclusive(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any, set[int]]:
+def _class_parts(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any, set[int]]:
     pieces, hard = book.pieces, np.asarray(book.hard)
     parts, tables, cut = [], [], set()
     for guard, rule, table in zip(
@@ -221,14 +229,14 @@ def _exclusive(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any, set[
     return parts, _Classes(np.reshape(np.asarray(tables, bool), shape)), cut
 
 
-def _sets(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any, set[int]]:
+def _label_set_parts(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any, set[int]]:
     labels, first = len(book.schema.classes), cases.registers
     parts, cubes, cut = [], [], set()
     for rule in np.flatnonzero(np.asarray(book.hard)).tolist():
         boxes = cases.boxes(int(book.violated[rule]))
         truncated = cases.truncated
         if any(register >= first + labels for box in boxes for register, _, _ in box):
-            continue  # of a view, whose labels nobody knows beforehand
+            continue  # on a view, whose labels are not known beforehand
         cut |= {rule} if truncated else set()
         for box in boxes:
             cube = np.zeros(labels, np.int8)
@@ -241,22 +249,22 @@ def _sets(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any, set[int]]
 
 
 def _always_possible(book: Book) -> bool:
-    """Whether some class or plain label set is allowed wherever the rules' bodies hold."""
+    """Whether one class, or one of a few simple label sets, is allowed everywhere."""
     hard = np.asarray(book.hard)
     if book.schema.exclusive:
         tables = np.asarray(book.pieces.table)[hard[np.asarray(book.pieces.rule)]]
         return not tables.any(0).all()
     labels = len(book.schema.classes)
     ends = np.repeat([[0], [1]], labels, 1)
-    plain = np.concatenate([ends, np.eye(labels, dtype=int), np.tri(labels, dtype=int)]) > 0
-    held = _with_labels(book, plain)[np.asarray(book.violated)[hard]]
+    candidates = np.concatenate([ends, np.eye(labels, dtype=int), np.tri(labels, dtype=int)]) > 0
+    held = _with_labels(book, candidates)[np.asarray(book.violated)[hard]]
     return bool((~held).all(0).any())
 
 
 def _with_labels(book: Book, sets: np.ndarray) -> np.ndarray:
-    """The circuit's nodes for label sets, every literal on features true, ``[nodes, sets]``.
+    """The circuit's nodes for label sets with all feature literals true, ``[nodes, sets]``.
 
-    Formulas are in negation normal form: what does not hold so holds for no features.
+    Formulas are in negation normal form: a node that is false here is false for all features.
     """
     circuit = jax.tree.map(np.asarray, book.circuit)
     of_view = circuit.label >= sets.shape[1]
@@ -267,7 +275,7 @@ def _with_labels(book: Book, sets: np.ndarray) -> np.ndarray:
 
 
 class _Search:
-    """Sets of parts whose boxes meet and which forbid everything between them."""
+    """Searches for sets of parts whose boxes intersect and that together forbid everything."""
 
     def __init__(
         self,
@@ -294,25 +302,25 @@ class _Search:
     def _visit(
         self, chosen: list[int], low: np.ndarray, high: np.ndarray, near: np.ndarray
     ) -> Iterator[list[int]]:
-        """Goes on from the parts ``chosen``, whose boxes meet in a region, to those ``near`` it."""
+        """Extends the ``chosen`` parts, whose boxes intersect in a region, by parts ``near`` it."""
         self.steps += 1
         if self.steps > MOST_STEPS or len(chosen) > 200:
-            raise _TooMany
+            raise _TooManySteps
         owners = {int(self.owner[i]) for i in chosen}
         if any(c.certain and known <= owners for known, c in self.found.items()):
             return
-        left = self.forbidden.left(np.asarray(chosen, int))
+        left = self.forbidden.allowed(np.asarray(chosen, int))
         if not left:
-            yield self._needed(chosen)
+            yield self._minimal(chosen)
             return
         meets = (np.maximum(self.low[near], low) <= np.minimum(self.high[near], high)).all(1)
         near = near[meets]
-        if self.forbidden.left(np.concatenate([near, np.asarray(chosen, int)])):
+        if self.forbidden.allowed(np.concatenate([near, np.asarray(chosen, int)])):
             return
-        # All that forbid one possibility, the one that the fewest forbid.
+        # Branch on the allowed class or label set that the fewest parts forbid.
         next_ = min((self.forbidden.forbids(near, x) for x in left), key=len)
         for i in next_:
-            near = near[near != i]  # what holds it is found below it
+            near = near[near != i]  # sets that contain it are found in its own branch
             yield from self._visit(
                 [*chosen, int(i)],
                 np.maximum(low, self.low[i]),
@@ -320,10 +328,10 @@ class _Search:
                 near,
             )
 
-    def _needed(self, chosen: list[int]) -> list[int]:
-        """Without parts that the others make superfluous."""
+    def _minimal(self, chosen: list[int]) -> list[int]:
+        """A minimal subset of the parts that still forbids everything."""
         for i in list(chosen):
             others = [x for x in chosen if x != i]
-            if others and not self.forbidden.left(np.asarray(others, int)):
+            if others and not self.forbidden.allowed(np.asarray(others, int)):
                 chosen = others
         return chosen

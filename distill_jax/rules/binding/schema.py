@@ -1,4 +1,4 @@
-"""What a table holds and what is predicted: the names that rules may speak of."""
+"""Schemas: the columns of a table and the classes to predict, which rules refer to by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Kind = Literal["numeric", "categorical", "boolean", "text"]
 KINDS = ("numeric", "categorical", "boolean", "text")
 
 MOST_CATEGORIES = 50
-"""A column of strings with more distinct values than this is taken for text."""
+"""A column of strings with more distinct values is inferred as text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,19 @@ class Column:
     Attributes:
       name: Its name in the table and in rules.
       kind: ``"numeric"``, ``"categorical"`` (one of ``categories``), ``"boolean"`` (0 or 1) or
-        ``"text"`` (for regular expressions alone; models do not see it).
+        ``"text"`` (for regular expressions only; not an input of models).
       categories: The values of a categorical column, in the order of their codes.
-      mean: Of a numeric column, over the table it was inferred from; models standardise with it.
-      std: Likewise, with ddof 0; 1 for a column that is constant.
+      mean: The mean of a numeric column in the training table; models standardise with it.
+      std: Its standard deviation, likewise (ddof 0; 1 for a constant column).
+
+    Raises:
+      ValueError: for an unknown kind, categories that are missing, repeated or not allowed for the
+        kind, or a mean or std that is not finite, or a std that is not positive.
+      TypeError: if a category is not a string.
+
+    Example:
+      >>> Column("sex", "categorical", ("F", "M")).categories
+      ('F', 'M')
     """
 
     name: str
@@ -36,7 +45,7 @@ class Column:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "categories", _strings("categories", self.categories))
+        object.__setattr__(self, "categories", _checked_names("categories", self.categories))
         if self.kind not in KINDS:
             raise ValueError(
                 f"kind of column {self.name!r} must be one of {KINDS}, got {self.kind!r}"
@@ -44,11 +53,11 @@ class Column:
         if (self.kind == "categorical") != bool(self.categories):
             raise ValueError(
                 f"column {self.name!r} is {self.kind} and has {len(self.categories)} categories: "
-                "a categorical column has one or more, others have none"
+                "a categorical column needs at least one, other columns have none"
             )
         if len(set(self.categories)) < len(self.categories):
             raise ValueError(
-                f"column {self.name!r} must have each category once, got {list(self.categories)}"
+                f"column {self.name!r} must list each category once, got {list(self.categories)}"
             )
         if not (np.isfinite(self.mean) and np.isfinite(self.std) and self.std > 0):
             raise ValueError(
@@ -59,18 +68,21 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """Columns, classes, and views.
+    """The columns, classes and views that rules refer to.
 
     Attributes:
       columns: Feature columns, in the order of the encoded table.
-      classes: Names of the classes or labels, in the order of the logits; two or more.
-      exclusive: Whether exactly one class is right for an example (softmax), or any set of labels
-        may be (a sigmoid each).
+      classes: Names of the classes or labels, in the order of the logits; two or more if
+        exclusive.
+      exclusive: Whether each example has exactly one class (softmax); otherwise it has any set of
+        labels (one sigmoid per label).
       target: The name of the class variable, for ``species == 'cat'``; exclusive classes only.
       views: Names of other views of an example, for ``view(clause_b).sentiment``.
 
     Raises:
-      ValueError: if a name is used twice, or there are fewer than two classes.
+      ValueError: if a name is used twice, there are too few classes, or ``target`` is given for
+        label sets.
+      TypeError: if a column is not a ``Column``, or a name is not a string.
 
     Example:
       >>> schema = Schema((Column("age"), Column("smoker", "boolean")), ("healthy", "disease"))
@@ -90,7 +102,7 @@ class Schema:
             if not isinstance(column, Column):
                 raise TypeError(f"columns must be Column(...) objects, got {column!r}")
         for name in ("classes", "views"):
-            object.__setattr__(self, name, _strings(name, getattr(self, name)))
+            object.__setattr__(self, name, _checked_names(name, getattr(self, name)))
         if len(self.classes) < (2 if self.exclusive else 1):
             raise ValueError(
                 f"classes must be two or more (a binary task has two), got {list(self.classes)}"
@@ -101,23 +113,23 @@ class Schema:
                 "exclusive=False: leave it out"
             )
         if len(set(self.views)) < len(self.views):
-            raise ValueError(f"views must have names of their own, got {list(self.views)}")
+            raise ValueError(f"views must have distinct names, got {list(self.views)}")
         names = [column.name for column in self.columns] + list(self.classes)
         names += [self.target] if self.target is not None else []
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(
-                f"columns, classes and target must have names of their own, got twice: {twice}. "
-                "Rename the column, or leave the column of labels out of the features"
+                f"columns, classes and target must have distinct names, got twice: {twice}. "
+                "Rename the column, or remove the label column from the features"
             )
 
     @property
     def encoded(self) -> tuple[str, ...]:
-        """The names of the columns that are encoded as numbers: all but text."""
+        """Names of the columns that are encoded as numbers: all except text."""
         return tuple(column.name for column in self.columns if column.kind != "text")
 
     def column(self, name: str) -> Column:
-        """The column of that name."""
+        """The column named ``name``; a ``ValueError`` if there is none."""
         for column in self.columns:
             if column.name == name:
                 return column
@@ -136,21 +148,26 @@ def infer_schema(
     views: Sequence[str] = (),
     kinds: Mapping[str, Kind] | None = None,
 ) -> Schema:
-    """The schema of a table: kinds, categories, means and standard deviations of its columns.
+    """Infers the schema of a table: kinds, categories, means and standard deviations of columns.
 
-    A column of booleans, or of numbers that are all 0 or 1, is boolean; other numbers are numeric;
-    strings are categorical up to 50 distinct values, and text beyond, and what pandas declares as a
-    category is one. None and NaN are missing.
+    Booleans, and numbers that are all 0 or 1, are boolean; other numbers are numeric; strings are
+    categorical up to 50 distinct values, and text beyond that; pandas categoricals are categorical.
+    None and NaN are missing values.
 
     Args:
-      table: A pandas data frame, a dictionary of columns, or a NumPy structured array. Only the
-        training rows: what models standardise with comes from it.
+      table: A pandas data frame, a dictionary of columns, or a NumPy structured array. Pass
+        training rows only: models standardise with their means and standard deviations.
       classes: Names of the classes, in the order of the logits.
-      exclusive, target, views: As in ``Schema``. A column named like ``target`` is left out.
-      kinds: Kinds of columns that are not as they look.
+      exclusive, target, views: As in ``Schema``. A column named ``target`` is not a feature.
+      kinds: Kinds by column name, for columns that would be inferred wrongly.
+
+    Returns:
+      The schema, with the columns in the order of the table.
 
     Raises:
-      ValueError: if a column has no value, or holds what its kind does not.
+      ValueError: if a column has only missing values, or values that do not fit its kind, or if
+        ``kinds`` names an unknown column or kind.
+      TypeError: if ``table`` is none of these, or a name is not a string.
 
     Example:
       >>> table = {"age": [50, 61], "sex": ["F", "M"], "smoker": [0, 1]}
@@ -159,31 +176,45 @@ def infer_schema(
       ['age: numeric', 'sex: categorical', 'smoker: boolean']
     """
     kinds = dict(kinds or {})
-    names = [x for x in _strings("columns of the table", column_names(table)) if x != target]
+    names = [x for x in _checked_names("columns of the table", column_names(table)) if x != target]
     for name in kinds:
         if name not in names:
-            raise ValueError(f"kinds names {name!r}, which is no column; {nearest(name, names)}")
+            raise ValueError(f"kinds names {name!r}, which is not a column; {nearest(name, names)}")
         if kinds[name] not in KINDS:
             raise ValueError(f"kind of column {name!r} must be one of {KINDS}, got {kinds[name]!r}")
-    columns = tuple(_infer(name, table[name], kinds.get(name)) for name in names)
+    columns = tuple(_infer_column(name, table[name], kinds.get(name)) for name in names)
     return Schema(
-        columns, _strings("classes", classes), exclusive, target, _strings("views", views)
+        columns,
+        _checked_names("classes", classes),
+        exclusive,
+        target,
+        _checked_names("views", views),
     )
 
 
 def encode_columns(schema: Schema, table: Any) -> np.ndarray:
-    """The table as numbers, float32 ``[batch, columns]`` in the order of ``schema.encoded``.
+    """Encodes the columns of a schema as numbers, without the patterns of rules; see ``encode``.
 
-    Numbers are themselves, categories their code, booleans 0 and 1, what is missing NaN. A category
-    that the schema does not know gets the code after the last: it equals none. Columns that the
-    schema does not name are ignored.
+    Numbers are kept, categories become their code, booleans 0 and 1, missing values NaN. An unknown
+    category gets the code after the last, so it equals no category. Columns that are not in the
+    schema are ignored.
 
     Args:
-      schema: What the table must hold.
-      table: As in ``infer_schema``; or an array ``[batch, columns]`` that is encoded already.
+      schema: The columns that the table must have.
+      table: As in ``infer_schema``; or an array ``[batch, columns]`` that is already encoded.
+
+    Returns:
+      float32 ``[batch, columns]``, in the order of ``schema.encoded``.
 
     Raises:
-      ValueError: if a column is missing, not of its kind, infinite, or of another length.
+      ValueError: if a column is missing, does not fit its kind, is infinite, or differs in length.
+      TypeError: if ``table`` is none of these.
+
+    Example:
+      >>> schema = Schema((Column("age"), Column("sex", "categorical", ("F", "M"))), ("no", "yes"))
+      >>> print(encode_columns(schema, {"age": [50, None], "sex": ["M", "F"]}))
+      [[50.  1.]
+       [nan  0.]]
     """
     if isinstance(table, np.ndarray) and table.dtype.names is None:
         if table.ndim != 2 or table.shape[1] != len(schema.encoded):
@@ -195,7 +226,7 @@ def encode_columns(schema: Schema, table: Any) -> np.ndarray:
             raise ValueError("table must be finite or NaN (missing), got inf")
         return table.astype(np.float32)
     encoded = [
-        _encode(column, read(table, column.name))
+        _encode_column(column, read(table, column.name))
         for column in schema.columns
         if column.kind != "text"
     ]
@@ -230,13 +261,13 @@ def column_names(table: Any) -> list[str]:
 
 
 def number_of_rows(table: Any) -> int:
-    """Rows of the table."""
+    """The number of rows of a table."""
     names = column_names(table)
     return len(table[names[0]]) if names else 0
 
 
 def read(table: Any, name: str) -> np.ndarray:
-    """A column's values.
+    """The values of a column, ``[batch]``.
 
     Raises:
       ValueError: if the table has no such column.
@@ -254,11 +285,11 @@ def missing(values: np.ndarray) -> np.ndarray:
         return np.isnan(values)
     if values.dtype.kind != "O":
         return np.zeros(len(values), bool)
-    return np.array([bool(x is None or x != x) for x in map(_plain, values)], bool)
+    return np.array([bool(x is None or x != x) for x in map(_none_if_pandas_na, values)], bool)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Advice for a name that is not known: the nearest ones, or all of them."""
+    """A hint for an unknown name: the closest known names, or all of them."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     lowered = {k.lower(): k for k in known}
     if name.lower() in lowered:
@@ -268,43 +299,43 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"there are {list(known)[:30]}" + (" and more" if len(known) > 30 else "")
 
 
-def _strings(who: str, values: Any) -> tuple[str, ...]:
-    """Names, each a string; rules could not speak of others."""
+def _checked_names(argument: str, values: Any) -> tuple[str, ...]:
+    """The names as a tuple; a ``TypeError`` unless each is a string, as rules need."""
     if isinstance(values, str):
-        raise TypeError(f"{who} must be a tuple of names, got the string {values!r}")
+        raise TypeError(f"{argument} must be a tuple of names, got the string {values!r}")
     for x in values:
         if not isinstance(x, str):
-            raise TypeError(f"{who} must have strings as names, got {x!r}: rename it")
+            raise TypeError(f"{argument} must have strings as names, got {x!r}: rename it")
     return tuple(map(str, values))
 
 
-def _plain(x: Any) -> Any:
+def _none_if_pandas_na(x: Any) -> Any:
     return None if type(x).__name__ in ("NAType", "NaTType") else x
 
 
-def _infer(name: str, values: Any, kind: Kind | None) -> Column:
-    if kind is None and str(getattr(values, "dtype", "")) == "category":  # declared, in pandas
+def _infer_column(name: str, values: Any, kind: Kind | None) -> Column:
+    if kind is None and str(getattr(values, "dtype", "")) == "category":  # declared in pandas
         kind = "categorical"
     values = np.asarray(values)
     if values.ndim != 1:
         raise ValueError(f"column {name!r} must have shape [batch], got {values.shape}")
     present = values[~missing(values)]
     if not len(present):
-        raise ValueError(f"column {name!r} has no value that is not missing: leave it out")
-    strings = present.dtype.kind in "UOS" and any(isinstance(x, str | bytes) for x in present)
+        raise ValueError(f"column {name!r} has only missing values: leave it out")
+    holds_strings = present.dtype.kind in "UOS" and any(isinstance(x, str | bytes) for x in present)
     if kind is None:
-        if strings:
+        if holds_strings:
             kind = "categorical" if len(set(map(str, present))) <= MOST_CATEGORIES else "text"
         else:
-            numbers = _numbers(name, present)
+            numbers = _checked_numbers(name, present)
             kind = "boolean" if np.isin(numbers, (0, 1)).all() else "numeric"
     if kind == "text":
         return Column(name, "text")
     if kind == "categorical":
         return Column(name, "categorical", tuple(sorted({category(x) for x in present})))
-    if strings:
+    if holds_strings:
         raise ValueError(f"column {name!r} must hold numbers to be {kind}, got strings")
-    numbers = _numbers(name, present)
+    numbers = _checked_numbers(name, present)
     if kind == "boolean":
         _check_boolean(name, numbers)
         return Column(name, "boolean")
@@ -312,7 +343,7 @@ def _infer(name: str, values: Any, kind: Kind | None) -> Column:
     return Column(name, "numeric", (), float(numbers.mean()), std if std > 0 else 1.0)
 
 
-def _encode(column: Column, values: np.ndarray) -> np.ndarray:
+def _encode_column(column: Column, values: np.ndarray) -> np.ndarray:
     if values.ndim != 1:
         raise ValueError(f"column {column.name!r} must have shape [batch], got {values.shape}")
     out = np.full(len(values), np.nan)
@@ -321,14 +352,14 @@ def _encode(column: Column, values: np.ndarray) -> np.ndarray:
         codes = {name: code for code, name in enumerate(column.categories)}
         out[present] = [codes.get(category(x), len(codes)) for x in values[present]]
         return out
-    out[present] = _numbers(column.name, values[present])
+    out[present] = _checked_numbers(column.name, values[present])
     if column.kind == "boolean":
         _check_boolean(column.name, out[present])
     return out
 
 
 def category(x: Any) -> str:
-    """A category's name: numbers that are whole have no decimal point."""
+    """A category's name: integral floats lose their decimal point."""
     if isinstance(x, bytes):
         return x.decode()
     if isinstance(x, float | np.floating) and float(x).is_integer():
@@ -336,11 +367,11 @@ def category(x: Any) -> str:
     return str(x)
 
 
-def _numbers(name: str, values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind in "mMc":  # dates would quietly become counts of nanoseconds
+def _checked_numbers(name: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind in "mMc":  # dates would silently become counts of nanoseconds
         raise ValueError(
-            f"column {name!r} must hold numbers, got {values.dtype}: turn dates into numbers, such "
-            "as days since a day"
+            f"column {name!r} must hold numbers, got {values.dtype}: convert dates to numbers, "
+            "such as days since a reference date"
         )
     try:
         numbers = values.astype(np.float64)

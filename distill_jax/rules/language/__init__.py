@@ -1,4 +1,4 @@
-"""The language of rules: formulas, read from text, built in Python, and printed."""
+"""The language of rules: formulas parsed from text, built in Python, and printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors about a rule: its text, with a caret under the name that is wrong."""
+"""Errors about a rule: its text, with a caret under the offending name."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import difflib
 from collections.abc import Sequence
 
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._spelling import quoted
 from distill_jax.rules.language._tokens import Token, tokenize
-from distill_jax.rules.language._words import quoted
 from distill_jax.rules.language.errors import RuleError, error_at
 
 
 def rule_error(rule: f.Rule, message: str, name: str | None = None) -> RuleError:
-    """An error that shows the rule, with a caret under ``name`` where its text is known."""
+    """A ``RuleError`` that shows the rule, with a caret under ``name`` if its text is known."""
     if rule.source:
         offset = name_offset(rule.source, name) if name else None
         return error_at(message, rule.source, rule.line, offset or 0)
@@ -20,10 +20,10 @@ def rule_error(rule: f.Rule, message: str, name: str | None = None) -> RuleError
 
 
 def name_offset(source: str, name: str) -> int | None:
-    """Where a name stands in a rule's source; None if it does not.
+    """The offset of a name in a rule's source; None if it does not occur.
 
-    A string with that content counts where no name does: classes are often written as strings. A
-    rule's own name and its strength do not count.
+    If no name matches, a string with that content does: classes are often written as strings. The
+    rule's own name and its strength are skipped.
     """
     try:
         tokens = tokenize(source)
@@ -45,24 +45,24 @@ def _formula_start(tokens: list[Token]) -> int:
 
 
 def unknown_name(rule: f.Rule, name: str, known: Sequence[str]) -> RuleError:
-    """The error that a rule uses a name that nobody knows, with the nearest known ones.
+    """A ``RuleError`` for an unknown name, with the closest known names.
 
     Args:
       rule: The rule; one built in Python is shown as text.
-      name: The name that it uses.
-      known: The names that it could use.
+      name: The unknown name.
+      known: The names that the rule may use.
     """
     lower = {other.lower(): other for other in known}
     near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
     if name.lower() in ("none", "nan", "null", "na"):
-        advice = "for a value that is not there, write x is missing"
+        advice = "for a missing value, write x is missing"
     elif near:
         advice = "did you mean " + " or ".join(quoted(lower[x]) for x in near) + "?"
     elif known:
         more = ", …" if len(known) > 8 else ""
         advice = "known are " + ", ".join(quoted(x) for x in known[:8]) + more
     else:
-        advice = "nothing is known: give columns and classes"
+        advice = "no names are known: the schema has no columns or classes"
     source = rule.source or str(rule)
     offset = name_offset(source, name)
     message = f"unknown name {quoted(name)}: {advice}"

@@ -1,4 +1,4 @@
-"""The words of a rule text, each with where it stands, and errors that point at one."""
+"""The tokenizer: splits a text of rules into tokens with their positions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 import re
 from typing import NamedTuple
 
-from distill_jax.rules.language._words import KEYWORDS, run_end, word_end
+from distill_jax.rules.language._spelling import KEYWORDS, run_end, word_end
 from distill_jax.rules.language.errors import error_at
 
-# What people write who think in another language, and what to write here.
+# Operators of other languages, and how they are written here.
 _ADVICE = {
     "&": "write and",
     "&&": "write and",
@@ -31,17 +31,17 @@ _ADVICE = {
     "≠": "write !=",
     "<>": "write !=",
     "===": "write ==",
-    "−": "write - (this is another character that looks like it)",
-    "–": "write - (this is another character that looks like it)",
+    "−": "write - (a hyphen; this character only looks like one)",
+    "–": "write - (a hyphen; this character only looks like one)",
     "“": "write a straight quote",
     "”": "write a straight quote",
     "‘": "write a straight quote",
     "’": "write a straight quote",
     "**": "there are no powers: multiply",
-    "//": "there is no whole division",
-    "%": "there is no remainder (a comment starts with #, and with % in Horn clauses alone)",
-    ";": "write one rule a line",
-    "\\": "a rule goes on on the next line inside open parentheses",
+    "//": "there is no integer division",
+    "%": "there is no remainder (comments start with #; % starts one only in Horn clauses)",
+    ";": "write one rule per line",
+    "\\": "a rule continues on the next line only inside parentheses",
     "{": "write a list as [a, b]",
 }
 
@@ -50,8 +50,8 @@ _SIGN = re.compile(r"<=>|===|=>|:-|->|==|!=|<=|>=|<>|&&|\|\||\*\*|//|\\\+|[-+*/<
 _QUOTED = {quote: re.compile(rf"{quote}(?:[^{quote}\\\n]|\\[^\n])*+{quote}") for quote in "'\"`"}
 _ESCAPE = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", "'": "'", '"': '"', "`": "`"}
-# A line that holds :- outside quotes and comments. Each alternative starts with a character of its
-# own, and nothing is taken back (*+): the time is linear in the line.
+# A line that contains :- outside quotes and comments. The alternatives start with distinct
+# characters and the repetition is possessive (*+), so matching takes linear time.
 _CLAUSE = re.compile(
     r"(?:[^'\"`#%:\n]|:(?!-)"
     + "".join("|" + pattern.pattern for pattern in _QUOTED.values())
@@ -60,11 +60,11 @@ _CLAUSE = re.compile(
 
 
 class Token(NamedTuple):
-    """A word of the text, from ``start`` up to ``end``.
+    """A token of the text, from ``start`` up to, not including, ``end``.
 
     ``kind`` is ``name``, ``quoted`` (a name in back-ticks), ``number``, ``string``, ``line`` (the
-    end of one), ``period`` (the end of a clause) or ``end`` (of the text); for a keyword and a sign
-    it is the word itself.
+    end of a line), ``period`` (the end of a clause) or ``end`` (of the text); for a keyword or an
+    operator it is the token's own text.
     """
 
     kind: str
@@ -74,26 +74,26 @@ class Token(NamedTuple):
 
 
 def tokenize(text: str) -> list[Token]:
-    """The words of a text, the last one of kind ``end``.
+    """The tokens of a text, the last one of kind ``end``.
 
-    Lines that go on inside brackets, or to the period of a clause, have no ``line`` between them.
+    A line break inside brackets, or before the period of a clause, yields no ``line`` token.
 
     Raises:
-      RuleError: for a character or a quoted text that is no word.
+      RuleError: for an invalid character, number or quoted text.
     """
     tokens: list[Token] = []
-    depth, clause, fresh, i = 0, False, True, 0  # fresh: at the start of a line
+    depth, clause, line_start, i = 0, False, True, 0  # line_start: at the start of a line
     while i < len(text):
-        if fresh and not depth and not clause:
+        if line_start and not depth and not clause:
             clause = _CLAUSE.match(text, i) is not None
-        fresh = False
+        line_start = False
         c = text[i]
         if c == "\n":
             if depth == 0 and not (clause and tokens and tokens[-1].kind not in ("period", "line")):
                 tokens.append(Token("line", c, i, i + 1))
                 clause = False
-            i, fresh = i + 1, True
-        elif c.isspace() or c == "\ufeff":  # the mark that some editors put first
+            i, line_start = i + 1, True
+        elif c.isspace() or c == "\ufeff":  # a byte order mark
             i += 1
         elif c == "#" or (c == "%" and (clause or _first_in_line(text, i))):
             i = text.find("\n", i) if text.find("\n", i) >= 0 else len(text)
@@ -111,7 +111,7 @@ def _first_in_line(text: str, i: int) -> bool:
 def _token(text: str, i: int, clause: bool, before: list[Token]) -> Token:
     c = text[i]
     last = before[-1] if before else None
-    touches = last is not None and last.end == i and last.kind in ("name", "quoted", "number", ")")
+    adjacent = last is not None and last.end == i and last.kind in ("name", "quoted", "number", ")")
     raw = c == "r" and text[i + 1 : i + 2] in ("'", '"')
     if c in _QUOTED or raw:
         return _quoted(text, i, raw)
@@ -119,7 +119,7 @@ def _token(text: str, i: int, clause: bool, before: list[Token]) -> Token:
     if end > i:
         word = text[i:end]
         return Token(word if word in KEYWORDS else "name", word, i, end)
-    if (match := _NUMBER.match(text, i)) and not (c == "." and touches):
+    if (match := _NUMBER.match(text, i)) and not (c == "." and adjacent):
         return _number(text, match)
     if match := _SIGN.match(text, i):
         sign = match[0]
@@ -139,7 +139,7 @@ def _number(text: str, match: re.Match[str]) -> Token:
     if word_end(text, end) > end:
         word = text[start : run_end(text, end)]
         raise error_at(
-            f"a number stands next to a name: leave a space, or quote `{word}` if it is the name",
+            f"a number touches a name: leave a space, or quote the name, `{word}`",
             text,
             1,
             start,

@@ -1,8 +1,8 @@
-"""Formulas built in Python, with operators.
+"""Builds formulas in Python, with operators.
 
 ``implies((col("ap_hi") >= 140) & (col("age") > 55), label("disease"))`` is the tree that the text
-``ap_hi >= 140 and age > 55 => disease`` is parsed into. A formula has no truth value until it is
-bound to data: ``and``, ``or``, ``not``, ``if`` and chained comparisons on one raise.
+``ap_hi >= 140 and age > 55 => disease`` parses to. A formula has no truth value until it is
+bound to data: ``and``, ``or``, ``not``, ``if`` and chained comparisons on one raise a TypeError.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from distill_jax.rules.language import formulas as f
 
 
 class Built:
-    """A tree with operators; made by ``col``, ``label`` and what is built from them."""
+    """A value or formula with operators; made by ``col``, ``label`` and the functions below."""
 
     __slots__ = ("tree",)
     __hash__ = None  # type: ignore[assignment]  # == builds a formula
@@ -82,10 +82,10 @@ class Built:
         return Built(f.Negative(_value(self)))
 
     def __and__(self, other: Any) -> Built:
-        return Built(f.And((*_parts(f.And, self), *_parts(f.And, other))))
+        return Built(f.And((*_flattened(f.And, self), *_flattened(f.And, other))))
 
     def __or__(self, other: Any) -> Built:
-        return Built(f.Or((*_parts(f.Or, self), *_parts(f.Or, other))))
+        return Built(f.Or((*_flattened(f.Or, self), *_flattened(f.Or, other))))
 
     def __invert__(self) -> Built:
         return Built(f.Not(formula(self)))
@@ -95,7 +95,7 @@ class Built:
         if isinstance(choices, str):
             raise TypeError(f"choices must be a list, got the string {choices!r}")
         if not len(choices):
-            raise ValueError("choices must hold one choice or more: in [] would never hold")
+            raise ValueError("choices must hold at least one choice: in [] never holds")
         return Built(f.In(_value(self), tuple(_value(x) for x in choices)))
 
     def between(self, low: Any, high: Any) -> Built:
@@ -114,22 +114,50 @@ class Built:
 
 
 def col(name: str) -> Built:
-    """A feature column."""
-    return Built(f.Name(_known_name(name)))
+    """A feature column, for use in comparisons, arithmetic and formulas.
+
+    Args:
+      name: The column's name in the schema.
+
+    Returns:
+      An expression with the operators ``== != < <= > >= + - * /``, the connectives ``& | ~`` and
+      the methods ``is_in``, ``between``, ``is_missing`` and ``matches``.
+
+    Raises:
+      TypeError, ValueError: if ``name`` is not a string, or empty.
+
+    Example:
+      >>> print((col("age") > 60) & ~col("smoker"))
+      age > 60 and not smoker
+    """
+    return Built(f.Name(_checked_name(name)))
 
 
 def label(name: str, *, view: str | None = None) -> Built:
-    """A class, a label or the class variable; with ``view``, as the student predicts it there.
+    """A class, a label or the class variable; with ``view``, the student's prediction on that view.
+
+    Args:
+      name: The class, label or class variable of the schema.
+      view: The name of another view of the example; None for the example itself.
+
+    Returns:
+      An expression with the operators of ``col``.
+
+    Raises:
+      TypeError, ValueError: if ``name`` is not a string, or empty.
 
     Example:
       >>> print(implies(col("has_but"), label("sentiment") == label("sentiment", view="clause")))
       has_but => sentiment == view(clause).sentiment
     """
-    return Built(f.Name(_known_name(name)) if view is None else f.Of(view, _known_name(name)))
+    return Built(f.Name(_checked_name(name)) if view is None else f.Of(view, _checked_name(name)))
 
 
 def implies(body: Built, head: Built) -> Built:
-    """``body => head``.
+    """The formula ``body => head``: violated where ``body`` holds and ``head`` does not.
+
+    Raises:
+      TypeError: if ``body`` or ``head`` is not a formula.
 
     Example:
       >>> print(implies((col("ap_hi") >= 140) & (col("age") > 55), label("disease")))
@@ -139,32 +167,85 @@ def implies(body: Built, head: Built) -> Built:
 
 
 def iff(left: Built, right: Built) -> Built:
-    """``left <=> right``."""
+    """The formula ``left <=> right``: both hold, or neither does.
+
+    Raises:
+      TypeError: if ``left`` or ``right`` is not a formula.
+
+    Example:
+      >>> print(iff(label("animal"), any_of(label("cat"), label("dog"))))
+      animal <=> any_of(cat, dog)
+    """
     return Built(f.Iff(formula(left), formula(right)))
 
 
 def exactly_one(*parts: Built) -> Built:
-    """One of the parts holds, and no other."""
+    """The formula that exactly one of the formulas ``parts`` holds.
+
+    Raises:
+      TypeError: if a part is not a formula.
+      ValueError: if there are none.
+
+    Example:
+      >>> print(exactly_one(label("cat"), label("dog")))
+      exactly_one(cat, dog)
+    """
     return _count("exactly_one", None, parts)
 
 
 def at_most(number: int, *parts: Built) -> Built:
-    """``number`` of the parts hold, or fewer."""
+    """The formula that at most ``number`` of the formulas ``parts`` hold.
+
+    Raises:
+      TypeError: if a part is not a formula.
+      ValueError: if there are none, or ``number`` is not an integer >= 0.
+
+    Example:
+      >>> print(at_most(1, label("cat"), label("dog"), label("horse")))
+      at_most(1, cat, dog, horse)
+    """
     return _count("at_most", number, parts)
 
 
 def at_least(number: int, *parts: Built) -> Built:
-    """``number`` of the parts hold, or more."""
+    """The formula that at least ``number`` of the formulas ``parts`` hold.
+
+    Raises:
+      TypeError: if a part is not a formula.
+      ValueError: if there are none, or ``number`` is not an integer >= 0.
+
+    Example:
+      >>> print(at_least(2, col("fever"), col("cough"), col("smoker")))
+      at_least(2, fever, cough, smoker)
+    """
     return _count("at_least", number, parts)
 
 
 def all_of(*parts: Built) -> Built:
-    """Every part holds."""
+    """The formula that all of the formulas ``parts`` hold.
+
+    Raises:
+      TypeError: if a part is not a formula.
+      ValueError: if there are none.
+
+    Example:
+      >>> print(all_of(col("fever"), col("age") > 60))
+      all_of(fever, age > 60)
+    """
     return _count("all_of", None, parts)
 
 
 def any_of(*parts: Built) -> Built:
-    """One of the parts holds, or more."""
+    """The formula that at least one of the formulas ``parts`` holds.
+
+    Raises:
+      TypeError: if a part is not a formula.
+      ValueError: if there are none.
+
+    Example:
+      >>> print(any_of(col("fever"), col("age") > 60))
+      any_of(fever, age > 60)
+    """
     return _count("any_of", None, parts)
 
 
@@ -177,15 +258,23 @@ def rule(
     hard: bool = False,
     learn: bool = False,
 ) -> f.Rule:
-    """A formula with a name and a strength; at most one of ``w``, ``p``, ``hard``, ``learn``.
+    """A rule: a formula with a name and at most one of ``w``, ``p``, ``hard``, ``learn``.
 
     Args:
-      what: What should hold.
+      what: The formula that should hold.
       name: The rule's name in reports.
-      w: Log-odds added to what satisfies the rule; 1 where nothing is given.
-      p: The same as a probability: log-odds log(p / (1 − p)).
-      hard: It must hold.
-      learn: Its strength starts at 0 and is trained.
+      w: Log-odds added to whatever satisfies the rule; 1 if no strength is given.
+      p: The strength as a probability, 0 < p < 1: log-odds log(p / (1 − p)).
+      hard: The rule may never be violated.
+      learn: The strength starts at 0 and is trained.
+
+    Returns:
+      The rule.
+
+    Raises:
+      TypeError: if ``what`` is not a formula.
+      ValueError: for more than one strength, a ``w`` that is not finite, or a ``p`` that does not
+        lie between 0 and 1.
 
     Example:
       >>> print(rule(implies(col("smoker"), label("disease")), name="smoking", p=0.9))
@@ -206,7 +295,20 @@ def rule(
 
 
 def clause(head: str, *body: Built | f.Formula) -> f.Rule:
-    """A Horn clause: ``head`` holds where all of ``body`` does, or all of another clause's body.
+    """A Horn clause: ``head`` holds where all formulas of ``body`` do.
+
+    Several clauses with the same head are alternatives: it holds where at least one body does.
+
+    Args:
+      head: The name of a class, or of the predicate to define.
+      *body: One or more formulas.
+
+    Returns:
+      The clause, a ``Rule`` with ``definition=True``.
+
+    Raises:
+      TypeError: if a part of the body is not a formula.
+      ValueError: if the body is empty.
 
     Example:
       >>> print(clause("risky", col("smoker"), col("age") > 60))
@@ -214,16 +316,16 @@ def clause(head: str, *body: Built | f.Formula) -> f.Rule:
     """
     parts = tuple(formula(part) for part in body)
     if not parts:
-        raise ValueError("body must be one formula or more, got none")
+        raise ValueError("body must hold at least one formula, got none")
     whole = parts[0] if len(parts) == 1 else f.And(parts)
     return f.Rule(f.Implies(whole, f.Name(head)), definition=True)
 
 
 def formula(x: Any) -> f.Formula:
-    """The tree of a formula, built in Python or not.
+    """The syntax tree of a formula, with or without operators around it.
 
     Raises:
-      TypeError: if it is no formula.
+      TypeError: if ``x`` is not a formula.
     """
     tree = x.tree if isinstance(x, Built) else x
     if isinstance(tree, f.Formula):
@@ -243,12 +345,12 @@ def _value(x: Any) -> f.Value:
     if isinstance(tree, int | float | np.integer | np.floating) and not isinstance(tree, bool):
         return f.Number(float(tree))
     raise TypeError(
-        f"a formula compares columns, numbers and strings, got {x!r}. Two formulas are compared by "
-        "iff, a boolean column stands by itself, and what may be missing has is_missing()"
+        f"a formula compares columns, numbers and strings, got {x!r}. Compare two formulas "
+        "with iff, use a boolean column directly, and test for missing values with is_missing()"
     )
 
 
-def _known_name(name: Any) -> str:
+def _checked_name(name: Any) -> str:
     if not isinstance(name, str):
         raise TypeError(f"name must be a string, got {name!r}")
     if not name:
@@ -264,7 +366,7 @@ def _arithmetic(operator: str, left: Any, right: Any) -> Built:
     return Built(f.Arithmetic(operator, _value(left), _value(right)))
 
 
-def _parts(kind: type[f.And] | type[f.Or], x: Any) -> tuple[f.Formula, ...]:
+def _flattened(kind: type[f.And] | type[f.Or], x: Any) -> tuple[f.Formula, ...]:
     match formula(x):
         case f.And(parts) if kind is f.And:
             return parts
@@ -277,7 +379,7 @@ def _parts(kind: type[f.And] | type[f.Or], x: Any) -> tuple[f.Formula, ...]:
 def _count(kind: str, number: Any, parts: Sequence[Any]) -> Built:
     whole = isinstance(number, int) and not isinstance(number, bool) and number >= 0
     if number is not None and not whole:
-        raise ValueError(f"number must be a whole number, 0 or more, got {number!r}")
+        raise ValueError(f"number must be an integer >= 0, got {number!r}")
     if not parts:
-        raise ValueError(f"{kind} needs one formula or more, got none")
+        raise ValueError(f"{kind} needs at least one formula, got none")
     return Built(f.Count(kind, number, tuple(formula(part) for part in parts)))

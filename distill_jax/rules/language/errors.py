@@ -1,4 +1,4 @@
-"""What is wrong with a rule, with the place in its text."""
+"""Errors in rules, with their position in the text."""
 
 from __future__ import annotations
 
@@ -6,17 +6,30 @@ import unicodedata
 
 
 class RuleError(ValueError):
-    """What is wrong with a rule's text or meaning, with its line and a caret where known."""
+    """An error in a rule's syntax or meaning, with line, column and a caret where known.
+
+    A subclass of ``ValueError``, raised by ``parse``, ``bind`` and the readers of rule files.
+
+    Example:
+      >>> from distill_jax.rules import RuleError, parse
+      >>> try:
+      ...     parse("age > 60 & smoker => sick")
+      ... except RuleError as error:
+      ...     print(error)
+      line 1, column 10: & is not known here: write and
+          age > 60 & smoker => sick
+                   ^
+    """
 
 
 def error_at(message: str, source: str, line: int, offset: int) -> RuleError:
-    """An error that shows where in a text it is.
+    """Returns a ``RuleError`` that shows the line of the text, with a caret.
 
     Args:
-      message: What was expected, what came, and what to do.
-      source: A text of one line or more.
-      line: The number of its first line, from 1; 0 for a text that stands in no file.
-      offset: Where in ``source`` the caret goes.
+      message: What was expected, what was found, and how to fix it.
+      source: Text of one or more lines.
+      line: Line number of its first line, from 1; 0 if unknown.
+      offset: Position of the caret in ``source``.
     """
     offset = min(max(offset, 0), len(source))
     start = source.rfind("\n", 0, offset) + 1
@@ -33,12 +46,12 @@ def error_at(message: str, source: str, line: int, offset: int) -> RuleError:
 
 
 def visible(text: str) -> str:
-    """The text without characters that a terminal might obey."""
+    """The text with control characters replaced, so that it is safe to print."""
     return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
 
 
 def _width(c: str) -> int:
-    """How many places a character takes in a terminal."""
+    """How many terminal columns a character occupies."""
     if unicodedata.combining(c):
         return 0
     return 2 if unicodedata.east_asian_width(c) in "WF" else 1

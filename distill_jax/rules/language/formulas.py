@@ -1,9 +1,8 @@
-"""Formulas: what a rule says, before anyone knows which columns and classes there are.
+"""Formulas: the syntax trees of rules, before names are bound to columns and classes.
 
-A formula is a tree of frozen dataclasses that compare by content and can be keys. ``parsing`` reads
-one from text, ``building`` makes one in Python with operators, and each node knows its own text:
-``str(tree)`` is what ``parsing`` would read as the same tree, with parentheses only where the text
-would be read as another tree without them.
+A formula is a tree of frozen dataclasses, compared by content and hashable. ``parsing`` reads one
+from text, ``building`` makes one in Python with operators. ``str(tree)`` is text that parses to the
+same tree, with parentheses only where they are needed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
-from distill_jax.rules.language._words import is_word, number, pattern, quoted, string
+from distill_jax.rules.language._spelling import is_word, number, pattern, quoted, string
 from distill_jax.rules.language.errors import RuleError
 
 T = TypeVar("T")
@@ -25,9 +24,9 @@ ARITHMETIC = ("+", "-", "*", "/")
 COUNTS = ("exactly_one", "at_most", "at_least", "all_of", "any_of")
 AVERAGES = ("mean",)
 TRENDS = ("increasing", "decreasing")
-MAX_DEPTH = 100  # of trees that have a text: code that walks a tree may recurse
+MAX_DEPTH = 100  # of trees that can be printed, so that code may recurse over them
 
-# How tightly each kind of tree binds its parts. _expressions.py has the same order for signs.
+# The precedence of each kind of tree. _expressions.py has the same order for operators.
 _IFF, _IMPLIES, _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _MINUS, _ATOM = range(1, 11)
 
 
@@ -38,24 +37,24 @@ class Tree:
         _check_depth(self)
         return _text(self, False)
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
-        """The tree's text, and how tightly it binds.
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        """The tree's text, and its precedence.
 
         Args:
-          clause: Whether it stands in a Horn clause, where names may hold hyphens.
+          clause: Whether it is part of a Horn clause, where names may contain hyphens.
 
         Raises:
-          ValueError: if no text would be read as this tree.
+          ValueError: if no text parses to this tree.
         """
-        raise ValueError(f"no text says {self!r}")
+        raise ValueError(f"no rule text stands for {self!r}")
 
 
 class Value(Tree):
-    """Something with a number or a string for each example."""
+    """An expression with a number or a string for each example."""
 
 
 class Formula(Tree):
-    """Something that holds or not for each example."""
+    """An expression that is true or false for each example."""
 
 
 @dataclass_transform(frozen_default=True)
@@ -77,7 +76,7 @@ class Number(Value):
             raise ValueError(f"value must be finite, got {self.value}")
         object.__setattr__(self, "value", float(self.value))
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return number(self.value), _MINUS
 
 
@@ -87,7 +86,7 @@ class String(Value):
 
     value: str
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return string(self.value), _ATOM
 
 
@@ -95,12 +94,12 @@ class String(Value):
 class Name(Value, Formula):
     """A column, a class, a label, the class variable, or a predicate that clauses define.
 
-    By itself it is a formula: a boolean column that is true, a class that is the one.
+    Used as a formula: a boolean column that is true, or a class that is the example's class.
     """
 
     name: str
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return quoted(self.name, hyphens=clause), _ATOM
 
 
@@ -109,13 +108,13 @@ class Of(Value, Formula):
     """``view(v).name``: the student's prediction on another view of the example.
 
     ``name`` is a class, a label, or the class variable. ``view`` is None for ``p.name``, the
-    probability of a class, which stands in budgets and trends alone.
+    probability of a class, which only budgets and trends may use.
     """
 
     view: str | None
     name: str
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         owner = "p" if self.view is None else f"view({quoted(self.view, hyphens=clause)})"
         return f"{owner}.{quoted(self.name, hyphens=clause)}", _ATOM
 
@@ -126,8 +125,8 @@ class Negative(Value):
 
     value: Value
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
-        # -3 is the number itself, so its negative stands in parentheses.
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        # -3 is a number literal, so the negative of 3 is written -(3).
         inner = _ATOM if isinstance(self.value, Number) else _MINUS
         return f"-{_text(self.value, clause, inner)}", _MINUS
 
@@ -140,9 +139,9 @@ class Arithmetic(Value):
     left: Value
     right: Value
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         if self.operator not in ARITHMETIC:
-            return super().spelled(clause)
+            return super().text_and_precedence(clause)
         own = _SUM if self.operator in "+-" else _PRODUCT
         left, right = _text(self.left, clause, own), _text(self.right, clause, own + 1)
         return f"{left} {self.operator} {right}", own
@@ -156,9 +155,9 @@ class Call(Value):
     value: Value
     where: Formula | None = None
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         if self.function not in AVERAGES:
-            return super().spelled(clause)
+            return super().text_and_precedence(clause)
         option = "" if self.where is None else f", where={_text(self.where, clause)}"
         return f"{self.function}({_text(self.value, clause, _SUM)}{option})", _ATOM
 
@@ -170,9 +169,9 @@ class Compare(Formula):
     operands: tuple[Value, ...]
     operators: tuple[str, ...]
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         if not len(self.operands) == len(self.operators) + 1 >= 2:
-            return super().spelled(clause)
+            return super().text_and_precedence(clause)
         if not set(self.operators) <= set(COMPARISONS):
             raise ValueError(f"a comparison is one of {COMPARISONS}, got {self.operators}")
         if clause and self.operators[0] == "==":  # the form of Horn clauses: p-37=c
@@ -195,9 +194,9 @@ class In(Formula):
     choices: tuple[Value, ...]
     negated: bool = False
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         if not self.choices:
-            return super().spelled(clause)
+            return super().text_and_precedence(clause)
         sign = "not in" if self.negated else "in"
         choices = _joined(", ", self.choices, clause, _SUM)
         return f"{_text(self.value, clause, _SUM)} {sign} [{choices}]", _COMPARISON
@@ -211,7 +210,7 @@ class Between(Formula):
     low: Value
     high: Value
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         ends = _joined(" and ", (self.low, self.high), clause, _SUM)
         return f"{_text(self.value, clause, _SUM)} between {ends}", _COMPARISON
 
@@ -223,7 +222,7 @@ class Missing(Formula):
     value: Value
     negated: bool = False
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         sign = "is not missing" if self.negated else "is missing"
         return f"{_text(self.value, clause, _SUM)} {sign}", _COMPARISON
 
@@ -235,7 +234,7 @@ class Matches(Formula):
     value: Value
     pattern: str
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return f"{_text(self.value, clause, _SUM)} matches {pattern(self.pattern)}", _COMPARISON
 
 
@@ -245,27 +244,27 @@ class Not(Formula):
 
     part: Formula
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return f"not {_text(self.part, clause, _NOT)}", _NOT
 
 
 @_node
 class And(Formula):
-    """All of two parts or more."""
+    """All of two or more parts hold."""
 
     parts: tuple[Formula, ...]
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return _joined(" and ", _two_or_more(self), clause, _AND + 1), _AND
 
 
 @_node
 class Or(Formula):
-    """One or more of two parts or more."""
+    """At least one of two or more parts holds."""
 
     parts: tuple[Formula, ...]
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return _joined(" or ", _two_or_more(self), clause, _OR + 1), _OR
 
 
@@ -276,19 +275,19 @@ class Implies(Formula):
     body: Formula
     head: Formula
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         body, head = _text(self.body, clause, _IMPLIES + 1), _text(self.head, clause, _IMPLIES)
         return f"{body} => {head}", _IMPLIES
 
 
 @_node
 class Iff(Formula):
-    """``left <=> right``: both hold or neither."""
+    """``left <=> right``: both hold, or neither does."""
 
     left: Formula
     right: Formula
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return _joined(" <=> ", (self.left, self.right), clause, _IFF + 1), _IFF
 
 
@@ -303,10 +302,10 @@ class Count(Formula):
     number: int | None
     parts: tuple[Formula, ...]
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         numbered = self.kind.startswith("at_")
         if not self.parts or self.kind not in COUNTS or numbered != (self.number is not None):
-            return super().spelled(clause)
+            return super().text_and_precedence(clause)
         first = f"{self.number}, " if numbered else ""
         return f"{self.kind}({first}{_joined(', ', self.parts, clause, 0)})", _ATOM
 
@@ -319,18 +318,18 @@ class Trend(Formula):
     value: Value
     by: Value
 
-    def spelled(self, clause: bool) -> tuple[str, int]:
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         if self.kind not in TRENDS:
-            return super().spelled(clause)
+            return super().text_and_precedence(clause)
         value, by = _text(self.value, clause, _SUM), _text(self.by, clause, _SUM)
         return f"{self.kind}({value}, by={by})", _ATOM
 
 
 def _text(tree: Any, clause: bool, level: int = 0) -> str:
-    """The text, in parentheses if it binds more loosely than ``level``."""
+    """The text, in parentheses if its precedence is lower than ``level``."""
     if not isinstance(tree, Tree):
-        raise ValueError(f"no text says {tree!r}")
-    text, own = tree.spelled(clause)
+        raise ValueError(f"no rule text stands for {tree!r}")
+    text, own = tree.text_and_precedence(clause)
     return text if own >= level else f"({text})"
 
 
@@ -340,23 +339,23 @@ def _joined(sign: str, parts: Sequence[Tree], clause: bool, level: int) -> str:
 
 def _two_or_more(tree: And | Or) -> tuple[Formula, ...]:
     if len(tree.parts) < 2:
-        raise ValueError(f"And and Or need two parts or more, got {tree!r}")
+        raise ValueError(f"And and Or need at least two parts, got {tree!r}")
     return tree.parts
 
 
 def _check_depth(tree: Tree) -> None:
     if depth(tree) > MAX_DEPTH:
         raise RuleError(
-            f"the formula has more than {MAX_DEPTH} levels of nesting: split it into rules, or "
+            f"the formula has more than {MAX_DEPTH} levels of nesting: split the rule, or "
             "group a long sum"
         )
 
 
 def pattern_problem(pattern: str) -> str | None:
-    """What keeps a text from being a regular expression; None if it is one."""
+    """Why a text is not a valid regular expression; None if it is one."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on sets that a later Python may read otherwise
+            warnings.simplefilter("ignore")  # FutureWarning about sets like [[a]]
             re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         return str(error)
@@ -364,7 +363,7 @@ def pattern_problem(pattern: str) -> str | None:
 
 
 def depth(tree: Tree) -> int:
-    """How many trees are nested in one another; 1 for a name. A tree of any depth will do."""
+    """Levels of nesting; 1 for a name. Not recursive: works for trees of any depth."""
     deepest, level = 0, [tree]
     while level:
         deepest += 1
@@ -376,12 +375,12 @@ def depth(tree: Tree) -> int:
 
 @_node
 class Strength:
-    """How firmly a rule is held: what stands in brackets before it.
+    """A rule's strength, written in brackets before it.
 
     Attributes:
-      kind: ``"w"`` (log-odds are given), ``"p"`` (a probability is), ``"hard"``, ``"learn"``,
-        ``"budget"``, or ``""`` where nothing is written, which means ``[w=1]``.
-      number: What is given with ``"w"`` and ``"p"``, as written; None otherwise.
+      kind: ``"w"`` (given as log-odds), ``"p"`` (given as a probability), ``"hard"``, ``"learn"``,
+        ``"budget"``, or ``""`` if none is written, which means ``[w=1]``.
+      number: The log-odds or probability of ``"w"`` and ``"p"``; None otherwise.
     """
 
     kind: str = ""
@@ -400,7 +399,7 @@ class Strength:
 
     @property
     def log_odds(self) -> float:
-        """What is added to the log-odds of all that satisfies the rule; inf if it is hard."""
+        """Added to the log-odds of whatever satisfies the rule; inf for a hard rule."""
         if self.kind == "p" and self.number is not None:
             return math.log(self.number) - math.log1p(-self.number)
         if self.kind == "w" and self.number is not None:
@@ -408,7 +407,7 @@ class Strength:
         return {"": 1.0, "hard": math.inf}.get(self.kind, 0.0)
 
     def __str__(self) -> str:
-        """``[w=2]``, or an empty text where nothing is to be written."""
+        """``[w=2]``, or an empty string if none was written."""
         if self.kind in ("w", "p"):
             return f"[{self.kind}={number(float(self.number or 0.0))}]"
         return f"[{self.kind}]" if self.kind else ""
@@ -421,18 +420,26 @@ BUDGET = Strength("budget")
 
 @_node
 class Rule:
-    """A formula with a name and a strength.
+    """A formula with a name and a strength; made by ``parse``, ``rule`` and ``clause``.
+
+    ``str(rule)`` is its text, which ``parse`` reads back as an equal rule.
 
     Attributes:
       formula: What should hold.
       name: Its own name, or None.
-      strength: How firmly it is held.
-      line: Where it was written, from 1; 0 for none.
-      source: Its text as it was written, for messages. Rules that differ in line and source alone
-        are equal.
+      strength: How strongly it is weighted: log-odds, a probability, hard, or learned.
       definition: Whether it is a Horn clause, ``head :- body.``: its formula is then
-        ``Implies(body, head)``, and a head that is no class *defines* a predicate: it holds where
-        one of its clauses' bodies does.
+        ``Implies(body, head)``. A head that is not a class *defines* a predicate, which holds where
+        the body of at least one of its clauses does.
+      line: The line number in the text it was parsed from, from 1; 0 if built in Python.
+      source: Its text as it was written, for messages. ``line`` and ``source`` are ignored when
+        rules are compared.
+
+    Example:
+      >>> from distill_jax.rules import parse
+      >>> (smoking,) = parse("[p=0.9] smoking: smoker => disease")
+      >>> smoking.name, smoking.strength.number, str(smoking.formula)
+      ('smoking', 0.9, 'smoker => disease')
     """
 
     formula: Formula
@@ -458,7 +465,7 @@ class Rule:
 
 
 def trees(x: Any) -> Iterator[Tree]:
-    """A tree and all trees in it."""
+    """Iterates over a tree and all its subtrees."""
     if isinstance(x, Tree):
         yield x
         for value in vars(x).values():

@@ -1,8 +1,8 @@
-"""Text into rules. Nothing is evaluated, imported, or looked up in source code.
+"""Parses text into rules. Nothing in the text is evaluated as Python.
 
-From loosest to tightest: ``<=>``; ``=>`` (to the right); ``or``; ``and``; ``not``; comparisons
-(chained), ``in``, ``between``, ``is missing``, ``matches``; ``+ -``; ``* /``; ``-`` before a value;
-calls and names. ``to_text`` is the inverse.
+Precedence, from lowest to highest: ``<=>``; ``=>`` (right-associative); ``or``; ``and``; ``not``;
+comparisons (chained), ``in``, ``between``, ``is missing``, ``matches``; ``+ -``; ``* /``;
+unary ``-``; calls and names. ``to_text`` is the inverse.
 """
 
 from __future__ import annotations
@@ -13,18 +13,26 @@ from typing import Any
 
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._expressions import NOT, Parser
-from distill_jax.rules.language._words import quoted
+from distill_jax.rules.language._spelling import quoted
 from distill_jax.rules.language.errors import RuleError
 
 
 def parse(text: str) -> tuple[f.Rule, ...]:
-    """The rules of a text.
+    """Parses a text of rules.
 
-    One rule a line; ``#`` starts a comment; a line goes on inside open brackets. Before a rule may
-    stand its strength in brackets, and its name with a colon. ``head :- a, b.`` is a Horn clause.
+    One rule per line; ``#`` starts a comment; a rule continues on the next line inside open
+    brackets. A rule may start with its strength in brackets, then its name and a colon.
+    ``head :- a, b.`` is a Horn clause.
+
+    Args:
+      text: The rules, in the language described in the documentation.
+
+    Returns:
+      The rules in order; empty for a text without any.
 
     Raises:
-      RuleError: for a text that is none, with line, column and a caret.
+      RuleError: if the text has a syntax error, with line, column and a caret.
+      TypeError: if ``text`` is not a string.
 
     Example:
       >>> (rule,) = parse("[p=0.9] old: age > 60 and smoker => disease  # from an expert")
@@ -33,34 +41,43 @@ def parse(text: str) -> tuple[f.Rule, ...]:
       >>> print(rule.formula)
       age > 60 and smoker => disease
     """
-    return _parsed(text, _Rules.rules)
+    return _parse_with(text, _Rules.rules)
 
 
 def parse_formula(text: str) -> f.Formula:
-    """The formula of a text: what a rule holds after its strength and name.
+    """Parses a single formula: a rule without strength and name.
+
+    Args:
+      text: The formula.
+
+    Returns:
+      The syntax tree, whose ``str`` is the formula's text.
 
     Raises:
-      RuleError: for a text that is none, with line, column and a caret.
+      RuleError: if the text has a syntax error, with line, column and a caret.
+      TypeError: if ``text`` is not a string.
 
     Example:
       >>> parse_formula("0 < x <= 3").operators
       ('<', '<=')
     """
-    return _parsed(text, _Rules.whole_formula)
+    return _parse_with(text, _Rules.whole_formula)
 
 
-def _parsed(text: str, what: Any) -> Any:
+def _parse_with(text: str, read: Any) -> Any:
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, got {type(text).__name__}")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     try:
-        return what(_Rules(text))
+        return read(_Rules(text))
     except RecursionError:  # called from deep within other code
-        raise RuleError("the rules are nested too deeply to be read here") from None
+        raise RuleError(
+            "the rules are nested too deeply for Python's current recursion limit"
+        ) from None
 
 
 class _Rules(Parser):
-    """Reads what stands around formulas: strengths, names, Horn clauses."""
+    """Parses rules around formulas: strengths, names, Horn clauses."""
 
     def __init__(self, text: str):
         super().__init__(text)
@@ -68,49 +85,49 @@ class _Rules(Parser):
 
     def rules(self) -> tuple[f.Rule, ...]:
         found = []
-        while self.now.kind != "end":
-            if self.now.kind == "line":
+        while self.current.kind != "end":
+            if self.current.kind == "line":
                 self.take()
             else:
                 found.append(self.rule())
         return tuple(found)
 
     def rule(self) -> f.Rule:
-        first = self.now
+        first = self.current
         strength, name, self.clause = self.strength(), self.rule_name(), False
-        if self.now.kind == "=>":
+        if self.current.kind == "=>":
             self.fail("empty body: write what must hold before =>, or the head alone as a rule")
-        if self.now.kind in ("line", "end"):
+        if self.current.kind in ("line", "end"):
             self.fail("expected a rule after this, got nothing", first.start)
-        head, sign = self.now, self.ahead(1).kind
+        head, sign = self.current, self.peek(1).kind
         if head.kind in ("name", "quoted") and sign == ":-":
             self.i += 2
             self.clause = True
             formula: f.Formula = f.Implies(self.body(head.value), f.Name(head.value))
         elif head.kind in ("name", "quoted") and (
-            sign == "period" or (sign == "." and self.ahead(2).kind in ("line", "end"))
+            sign == "period" or (sign == "." and self.peek(2).kind in ("line", "end"))
         ):
-            self.fail(_empty_body(head.value), self.ahead(1).start)
+            self.fail(_empty_body(head.value), self.peek(1).start)
         else:
             formula = self.whole_formula(ends=("line", "end"))
         line = bisect.bisect(self.lines, first.start)
         start, end = self.lines[line - 1], self.tokens[self.i - 1].end
-        # A later clause of a line is moved to its column, so that carets stand where they should.
+        # A later clause of a line is padded to its column, so that carets point at the right place.
         before = self.text[start : first.start] if first.start - start < 1000 else ""
         blank = "".join(c if c.isspace() else " " for c in before)
         source = blank + self.text[first.start : end]
         return f.Rule(formula, name, strength, self.clause, line, source)
 
     def strength(self) -> f.Strength:
-        if self.now.kind != "[":
+        if self.current.kind != "[":
             return f.Strength()
         bracket = self.take()
-        sign = self.take().kind if self.now.kind in ("-", "+") else ""
+        sign = self.take().kind if self.current.kind in ("-", "+") else ""
         kind = self.take()
         if kind.kind == "number":
             number = sign.strip("+") + kind.value
             self.fail(
-                f"the strength {number} reads as either: write [w={number}] for log-odds or "
+                f"the strength {number} is ambiguous: write [w={number}] for log-odds or "
                 "[p=...] for a probability",
                 bracket.start,
             )
@@ -123,64 +140,64 @@ class _Rules(Parser):
         if kind.value in ("w", "p"):
             self.expect("=", f"and a number after {kind.value}")
             value = self.strength_number(kind.value)
-        at = self.now.start if value is None else self.tokens[self.i - 1].start
+        at = self.current.start if value is None else self.tokens[self.i - 1].start
         self.close(bracket)
-        if self.now.kind == "[":
-            self.fail("a rule has one strength: write one pair of brackets")
+        if self.current.kind == "[":
+            self.fail("a rule has one strength: write it in one pair of brackets")
         try:
             return f.Strength(kind.value, value)
         except ValueError as error:
             self.fail(str(error), at)
 
     def strength_number(self, kind: str) -> float:
-        sign = self.take().kind if self.now.kind in ("-", "+") else "+"
-        if self.now.kind == "name" and self.now.value.lower() in ("inf", "infinity", "nan"):
+        sign = self.take().kind if self.current.kind in ("-", "+") else "+"
+        if self.current.kind == "name" and self.current.value.lower() in ("inf", "infinity", "nan"):
             self.fail(f"{kind} must be finite: a rule that always holds is [hard]")
-        if self.now.kind != "number":
-            self.fail(f"expected a number after {kind}=, got {self.shown(self.now)}")
+        if self.current.kind != "number":
+            self.fail(f"expected a number after {kind}=, got {self.show(self.current)}")
         number = float(self.take().value)
         return -number if sign == "-" else number
 
     def rule_name(self) -> str | None:
-        if self.now.kind not in ("name", "quoted") or self.ahead(1).kind != ":":
+        if self.current.kind not in ("name", "quoted") or self.peek(1).kind != ":":
             return None
         name = self.take().value
         self.take()
         return name
 
     def body(self, head: str) -> f.Formula:
-        """The body of a Horn clause, up to and with its period."""
-        if self.now.kind in ("period", "line", "end"):
+        """The body of a Horn clause, up to and including its period."""
+        if self.current.kind in ("period", "line", "end"):
             self.fail(_empty_body(head))
         parts = [self.expression(NOT)]
-        while self.now.kind == ",":
+        while self.current.kind == ",":
             self.take()
             parts.append(self.expression(NOT))
-        if self.now.kind != "period":
-            advice = self.advice() if self.now.kind == "=" else ": a clause ends with a period"
-            if self.now.kind in ("and", "or", "=>", "<=>"):
-                advice = f": put the parts of {self.now.kind} in parentheses"
+        if self.current.kind != "period":
+            advice = self.advice() if self.current.kind == "=" else ": a clause ends with a period"
+            if self.current.kind in ("and", "or", "=>", "<=>"):
+                advice = f": put the parts of {self.current.kind} in parentheses"
             self.fail(
-                f"expected , or . in the clause of {head}, got {self.shown(self.now)}{advice}"
+                f"expected , or . in the clause of {head}, got {self.show(self.current)}{advice}"
             )
         self.take()
         formulas = [self.formula(part) for part in parts]
         return formulas[0] if len(formulas) == 1 else f.And(tuple(formulas))
 
     def whole_formula(self, ends: tuple[str, ...] = ("end",)) -> f.Formula:
-        while self.now.kind == "line" and "line" not in ends:
+        while self.current.kind == "line" and "line" not in ends:
             self.take()
         part = self.expression(0)
-        while self.now.kind == "line" and "line" not in ends:
+        while self.current.kind == "line" and "line" not in ends:
             self.take()
-        if self.now.kind not in ends:
-            self.fail(f"expected the end of the rule, got {self.shown(self.now)}{self.advice()}")
+        if self.current.kind not in ends:
+            self.fail(f"expected the end of the rule, got {self.show(self.current)}{self.advice()}")
         return self.formula(part)
 
 
 def _empty_body(head: str) -> str:
     name = quoted(head)
     return (
-        f"empty body: a clause says when {name} holds, {name} :- a, b. For something that always "
-        f"holds write the rule [hard] {name}"
+        f"empty body: a clause states when {name} holds, {name} :- a, b. If it always "
+        f"holds, write the rule [hard] {name}"
     )

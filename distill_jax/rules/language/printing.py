@@ -8,15 +8,19 @@ from distill_jax.rules.language import formulas as f
 
 
 def to_text(what: f.Tree | f.Rule | Sequence[f.Rule]) -> str:
-    """The text of a formula, a value, a rule, or of rules, one a line.
+    """Prints a formula, a value or a rule as text; several rules one per line.
 
-    Parsed again it is the same tree.
+    Args:
+      what: A formula, a value, a rule, or a sequence of rules.
+
+    Returns:
+      Text that parses to an equal tree or equal rules.
 
     Raises:
-      ValueError: for a tree that has no text: an empty list or ``And`` with one part, an unknown
-        operator, a Horn clause whose formula is no implication of a name, or nesting beyond
-        ``formulas.MAX_DEPTH``.
-      TypeError: for anything else than rules and trees.
+      ValueError: for a tree without a textual form: an empty list, an ``And`` with one part, an
+        unknown operator, a Horn clause whose formula is not ``body => name``, or more than
+        ``formulas.MAX_DEPTH`` levels of nesting.
+      TypeError: if ``what`` is anything else.
 
     Example:
       >>> from distill_jax.rules.language import formulas as f
@@ -28,4 +32,4 @@ def to_text(what: f.Tree | f.Rule | Sequence[f.Rule]) -> str:
         return str(what)
     if isinstance(what, Sequence) and all(isinstance(rule, f.Rule) for rule in what):
         return "\n".join(map(str, what))
-    raise TypeError(f"a rule, several rules, or a formula was expected, got {what!r}")
+    raise TypeError(f"expected a rule, a sequence of rules, or a formula, got {what!r}")

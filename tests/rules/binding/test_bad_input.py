@@ -62,7 +62,7 @@ ROW = {"age": [50.0], "pressure": [1.0], "sex": ["F"], "smoker": [1], "note": ["
         ("sick == 3", "compares a class with a value"),
         ("state => smoker", "is the class variable"),
         ("sick is missing => well", "never missing"),
-        ("age > 60 => age + 1", "compare it with something"),
+        ("age > 60 => age + 1", "compare it with a value"),
         ("1 < 2 => sick", "two constants"),
         # Bodies and heads
         ("=> sick", "column 1"),

@@ -108,13 +108,13 @@ def test_a_formula_has_no_truth_value(use) -> None:
         (lambda: x == True, TypeError, "got True"),  # noqa: E712
         (lambda: x > float("nan"), ValueError, "finite"),
         (lambda: x > [1], TypeError, r"got \[1\]"),
-        (lambda: x.is_in([]), ValueError, "one choice or more"),
+        (lambda: x.is_in([]), ValueError, "at least one choice"),
         (lambda: x.is_in("abc"), TypeError, "a list"),
         (lambda: x.matches("("), ValueError, "not a regular expression"),
-        (lambda: exactly_one(), ValueError, "one formula or more"),
-        (lambda: at_most(-1, a), ValueError, "0 or more, got -1"),
-        (lambda: at_least(True, a), ValueError, "whole number"),
-        (lambda: at_most(1.5, a), ValueError, "whole number"),
+        (lambda: exactly_one(), ValueError, "at least one formula"),
+        (lambda: at_most(-1, a), ValueError, ">= 0, got -1"),
+        (lambda: at_least(True, a), ValueError, "must be an integer >= 0"),
+        (lambda: at_most(1.5, a), ValueError, "must be an integer >= 0"),
         (lambda: rule(a, w=1.0, hard=True), ValueError, "one strength at most"),
         (lambda: rule(a, w=float("inf")), ValueError, "hard"),
         (lambda: rule(a, p=1.0), ValueError, "between 0 and 1"),
@@ -155,5 +155,5 @@ def test_clauses_and_texts_are_bound_together() -> None:
     built = bind([*clauses, "[w=2] risky => sick"], schema)
     text = "risky :- smoker.\nrisky :- age > 60, not smoker.\n[w=2] risky => sick"
     assert str(built) == str(bind(text, schema)) == text
-    with pytest.raises(ValueError, match="body must be one formula or more"):
+    with pytest.raises(ValueError, match="body must hold at least one formula"):
         clause("risky")

@@ -216,7 +216,7 @@ def test_strings_and_their_escapes() -> None:
         ("x == 'abc", 1, 6, "not closed"),
         ("`a", 1, 1, "not closed"),
         ("a\n(b and\nc => d\n", 2, 1, "not closed"),
-        ("(a b)", 1, 4, "between two formulas"),
+        ("(a b)", 1, 4, "join two formulas"),
         ("a\n  and b", 2, 3, "only inside parentheses"),
         ("a == not b", 1, 6, "parentheses around not"),
         ("a == (b > 3)", 1, 6, "<=>"),
@@ -225,9 +225,9 @@ def test_strings_and_their_escapes() -> None:
         ("a.b > 3", 1, 2, "`a.b`"),
         ("3x > 3", 1, 1, "`3x`"),
         ("x > 3.", 1, 6, "ends with its line"),
-        ("+x > 3", 1, 1, "leave the sign"),
+        ("+x > 3", 1, 1, "omit the sign"),
         ("exactly_on(a)", 1, 1, "did you mean exactly_one?"),
-        ("exactly_one()", 1, 13, "needs something"),
+        ("exactly_one()", 1, 13, "at least one argument"),
         ("at_most(a, b)", 1, 9, "at_most(2, a, b)"),
         ("at_most(1.5, a, b)", 1, 9, "at_most(2, a, b)"),
         ("view('x').y", 1, 6, "name of a view"),
@@ -239,7 +239,7 @@ def test_strings_and_their_escapes() -> None:
         ("a :- b", 1, 7, "period"),
         ("a :- b\nc :- d.", 2, 1, "period"),
         ("a :- b or c.", 1, 8, "parts of or in parentheses"),
-        ("a :- b; c.", 1, 7, "one rule a line"),
+        ("a :- b; c.", 1, 7, "one rule per line"),
         ("a :- \\+ b.", 1, 6, "write not"),
         ("spam(X) :- ham.", 1, 1, "no arguments"),
         ("a \x1b[31m", 1, 3, "U+001B"),
@@ -298,7 +298,7 @@ def test_unknown_names() -> None:
     assert shown[caret.index("^") :].startswith("'ctas'")
     assert "is missing" in str(_messages.unknown_name(rule, "None", ["x"]))
     assert "known are `a b`, c" in str(_messages.unknown_name(rule, "qqq", ["a b", "c"]))
-    assert "nothing is known" in str(_messages.unknown_name(rule, "qqq", []))
+    assert "no names are known" in str(_messages.unknown_name(rule, "qqq", []))
     # One built in Python has no line.
     built = f.Rule(f.Implies(A, f.Name("odd name")))
     first, shown, caret = str(_messages.unknown_name(built, "odd name", ["b"])).split("\n")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from distill_jax.rules.language import formulas as f
-from distill_jax.rules.language._words import number
+from distill_jax.rules.language._spelling import number
 from distill_jax.rules.language.errors import RuleError
 from distill_jax.rules.language.parsing import parse, parse_formula
 from distill_jax.rules.language.printing import to_text
@@ -241,7 +241,9 @@ def test_values_have_a_text_too() -> None:
     ids=lambda tree: type(tree).__name__,
 )
 def test_trees_that_no_text_says(tree: f.Tree) -> None:
-    with pytest.raises(ValueError, match="no text says|two parts|a comparison is one of"):
+    with pytest.raises(
+        ValueError, match="no rule text stands for|two parts|a comparison is one of"
+    ):
         to_text(tree)
 
 
@@ -251,7 +253,9 @@ def test_a_clause_must_define_a_name() -> None:
 
 
 def test_only_rules_and_trees_have_a_text() -> None:
-    with pytest.raises(TypeError, match="several rules, or a formula was expected, got 3"):
+    with pytest.raises(
+        TypeError, match="expected a rule, a sequence of rules, or a formula, got 3"
+    ):
         to_text(3)  # type: ignore[arg-type]
 
 

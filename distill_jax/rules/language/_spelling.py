@@ -11,7 +11,7 @@ _WORD = re.compile(r"[A-Za-z0-9_]*")
 
 
 def run_end(text: str, i: int) -> int:
-    """Where the run of characters that a name may hold ends."""
+    """The end of the run of name characters that starts at ``i``."""
     i = _WORD.match(text, i).end()  # type: ignore[union-attr]  # it matches the empty text too
     while i < len(text) and text[i] > "\x7f" and ("_" + text[i]).isidentifier():
         i = _WORD.match(text, i + 1).end()  # type: ignore[union-attr]
@@ -19,7 +19,7 @@ def run_end(text: str, i: int) -> int:
 
 
 def word_end(text: str, i: int, *, hyphens: bool = False) -> int:
-    """Where the name that starts at ``i`` ends; ``i`` if none does.
+    """The end of the name that starts at ``i``; ``i`` if none starts there.
 
     With ``hyphens``, as in Horn clauses, ``p-37`` is one name.
     """
@@ -32,7 +32,7 @@ def word_end(text: str, i: int, *, hyphens: bool = False) -> int:
 
 
 def is_word(name: str, *, hyphens: bool = False) -> bool:
-    """Whether a name can stand without back-ticks."""
+    """Whether a name can be written without back-ticks."""
     return name != "" and name not in KEYWORDS and word_end(name, 0, hyphens=hyphens) == len(name)
 
 
@@ -53,22 +53,22 @@ def _escaped(c: str, quote: str) -> str:
 
 
 def quoted(name: str, *, hyphens: bool = False) -> str:
-    """A name as it stands in a rule: in back-ticks where it needs them."""
+    """A name as written in a rule, in back-ticks if it needs them."""
     return name if is_word(name, hyphens=hyphens) else escaped(name, "`")
 
 
 def number(value: float) -> str:
-    """A number that is read back as the same float."""
+    """A number as text that parses to the same float."""
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
 def string(text: str) -> str:
-    """A string in the quotes that need fewer escapes."""
+    """A string literal, in the quotes that need fewer escapes."""
     return escaped(text, '"' if "'" in text and '"' not in text else "'")
 
 
 def pattern(text: str) -> str:
-    """A regular expression, as a raw string where it can be one."""
+    """A regular expression as a literal, raw if possible."""
     for quote in ('"', "'"):
         raw = f"r{quote}{text}{quote}"
         if text.isprintable() and re.fullmatch(rf"(?:[^{quote}\\]|\\.)*+", text):
