@@ -25,9 +25,10 @@ def known(value: Any) -> np.ndarray | None:
 
 def floating(**arrays: Any) -> None:
     for name, x in arrays.items():
-        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        dtype = _dtype(x)
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"{name} must be floating point, got {jnp.result_type(x)}: "
+                f"{name} must be floating point, got {dtype}: "
                 f"convert it with {name}.astype(jnp.float32)"
             )
 
@@ -190,6 +191,12 @@ def _raised(message: Callable[[], str]) -> Iterator[None]:
         yield
     except AssertionError:
         raise ValueError(message()) from None
+
+
+def _dtype(x: Any) -> Any:
+    """Of an array or a number, or of what NumPy makes of a list or a data frame."""
+    scalar = isinstance(x, bool | int | float | complex)
+    return jnp.result_type(x) if scalar or hasattr(x, "dtype") else np.asarray(x).dtype
 
 
 def _with_shape(x: Any) -> Any:

@@ -59,8 +59,8 @@ def digest(tree: Any, *, size: int = 16) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array) and is_key(leaf):
             leaf = jax.random.key_data(leaf)
-        x = np.ascontiguousarray(leaf)
-        found.update(f"{jax.tree_util.keystr(path)} {x.shape} {x.dtype}".encode())
+        x = np.ascontiguousarray(leaf)  # which gives a scalar an axis
+        found.update(f"{jax.tree_util.keystr(path)} {np.shape(leaf)} {x.dtype}".encode())
         found.update(x.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 

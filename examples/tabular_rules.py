@@ -97,8 +97,7 @@ MISSING = """\
 This example needs the cardiovascular data of DeepCTRL, which may not be redistributed: {error}
 Download cardio_train.csv (70,000 rows, separated by semicolons) from Kaggle, where it is called
 sulianova/cardiovascular-disease-dataset, rename its pressure columns to sbp and dbp, and put it
-into
-that folder as cardio_train.csv.gz."""
+into that folder as cardio_train.csv.gz."""
 
 
 class Cell(NamedTuple):
@@ -155,7 +154,7 @@ def draw(
         UNUSUAL: rng.permutation(mixed),
     }
     if short := [name for name, rows in sources.items() if len(rows) < patients]:
-        raise ValueError(f"patients must be fewer: there are less than {patients} for {short}")
+        raise ValueError(f"patients must be fewer: there are fewer than {patients} for {short}")
     flipped = rng.random(patients)
     rows, given = [], []
     for cell in CELLS:

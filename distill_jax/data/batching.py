@@ -130,7 +130,7 @@ def batches(
         n, read = _length(data), functools.partial(take, data)
     else:
         n, read = _number_of_examples(data), functools.partial(_examples, data)
-        if not 1 <= operator.index(batch_size) <= n:
+        if _checks.count("batch_size", batch_size) > n:
             raise ValueError(f"batch_size must lie between 1 and the {n} rows, got {batch_size}")
     start = _checks.count("start", start, least=0)
     end = None if steps is None else start + _checks.count("steps", steps, least=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +45,7 @@ def check(
       ValueError: labels must lie in 0 ... 1 for 2 classes, got values from 0 to 2
     """
     n = _rows(data)
-    if batch_size is not None and not 1 <= operator.index(batch_size) <= n:
+    if batch_size is not None and _checks.count("batch_size", batch_size) > n:
         raise ValueError(f"batch_size must lie between 1 and the {n} rows, got {batch_size}")
     if "where" in data:
         _checks.boolean(where=data["where"])

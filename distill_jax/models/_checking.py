@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from distill_jax import _checks
+
 
 def check_classes(num_classes: int, classes: Sequence[str] | None) -> None:
     """Raises ValueError for fewer than two classes, or another number of names than of classes."""
-    if num_classes < 2:
+    if _checks.count("num_classes", num_classes) < 2:
         raise ValueError(
             f"num_classes must be 2 or more, got {num_classes}: a yes-or-no task has two classes"
         )

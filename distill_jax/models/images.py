@@ -113,7 +113,7 @@ def resnet(
       He et al., `Deep Residual Learning for Image Recognition
       <https://arxiv.org/abs/1512.03385>`_, 2016, section 4.2.
     """
-    if depth < 8 or depth % 6 != 2:
+    if _checks.count("depth", depth) < 8 or depth % 6 != 2:
         raise ValueError(f"depth must be 6 n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
     width = _checks.count("width", width)
     check_classes(num_classes, classes)
@@ -148,11 +148,19 @@ class _ConvLayer(nnx.Module):
             padding=1,  # not "SAME", which pads a strided convolution on one side only
             use_bias=not batch_norm,
             kernel_init=_HE_NORMAL,
+            param_dtype=_default_dtype(),
             rngs=rngs,
         )
         # The fast variance, a difference of two means, loses digits where the mean is large.
         self.norm = (
-            nnx.BatchNorm(after, momentum=0.9, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+            nnx.BatchNorm(
+                after,
+                momentum=0.9,
+                epsilon=1e-5,
+                use_fast_variance=False,
+                param_dtype=_default_dtype(),
+                rngs=rngs,
+            )
             if batch_norm
             else None
         )
@@ -234,7 +242,15 @@ def _pooled(module: nnx.Module, x: Array) -> Float[Array, "batch channels"]:
 
 
 def _head(features: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(features, num_classes, kernel_init=_LECUN_NORMAL, rngs=rngs)
+    dtype = _default_dtype()
+    return nnx.Linear(
+        features, num_classes, kernel_init=_LECUN_NORMAL, param_dtype=dtype, rngs=rngs
+    )
+
+
+def _default_dtype() -> Any:
+    """float32, or float64 with ``jax_enable_x64``, as for the other networks."""
+    return jnp.result_type(float)
 
 
 # Not truncated, as in He et al. (2015): variance 2 / fan in, or 1 / fan in before the softmax.

@@ -108,7 +108,7 @@ def opened(
         if batch_size is None:
             raise ValueError("batch_size must be given for arrays in memory")
         columns = {str(name): np.asarray(column) for name, column in data.items()}
-        yield InMemory(columns, batch_size)
+        yield InMemory(columns, _checks.count("batch_size", batch_size))
         return
     if batch_size is not None:
         raise ValueError("batch_size is for arrays in memory; batches have a size of their own")
@@ -160,13 +160,13 @@ class Prepared:
             return state
         return jax.tree.map(_with_sharding, state, self.layout.shardings(state))
 
-    def start(self) -> TrainState:
-        """The state before the first step, which the caller may donate."""
+    def start(self, *, copied: bool = True) -> TrainState:
+        """The state before the first step; if ``copied``, the caller may donate it."""
         if self.initial is None:
             return _compiled.init(
                 self.recipe, self.layout, self.objective, self.row, self.teachers, self.key
             )
-        state = jax.tree.map(jnp.copy, self.initial)
+        state = jax.tree.map(jnp.copy, self.initial) if copied else self.initial
         return state if self.layout is None else self.layout.place(state)
 
     def put(self, batch: Batch) -> dict[str, jax.Array]:

@@ -199,6 +199,7 @@ def fit(
             state, metrics = tracer.call(watch.step, call, state, group, *rest)
             watch.after_call(len(group), state, metrics, position)
         if watch.done < steps:
+            watch.history.settle()  # a loss that is not finite comes first
             warnings.warn(f"data ended after {watch.done} of {steps} steps", stacklevel=2)
         watch.end(state, position)
     return state, watch.history.arrays()
@@ -209,10 +210,13 @@ def _check_what_watches(
 ) -> None:
     if callable(callbacks):
         raise TypeError("callbacks must be a list of functions, got one: pass callbacks=[function]")
-    if evaluate_every is not None and (evaluate is None or evaluate_every < 1):
-        raise ValueError(
-            f"evaluate_every must be 1 or more, and go with evaluate, got {evaluate_every}"
-        )
+    if evaluate_every is not None:
+        _checks.count("evaluate_every", evaluate_every)
+        if evaluate is None:
+            raise ValueError(
+                f"evaluate_every is {evaluate_every}, and there is nothing to evaluate: pass "
+                "evaluate="
+            )
     if checkpoints is None:
         return
     if not isinstance(checkpoints, Checkpoints):

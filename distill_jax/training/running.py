@@ -108,7 +108,7 @@ def run(
         compute_dtype=compute_dtype,
         remat=remat,
     )
-    state = ready.start()
+    state = ready.start(copied=False)
     index = data_.batch_indices(
         ready.key_order, len(data["inputs"]), batch_size, steps, start=ready.steps_before
     )
@@ -118,6 +118,7 @@ def run(
     if not per_step or _preparing.has_tracers((state, index, data, rest)):
         return _scanned(ready.recipe, unroll, state, index, data, *rest)
     history = []
+    state = jax.tree.map(jnp.copy, state)  # the first step takes its memory
     for rows in index:
         batch = data_.take(data, rows)
         state, metrics = steps_of(ready.recipe, 1, None, state, [batch], *rest)

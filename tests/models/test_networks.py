@@ -309,3 +309,11 @@ def test_numpy_numbers_and_lists_of_classes_are_taken():
     )
     with pytest.raises(TypeError, match=r"sizes\[0\] must be an integer, got True"):
         mlp([True], 3)
+
+
+@pytest.mark.parametrize("model", [models.convnet([2], 3), models.mlp([2], 3)])
+def test_params_are_float64_where_floats_are(model):
+    inputs = np.ones((1, 4, 4, 1))
+    with jax.enable_x64(True):
+        made = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    assert {x.dtype for x in jax.tree.leaves(made)} == {np.dtype(np.float64)}

@@ -20,6 +20,7 @@ from distill_jax.objectives import term, weighted_sum
 from distill_jax.training import (
     Checkpoints,
     Layout,
+    NonFiniteLoss,
     breakdown,
     data_parallel,
     fit,
@@ -212,3 +213,21 @@ def test_an_option_says_its_classes_and_describes_itself(tmp_path):
             student, weighted_sum(term("cost", 1.0, expected_cost, costs=other)), ADAM, DATA,
             **HOW, steps=1,
         )  # fmt: skip
+
+
+def test_numbers_of_numpy_are_counts(library_errors):
+    how = {"key": KEY, "steps": np.int32(1), "progress": False, "layout": data_parallel()}
+    fit(STUDENT, OBJECTIVE, ADAM, DATA, batch_size=np.int64(8), **how)
+    for wrong in ({"evaluate_every": 1.5, "evaluate": dict}, {"batch_size": True}):
+        with pytest.raises(TypeError, match=f"{next(iter(wrong))} must be an integer"):
+            fit(STUDENT, OBJECTIVE, ADAM, DATA, **{"batch_size": 8, **how, **wrong})
+
+
+def test_a_loss_that_is_not_finite_is_told_before_data_that_ended():
+    def infinite(student_logits):
+        return jnp.inf * student_logits.sum(-1) ** 2 + jnp.inf
+
+    objective = weighted_sum(term("inf", 1.0, infinite))
+    batches = [{"inputs": np.ones((2, 5), np.float32)}] * 2
+    with pytest.raises(NonFiniteLoss, match="inf"):
+        fit(STUDENT, objective, ADAM, batches, key=KEY, steps=9, progress=False)

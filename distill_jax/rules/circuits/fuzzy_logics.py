@@ -10,7 +10,7 @@ else (evaluation in tiles with its gradient, penalties, reports) follows from it
   ``min(1, 1 − a + b)``. No gradient at all where it is 0 or 1: a conjunction of many parts gets
   none until they are nearly true.
 - ``"godel"``: and ``min``, or ``max``; the implication ``max(1 − a, b)`` (Kleene-Dienes). Only one
-  part gets a gradient; equal parts share it.
+  part gets a gradient; equal parts of one node share it.
 - ``"sigmoidal"``: product logic with the sigmoidal implication on top, which moves the gradient to
   where a rule is undecided: a rule's truth ``t`` becomes a rescaled ``sigmoid(9 (t − ½))``.
 
@@ -47,7 +47,9 @@ STEEPNESS = 9.0
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Logic:
-    """A fuzzy logic. Logics of equal functions are equal, and share compiled programs.
+    """A fuzzy logic. Logics of equal name and functions are equal, and share compiled programs.
+
+    Define the functions once, at module level: a fresh lambda is a new function each time.
 
     Attributes:
       name: Its name in books, checkpoints and messages.
@@ -87,7 +89,8 @@ class Logic:
           A logic for ``bind(..., logic=)``.
 
         Raises:
-          ValueError: if ``name`` is not a non-empty string.
+          TypeError: if a t-norm, a t-conorm or ``rescale`` is not a function.
+          ValueError: if ``name`` is empty, or the name of one of the four logics.
 
         Example:
           >>> from distill_jax import rules
@@ -99,8 +102,14 @@ class Logic:
           >>> rules.violation(book, jnp.zeros((1, 0)), jnp.array([[0.5, 0.5]]))
           Array([[0.2]], dtype=float32)
         """
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"name must be a non-empty string, got {name!r}")
+        if not isinstance(name, str) or not name or name in LOGICS:
+            raise ValueError(
+                f"name must be a non-empty string other than {sorted(LOGICS)}, got {name!r}"
+            )
+        given = {"t_norm": t_norm, "t_conorm": t_conorm, "rescale": rescale}
+        for argument, function in given.items():
+            if not callable(function) and (argument == "t_norm" or function is not None):
+                raise TypeError(f"{argument} must be a function, got {function!r}")
         return cls(
             name,
             Algebra(
@@ -123,7 +132,7 @@ def find_logic(logic: Logic | str) -> Logic:
     """
     if isinstance(logic, Logic):
         return logic
-    if logic not in LOGICS:
+    if not isinstance(logic, str) or logic not in LOGICS:
         raise ValueError(f"logic must be one of {tuple(LOGICS)}, or a Logic, got {logic!r}")
     return LOGICS[logic]
 

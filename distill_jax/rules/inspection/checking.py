@@ -141,7 +141,7 @@ def check(
         _inputs.check_views(book, views)
         given = np.zeros((rows, len(book.schema.classes)), np.float32) if logits is None else logits
         _checks.shape((rows, len(book.schema.classes)), logits=given)
-        own, _, of_views = _inputs.prepared(book, given, columns, views)
+        own, _, of_views = _inputs.prepared(book, given, columns, views, name="logits")
         data["views"] = {name: np.asarray(z) for name, z in of_views.items()}
         data |= {} if logits is None else {"logits": np.asarray(own)}
     options: dict[str, Any] = {}

@@ -95,7 +95,9 @@ def explain(
     single = {name: getattr(view, "logits", view) for name, view in (views or {}).items()}
     _checks.shape((classes,), **{f"views[{name!r}]": x for name, x in single.items()})
     batched = {name: jnp.asarray(x)[None] for name, x in single.items()}
-    z, columns, view_logits = _inputs.prepared(book, jnp.asarray(logits)[None], columns, batched)
+    z, columns, view_logits = _inputs.prepared(
+        book, jnp.asarray(logits)[None], columns, batched, name="logits"
+    )
     strengths = np.asarray(book.strengths if strengths is None else strengths, np.float64)
     _checks.shape((len(book),), strengths=strengths)
     _checks.finite(strengths=strengths)

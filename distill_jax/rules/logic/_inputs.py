@@ -73,6 +73,7 @@ def encoded_columns(book: Book, **columns: Any) -> Float[Array, "batch columns"]
     """
     expected = ("batch", number_of_columns(book))
     _checks.shape(expected, hint=" as encode(book, table) gives them", **columns)
+    _checks.floating(**columns)
     (found,) = columns.values()
     return float32_or_wider(found)
 
@@ -89,8 +90,8 @@ def view_logits(book: Book, views: Views | None, shape: tuple[Any, ...]) -> dict
     found = {name: (views or {})[name] for name in book.schema.views}
     found = {name: getattr(view, "logits", view) for name, view in found.items()}
     named = {f"views[{name!r}]": x for name, x in found.items()}
-    _checks.floating(**named)
     _checks.shape(shape, **named)
+    _checks.floating(**named)
     return {name: jax.lax.stop_gradient(float32_or_wider(x)) for name, x in found.items()}
 
 

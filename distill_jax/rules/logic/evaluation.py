@@ -256,7 +256,6 @@ def weighted_violation(
 
 def _columns(book: Book, columns: Any) -> Array:
     """Encoded columns, checked, in float32 or wider."""
-    _checks.floating(columns=columns)
     return _inputs.encoded_columns(book, columns=columns)
 
 

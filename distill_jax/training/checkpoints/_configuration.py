@@ -162,11 +162,6 @@ def _term(t: Term) -> dict[str, Any]:
     }
 
 
-def _row(x: Any) -> str:
-    """Dtype and shape of a column, whatever the number of rows."""
-    return f"{x.dtype}[{', '.join(['batch', *map(str, x.shape[1:])])}]"
-
-
 def _teacher(t: Teacher) -> dict[str, Any]:
     variables = jax.tree.map(_array, (t.params, t.state))
     return {
@@ -179,7 +174,9 @@ def _teacher(t: Teacher) -> dict[str, Any]:
 
 def _value(x: Any) -> Any:
     if (describe := getattr(x, "describe", None)) is not None:
-        return {**_plain(describe()), "checksum": tree_checksum(x)}
+        described = _plain(describe())
+        described = described if isinstance(described, dict) else {"description": described}
+        return {**described, "checksum": tree_checksum(x)}
     leaves = leaves_by_path(x)
     if list(leaves) != [""]:
         return {name: _value(leaf) for name, leaf in leaves.items()}

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from distill_jax import _fingerprints
+from distill_jax import _checks, _fingerprints
 from distill_jax.teachers import Teacher
 from distill_jax.training.devices.sharding import (
     Axes,
@@ -327,7 +327,7 @@ def fsdp(
     devices = jax.devices() if devices is None else list(devices)
     if shards is None:
         return Layout(_mesh(devices, data=len(devices)), params=shard_by_size("data", least))
-    if shards < 1 or len(devices) % shards:
+    if len(devices) % _checks.count("shards", shards):
         raise ValueError(f"shards must divide the {len(devices)} devices, got {shards}")
     mesh = _mesh(devices, replicas=len(devices) // shards, shards=shards)
     return Layout(mesh, batch=("replicas", "shards"), params=shard_by_size("shards", least))

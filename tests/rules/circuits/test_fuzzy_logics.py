@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from distill_jax.rules import Column, Logic, Schema, bind, log_truth, truth, violation
-from distill_jax.rules.circuits.fuzzy_logics import LOGICS, PRODUCT
 from distill_jax.rules.logic import evaluation
 from tests import laws
-from tests.rules.random_circuits import einstein
+from tests.rules.random_circuits import JOINS, LOGICS, einstein
 
 TEXT = "x > 0 and a => b\nexactly_one(a, b, c)\nnot (a and b and c)"
 SCHEMA = Schema((Column("x"),), ("a", "b", "c"), exclusive=False)
@@ -90,7 +89,7 @@ def test_a_disjunction_and_a_rescaling_of_ones_own() -> None:
 
 
 def test_equal_parts_share_the_gradient_of_a_minimum() -> None:
-    """Also where several nodes join them; a student that starts at 0 has all its labels equal."""
+    """A student that starts at 0 has all its labels equal."""
     for logic, want in (("godel", 1 / 3), ("lukasiewicz", 0.0), ("product", 0.25)):
         algebra = LOGICS[logic].algebra
         slopes = jax.grad(lambda x, a=algebra: a.conjunction(list(x)).sum())(jnp.full((3, 1), 0.5))
@@ -99,4 +98,32 @@ def test_equal_parts_share_the_gradient_of_a_minimum() -> None:
         laws.close(slopes, np.full((3, 1), want), rtol=1e-6)
     at_the_kink = jax.grad(lambda x: LOGICS["lukasiewicz"].algebra.conjunction([x, x]))(0.5)
     assert at_the_kink == 1.0  # two halves
-    assert PRODUCT.logarithm is not None
+
+
+def test_gradients_are_those_of_plain_formulas() -> None:
+    """Of every logic, by differences in float64 that share no code with the library."""
+    rng = np.random.default_rng(3)
+    parts = rng.uniform(0.05, 0.95, (3, 200))  # on both sides of Lukasiewicz's kink
+    for logic, joins in JOINS.items():
+        algebra = LOGICS[logic].algebra
+        for own, join in zip((algebra.conjunction, algebra.disjunction), joins, strict=True):
+            got = jax.jit(jax.grad(lambda x, own=own: own(list(x)).sum()))(np.float32(parts))
+            for i in range(3):
+                step = np.zeros((3, 1))
+                step[i] = 1e-6
+                want = (join(parts + step) - join(parts - step)) / 2e-6
+                smooth = np.abs(join(parts + step) - 2 * join(parts) + join(parts - step)) < 1e-9
+                assert smooth.mean() > 0.9
+                laws.close(got[i][smooth], want[smooth], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("library_errors")
+def test_what_is_no_logic_is_refused() -> None:
+    with pytest.raises(ValueError, match="name must be a non-empty string other than"):
+        Logic.from_t_norm("product", jnp.multiply)
+    for argument in ("t_norm", "t_conorm", "rescale"):
+        functions = {"t_norm": jnp.multiply, argument: 3}
+        with pytest.raises(TypeError, match=f"{argument} must be a function, got 3"):
+            Logic.from_t_norm("own", **functions)
+    with pytest.raises((TypeError, ValueError), match="product"):
+        bind("not (a or b)", SCHEMA, logic=["product"])

@@ -17,6 +17,7 @@ from distill_jax.rules import (
     bind,
     check,
     energies,
+    fires,
     log_truth,
     penalty,
     project,
@@ -145,3 +146,16 @@ def test_check_counts_what_views_predict_and_takes_the_mean_of_their_probabiliti
         assert row["fires"] == fires[:, r].sum()
         assert row["violated"] == crisp[fires[:, r], r].sum()
         assert row["mean_violation"] == pytest.approx(mean[fires[:, r], r].mean(), abs=1e-5)
+
+
+@pytest.mark.usefixtures("library_errors")
+def test_lists_and_data_frames_are_columns_and_tables_are_refused() -> None:
+    pandas = pytest.importorskip("pandas")
+    book = bind("age > 60 => sick", Schema((Column("age"),), ("well", "sick")))
+    rows = [[70.0], [50.0]]
+    for columns in (rows, np.array(rows), pandas.DataFrame(rows)):
+        np.testing.assert_array_equal(fires(book, columns), [[True], [False]])
+    with pytest.raises(ValueError, match=r"columns must have shape \[batch, 1\].* got \(\)"):
+        fires(book, {"age": [70.0, 50.0]})
+    with pytest.raises(TypeError, match="columns must be floating point, got int"):
+        fires(book, np.array([[70], [50]]))
