@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import warnings
@@ -43,6 +44,14 @@ violation = jax.jit(violation_of)
 
 def random_book(schema: Schema, atoms: tuple[str, ...], number: int, seed: int, **options):
     """A book of random rules; those that nothing can satisfy are left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rules.RuleWarning)
+        text = "\n".join(random_rules(schema, atoms, number, seed))
+        return bind(CLAUSES + text, schema, **options)
+
+
+@functools.cache
+def random_rules(schema: Schema, atoms: tuple[str, ...], number: int, seed: int) -> list[str]:
     draw = random.Random(seed)
     kept = []
     with warnings.catch_warnings():
@@ -55,7 +64,7 @@ def random_book(schema: Schema, atoms: tuple[str, ...], number: int, seed: int, 
                 assert "nothing can satisfy" in str(error)
                 continue
             kept.append(text)
-        return bind(CLAUSES + "\n".join(kept), schema, **options)
+    return kept
 
 
 def table(rows):
@@ -71,19 +80,27 @@ def exclusive():
     return book, rows, encode(book, table(rows))
 
 
-def test_exact_truth_is_a_sum_over_the_worlds_that_satisfy_a_rule(exclusive) -> None:
+@pytest.fixture(scope="module")
+def by_world(exclusive) -> np.ndarray:
+    """What each rule says of each row in each of nine worlds, ``[rows, rules, 3, 3]``: a class and
+    what the view shows."""
+    book, rows, _ = exclusive
+    values = np.zeros((len(rows), len(book), 3, 3), object)
+    for (b, row), (r, rule) in itertools.product(enumerate(rows), enumerate(book.rules)):
+        for (k, kind), (j, shown) in itertools.product(enumerate(CLASSES), repeat=2):
+            world = {"target": "kind", None: kind, "v": shown}
+            values[b, r, k, j] = holds(rule.formula, row, world, book.info.definitions)
+    return values
+
+
+def test_exact_truth_is_a_sum_over_the_worlds_that_satisfy_a_rule(exclusive, by_world) -> None:
     book, rows, columns = exclusive
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(3), len(rows))
     view = 2 * rng.standard_normal((len(rows), 3))
     v = small_books.softmax(view)
-    want = np.zeros((len(rows), len(book)))
-    for b, row in enumerate(rows):
-        for k, j in itertools.product(range(3), range(3)):
-            world = {"target": "kind", None: CLASSES[k], "v": CLASSES[j]}
-            for r, rule in enumerate(book.rules):
-                if holds(rule.formula, row, world, book.info.definitions) is False:
-                    want[b, r] += p[b, k] * v[b, j]
+    violated = (by_world == False).astype(float)  # noqa: E712
+    want = np.einsum("brkj,bk,bj->br", violated, p, v)
     views = {"v": jnp.asarray(view)}
     got = jax.jit(violation)(book, columns, jnp.asarray(p), views=views)
     np.testing.assert_allclose(got, want, atol=1e-6)
@@ -94,13 +111,9 @@ def test_exact_truth_is_a_sum_over_the_worlds_that_satisfy_a_rule(exclusive) -> 
     np.testing.assert_allclose((by_class * p).sum(1), want.sum(1), rtol=1e-5)
 
 
-def test_a_rule_fires_where_some_class_would_violate_it(exclusive) -> None:
+def test_a_rule_fires_where_some_class_would_violate_it(exclusive, by_world) -> None:
     book, rows, columns = exclusive
-    values = np.zeros((len(rows), len(book), 9), object)
-    for (b, row), (r, rule) in itertools.product(enumerate(rows), enumerate(book.rules)):
-        for i, (k, j) in enumerate(itertools.product(CLASSES, CLASSES)):
-            world = {"target": "kind", None: k, "v": j}
-            values[b, r, i] = holds(rule.formula, row, world, book.info.definitions)
+    values = by_world.reshape(len(rows), len(book), 9)
     fired = np.asarray(jax.jit(fires)(book, columns))
     np.testing.assert_array_equal(fired, (values == False).any(-1))  # noqa: E712
     # With unknown atoms taken for possible, it fires wherever it is not certainly satisfied; less
@@ -113,26 +126,33 @@ def test_a_rule_fires_where_some_class_would_violate_it(exclusive) -> None:
     assert not silent[complete].any() and silent[~complete].any()
 
 
+CORNERS = list(itertools.product((False, True), repeat=6))
+CORNER_ROWS = random_rows(random.Random(3), len(CORNERS))
+
+
+@functools.cache
+def violated_at_corners(rules: tuple, definitions: tuple) -> np.ndarray:
+    """Which rules the labels and what the view shows violate, ``[corners, rules]``."""
+    names = [(view, name) for view in (None, "v") for name in CLASSES]
+    worlds = [dict(zip(names, corner, strict=True)) for corner in CORNERS]
+    return np.array(
+        [
+            [holds(rule.formula, row, world, definitions) is False for rule in rules]
+            for row, world in zip(CORNER_ROWS, worlds, strict=True)
+        ]
+    )
+
+
 @pytest.mark.parametrize("logic", ["product", "lukasiewicz", "godel", "sigmoidal"])
 def test_every_logic_is_boolean_at_the_corners(logic: str) -> None:
     atoms = ("a", "b", "c", "not a", "view(v).b", "a == view(v).a")
     book = random_book(LABELS, atoms, 40, seed=2, logic=logic)
-    corners = list(itertools.product((False, True), repeat=6))
-    rows = random_rows(random.Random(3), len(corners))
-    columns = encode(book, table(rows))
-    names = [(view, name) for view in (None, "v") for name in CLASSES]
-    want = [
-        [
-            holds(rule.formula, row, dict(zip(names, corner, strict=True)), book.info.definitions)
-            is False
-            for rule in book.rules
-        ]
-        for row, corner in zip(rows, corners, strict=True)
-    ]
-    p = np.asarray(corners, np.float32)
+    columns = encode(book, table(CORNER_ROWS))
+    want = violated_at_corners(book.rules, book.info.definitions)
+    p = np.asarray(CORNERS, np.float32)
     view = np.where(p[:, 3:] > 0, np.inf, -np.inf).astype(np.float32)
     got = violation(book, columns, p[:, :3], views={"v": view})
-    np.testing.assert_allclose(got, np.asarray(want, float), atol=1e-6)
+    np.testing.assert_allclose(got, want.astype(float), atol=1e-6)
 
 
 A, B = np.meshgrid(np.linspace(0, 1, 5), np.linspace(0, 1, 5))
