@@ -311,7 +311,7 @@ def test_numpy_numbers_and_lists_of_classes_are_taken():
         mlp([True], 3)
 
 
-@pytest.mark.parametrize("model", [models.convnet([2], 3), models.mlp([2], 3)])
+@pytest.mark.parametrize("model", [convnet([2], 3), mlp([2], 3)])
 def test_params_are_float64_where_floats_are(model):
     inputs = np.ones((1, 4, 4, 1))
     with jax.enable_x64(True):

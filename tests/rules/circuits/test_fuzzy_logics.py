@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from distill_jax.rules import Column, Logic, Schema, bind, log_truth, truth, violation
+from distill_jax.rules.circuits.fuzzy_logics import LOGICS
 from distill_jax.rules.logic import evaluation
 from tests import laws
-from tests.rules.random_circuits import JOINS, LOGICS, einstein
+from tests.rules.random_circuits import JOINS, einstein
+from tests.rules.random_circuits import LOGICS as WITH_EINSTEIN
 
 TEXT = "x > 0 and a => b\nexactly_one(a, b, c)\nnot (a and b and c)"
 SCHEMA = Schema((Column("x"),), ("a", "b", "c"), exclusive=False)
@@ -105,7 +107,7 @@ def test_gradients_are_those_of_plain_formulas() -> None:
     rng = np.random.default_rng(3)
     parts = rng.uniform(0.05, 0.95, (3, 200))  # on both sides of Lukasiewicz's kink
     for logic, joins in JOINS.items():
-        algebra = LOGICS[logic].algebra
+        algebra = WITH_EINSTEIN[logic].algebra
         for own, join in zip((algebra.conjunction, algebra.disjunction), joins, strict=True):
             got = jax.jit(jax.grad(lambda x, own=own: own(list(x)).sum()))(np.float32(parts))
             for i in range(3):
