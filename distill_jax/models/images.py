@@ -151,19 +151,7 @@ class _ConvLayer(nnx.Module):
             param_dtype=_default_dtype(),
             rngs=rngs,
         )
-        # The fast variance, a difference of two means, loses digits where the mean is large.
-        self.norm = (
-            nnx.BatchNorm(
-                after,
-                momentum=0.9,
-                epsilon=1e-5,
-                use_fast_variance=False,
-                param_dtype=_default_dtype(),
-                rngs=rngs,
-            )
-            if batch_norm
-            else None
-        )
+        self.norm = _batch_norm(after, rngs) if batch_norm else None
         self.activation = activation
 
     def __call__(
@@ -246,6 +234,20 @@ def _head(features: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(
         features, num_classes, kernel_init=_LECUN_NORMAL, param_dtype=dtype, rngs=rngs
     )
+
+
+def _batch_norm(channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    norm = nnx.BatchNorm(
+        channels,
+        momentum=0.9,
+        epsilon=1e-5,
+        use_fast_variance=False,  # a difference of two means, without digits where they are large
+        param_dtype=_default_dtype(),
+        rngs=rngs,
+    )
+    for statistic in (norm.mean, norm.var):  # Flax makes them float32 whatever param_dtype says
+        statistic.set_value(statistic.get_value().astype(_default_dtype()))
+    return norm
 
 
 def _default_dtype() -> Any:
