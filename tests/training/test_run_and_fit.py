@@ -405,7 +405,9 @@ class TestMessages:
             fit(STUDENT, LABELS, ADAM, [], key=KEY, steps=1)
         with pytest.raises(ValueError, match="steps must be 1 or more"):
             fit(STUDENT, LABELS, ADAM, DATA, key=KEY, steps=0, batch_size=4)
-        with pytest.raises(ValueError, match="evaluate_every must be 1 or more, and go with"):
+        with pytest.raises(
+            ValueError, match="evaluate_every is 5, and there is nothing to evaluate"
+        ):
             fit(STUDENT, LABELS, ADAM, DATA, **SMALL, evaluate_every=5)
         with pytest.raises(ValueError, match="average_decay must lie in"):
             fit(STUDENT, LABELS, ADAM, DATA, **SMALL, average_decay=1.5)
