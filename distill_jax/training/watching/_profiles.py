@@ -11,6 +11,7 @@ import pathlib
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -36,9 +37,13 @@ def profiled(call: Callable[[], Any], program: str) -> tuple[Any, float, dict[st
     names = parts_of(program)
     module = re.match(r"HloModule ([\w.\-]+)", program)
     spans: dict[Any, list[Span]] = {}
-    for profile in profiles:
-        for device, span in _spans(profile, names, module.group(1) if module else ""):
-            spans.setdefault(device, []).append(span)
+    with warnings.catch_warnings():
+        # JAX makes a type when events are first read; Python 3.12 warns of it, and if warnings are
+        # errors, the process aborts.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for profile in profiles:
+            for device, span in _spans(profile, names, module.group(1) if module else ""):
+                spans.setdefault(device, []).append(span)
     if not any(span.part for of in spans.values() for span in of):
         return result, whole, {}
     nanoseconds = shared(spans[min(spans)])

@@ -8,6 +8,9 @@ import pytest
 
 from distill_jax.training.watching._tracing import tracing
 
+# JAX makes the type of an event's statistics when they are first read, and Python 3.12 warns of it.
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")
+
 
 @jax.jit
 def double(x):
