@@ -57,6 +57,10 @@ class Formula(Tree):
     """An expression that is true or false for each example."""
 
 
+class Connective(Formula):
+    """A formula made of formulas; every other formula is an atom."""
+
+
 @dataclass_transform(frozen_default=True)
 def _node(cls: type[T]) -> type[T]:
     """A frozen dataclass that compares by content and keeps the ``__str__`` above."""
@@ -239,7 +243,7 @@ class Matches(Formula):
 
 
 @_node
-class Not(Formula):
+class Not(Connective):
     """``not part``."""
 
     part: Formula
@@ -249,7 +253,7 @@ class Not(Formula):
 
 
 @_node
-class And(Formula):
+class And(Connective):
     """All of two or more parts hold."""
 
     parts: tuple[Formula, ...]
@@ -259,7 +263,7 @@ class And(Formula):
 
 
 @_node
-class Or(Formula):
+class Or(Connective):
     """At least one of two or more parts holds."""
 
     parts: tuple[Formula, ...]
@@ -269,7 +273,7 @@ class Or(Formula):
 
 
 @_node
-class Implies(Formula):
+class Implies(Connective):
     """``body => head``: violated where the body holds and the head does not."""
 
     body: Formula
@@ -281,7 +285,7 @@ class Implies(Formula):
 
 
 @_node
-class Iff(Formula):
+class Iff(Connective):
     """``left <=> right``: both hold, or neither does."""
 
     left: Formula
@@ -292,7 +296,7 @@ class Iff(Formula):
 
 
 @_node
-class Count(Formula):
+class Count(Connective):
     """``exactly_one(a, b)``, ``at_most(2, a, b, c)``, ``at_least(2, …)``, ``all_of``, ``any_of``.
 
     ``number`` is None for the kinds that take none.
@@ -471,3 +475,11 @@ def trees(x: Any) -> Iterator[Tree]:
         for value in vars(x).values():
             for part in value if isinstance(value, tuple) else (value,):
                 yield from trees(part)
+
+
+def operands(x: Connective) -> Iterator[Formula]:
+    """The formulas that a connective joins, in their order."""
+    for value in vars(x).values():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Formula):
+                yield part

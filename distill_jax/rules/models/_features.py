@@ -143,11 +143,8 @@ def atoms_in(
     def walk(x: Any, positive: bool) -> Iterator[tuple[f.Formula, bool]]:
         if isinstance(x, f.Not):
             yield from walk(x.part, not positive)
-        elif isinstance(x, f.And | f.Or | f.Count):
-            for part in x.parts:
-                yield from walk(part, positive)
-        elif isinstance(x, f.Implies | f.Iff):
-            for part in vars(x).values():
+        elif isinstance(x, f.Connective):
+            for part in f.operands(x):
                 yield from walk(part, positive)
         elif isinstance(x, f.Name) and x.name in clauses and x.name not in classes:
             if (x.name, positive) in entered:

@@ -282,7 +282,7 @@ def _conjunction(
     if isinstance(x, f.And if positive else f.Or):
         parts = [_conjunction(part, positive, clauses) for part in x.parts]
         return None if None in parts else [pair for part in parts for pair in part or ()]
-    if isinstance(x, f.And | f.Or | f.Implies | f.Iff | f.Count):
+    if isinstance(x, f.Connective):
         return None
     if isinstance(x, f.Name) and x.name in clauses:
         own = clauses[x.name]
