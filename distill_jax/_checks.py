@@ -95,13 +95,27 @@ def classes_axis(**arrays: Any) -> None:
             )
 
 
+def number(**values: Any) -> None:
+    """Numbers, or arrays of them."""
+    for name, value in values.items():
+        try:
+            dtype = _dtype(value)
+        except (TypeError, ValueError):
+            dtype = np.dtype(object)
+        if not jnp.issubdtype(dtype, jnp.number):
+            got = repr(value) if isinstance(value, str) else type(value).__name__
+            raise TypeError(f"{name} must be a number, got {got}")
+
+
 def scalar(**values: Any) -> None:
+    number(**values)
     for name, value in values.items():
         if np.ndim(value) != 0:
             raise ValueError(f"{name} must be a scalar, got shape {np.shape(value)}")
 
 
 def positive(**values: Any) -> None:
+    number(**values)
     for name, value in values.items():
         x = known(value)
         if x is not None and not (np.isfinite(x).all() and (x > 0).all()):
@@ -109,6 +123,7 @@ def positive(**values: Any) -> None:
 
 
 def at_least(low: float, **values: Any) -> None:
+    number(**values)
     for name, value in values.items():
         x = known(value)
         if x is not None and not (np.isfinite(x).all() and (x >= low).all()):
@@ -116,6 +131,7 @@ def at_least(low: float, **values: Any) -> None:
 
 
 def between(low: float, high: float, **values: Any) -> None:
+    number(**values)
     for name, value in values.items():
         x = known(value)
         if x is not None and not ((x >= low).all() and (x <= high).all()):
@@ -123,6 +139,7 @@ def between(low: float, high: float, **values: Any) -> None:
 
 
 def finite(**values: Any) -> None:
+    number(**values)
     for name, value in values.items():
         x = known(value)
         if x is not None and not np.isfinite(x).all():
@@ -166,21 +183,21 @@ def class_order(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None, wh
     raise ValueError(f"{who} has the classes {list(theirs)}, the student {list(ours)}")
 
 
-def compute_dtype(dtype: Any) -> np.dtype:
+def compute_dtype(dtype: Any, name: str = "dtype") -> np.dtype:
     """A dtype that a forward pass may compute in."""
     try:
         found = None if dtype is None else jnp.dtype(dtype)  # NumPy reads None as float64
     except TypeError:
         found = None
     if found is None or not jnp.issubdtype(found, jnp.floating):
-        raise TypeError(f"dtype must be a floating dtype such as jnp.bfloat16, got {dtype!r}")
+        raise TypeError(f"{name} must be a floating dtype such as jnp.bfloat16, got {dtype!r}")
     if found not in (jnp.bfloat16, jnp.float32, jnp.float64):
         raise ValueError(
-            f"dtype must be bfloat16, float32 or float64, got {found}: its range is too small for "
+            f"{name} must be bfloat16, float32 or float64, got {found}: its range is too small for "
             "gradients without loss scaling; use jnp.bfloat16, which needs none"
         )
     if jax.dtypes.canonicalize_dtype(found) != found:
-        raise ValueError(f"dtype {found} needs jax.config.update('jax_enable_x64', True)")
+        raise ValueError(f"{name} {found} needs jax.config.update('jax_enable_x64', True)")
     return found
 
 
