@@ -16,7 +16,6 @@ import pathlib
 import re
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -25,9 +24,6 @@ import numpy as np
 
 LEFTOVERS = "*.orbax-checkpoint-tmp*"
 """The folders of saves that were interrupted."""
-
-_STARTING = threading.Lock()
-"""Orbax numbers its saves for the whole process: those of two managers must not start at once."""
 
 LONGEST = 1000  # characters of a path that Orbax gets, which it lengthens by its own folders
 
@@ -111,7 +107,8 @@ def manager(
             best_fn=best_fn,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=asynchronous,
-            # Otherwise threads of one save wait for each other by its number in the process.
+            # Otherwise the threads of a save wait for each other by a number that is global in the
+            # process: two runs in two threads would take each other's.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         ),
     )
@@ -131,8 +128,7 @@ def save(
     import orbax.checkpoint as ocp
 
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave(about))
-    with _STARTING:
-        manager.save(step, args=args, metrics=metrics, force=True)
+    manager.save(step, args=args, metrics=metrics, force=True)
 
 
 def read_about(manager: Any, step: int) -> dict[str, Any]:
