@@ -1,27 +1,34 @@
 """Fingerprints of arrays and of traced programs: short values that two processes can compare.
 
-Equal arrays have equal fingerprints, on any device and in any process; arrays that differ have
-different ones, but for a negligible probability.
+Whether two things are the same is decided by :func:`digest`, a cryptographic hash of all their
+bytes, computed on the host. :func:`checksum` is for damage: cheaper, on the devices where the
+arrays lie, and good against everything but intent.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import math
+import os
 import re
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.extend import core
 from jaxtyping import Array, UInt32
 
 from distill_jax._programs import inner_jaxprs
 
-LARGE = 2**28
-"""Bytes above which only a sample of a column's rows is part of its fingerprint."""
+CHUNK = 2**24
+"""Bytes that are hashed at a time; part of the definition of a digest."""
+
+GATHERED = 2**28
+"""Bytes of an array over several processes that one of them holds at a time."""
 
 
 def is_key(x: Any) -> bool:
@@ -30,50 +37,47 @@ def is_key(x: Any) -> bool:
 
 
 @jax.jit
-def checksum(x: Array) -> UInt32[Array, ""]:
-    """The sum of an array's bits, each number times an odd factor of its own, modulo 2³².
+def checksum(x: Array) -> UInt32[Array, 2]:
+    """64 bits that change with an array's bits: sums of each number mixed with its position.
 
-    Integers wrap around exactly, so the sum does not depend on how the array lies on devices. A
-    change of a single number always changes it.
+    Integers wrap around exactly, so the sums do not depend on how the array lies on devices. The
+    mixing is one-to-one and not linear: a change of a single number always changes the sums, and
+    another sign or factor does not cancel.
     """
     bits = _bits(x)
     position = jnp.zeros(bits.shape, jnp.uint32)
     for axis in range(bits.ndim):
         stride = math.prod(bits.shape[axis + 1 :]) % 2**32
         position += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * np.uint32(stride)
-    return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+    sums = [
+        jnp.sum(_mixed(bits ^ _mixed(position + np.uint32(start))), dtype=jnp.uint32)
+        for start in (0x9E3779B9, 0x7F4A7C15)
+    ]
+    return jnp.stack(sums)
 
 
-def tree_checksum(tree: Any) -> int:
-    """One number for all arrays of a tree, in their order, computed where they lie."""
-    sums = jax.device_get([checksum(jnp.asarray(x)) for x in jax.tree.leaves(tree)])
-    return sum(int(x) * (2 * i + 1) for i, x in enumerate(sums)) % 2**32
+def digest(tree: Any) -> str:
+    """A SHA-256 of the paths, dtypes, shapes and bytes of a tree's arrays, computed on the host.
 
-
-def digest(tree: Any, *, size: int = 16) -> str:
-    """A hash of the paths, dtypes, shapes and values of a tree's arrays, computed on the host.
-
-    Other static parts of the tree's structure do not enter it.
+    It does not depend on devices or sharding. Other static parts of the tree's structure do not
+    enter it. If an array lies on several processes, all of them must call this.
     """
-    found = hashlib.blake2b(digest_size=size)
+    found = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        generator = ""
         if isinstance(leaf, jax.Array) and is_key(leaf):
-            leaf = jax.random.key_data(leaf)
-        x = np.ascontiguousarray(leaf)  # which gives a scalar an axis
-        found.update(f"{jax.tree_util.keystr(path)} {np.shape(leaf)} {x.dtype}".encode())
-        found.update(x.reshape(-1).view(np.uint8).data)
+            generator, leaf = f" {jax.random.key_impl(leaf)}", jax.random.key_data(leaf)
+        x = leaf if hasattr(leaf, "shape") and hasattr(leaf, "dtype") else np.asarray(leaf)
+        head = f"{jax.tree_util.keystr(path)} {x.shape} {x.dtype}{generator}"
+        found.update(f"{len(head)} {head}".encode())
+        for part in _hashes(x):
+            found.update(part)
     return found.hexdigest()
 
 
-def rows_and_checksum(columns: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
-    """Number of rows and a checksum per column; of columns beyond ``LARGE``, of sampled rows."""
-    found = {}
-    for name, column in columns.items():
-        rows = column
-        if column.nbytes > LARGE:
-            rows = column[np.linspace(0, len(column) - 1, 1000).astype(int)]
-        found[name] = [len(column), zlib.crc32(np.ascontiguousarray(rows).view(np.uint8).data)]
-    return found
+def rows_and_digest(columns: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+    """Number of rows and a digest per column."""
+    return {name: [len(column), digest(column)] for name, column in columns.items()}
 
 
 def key_words(key: Array) -> dict[str, Any]:
@@ -111,12 +115,17 @@ def program(closed: Any) -> str:
     text = re.sub(r" at 0x[0-9a-f]+", "", str(closed))
     # The order of a set of strings differs between processes.
     text = re.sub(r"\{([^{}:=]*)\}", lambda m: f"{{{', '.join(sorted(m[1].split(', ')))}}}", text)
-    hashed = hashlib.sha256(text.encode())
-    # The text does not show the values of constants, here or in the jaxprs inside.
-    constants = (x for inner in inner_jaxprs(closed) for x in getattr(inner, "consts", ()))
-    for constant in map(jnp.asarray, constants):
-        hashed.update(f"{constant.dtype}{constant.shape}{int(checksum(constant))}".encode())
-    return hashed.hexdigest()[:16]
+    return hashlib.sha256(f"{text} {digest(list(constants(closed)))}".encode()).hexdigest()[:32]
+
+
+def constants(program: Any) -> Iterator[Any]:
+    """The arrays in a jaxpr and in those inside it, whose values its text does not show."""
+    for jaxpr in inner_jaxprs(program):
+        yield from getattr(jaxpr, "consts", ())
+        for equation in jaxpr.eqns:
+            yield from (x.val for x in equation.invars if isinstance(x, core.Literal))
+            parts = jax.tree.leaves(list(equation.params.values()))
+            yield from (x for x in parts if isinstance(x, np.ndarray | jax.Array))
 
 
 def lowered_program(lowered: Any, platform: str) -> dict[str, str]:
@@ -140,3 +149,44 @@ def _bits(x: Array) -> Array:
     information = jnp.finfo if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo
     width = min(information(x.dtype).bits, 32)
     return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{width}")).astype(jnp.uint32)
+
+
+def _mixed(x: Array) -> Array:
+    """The final mixing of MurmurHash3: one-to-one, and every bit depends on every other."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _hashes(x: Any) -> Iterator[bytes]:
+    """A hash of every few rows of an array: several cores share the work."""
+    size = max(1, x.dtype.itemsize * math.prod(x.shape[1:]))
+    rows = max(1, CHUNK // size)
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for part in _parts(x, rows * max(1, GATHERED // (rows * size))):
+            blocks = [part[at : at + rows] for at in range(0, len(part), rows)]
+            yield from pool.map(_hash, blocks) if len(blocks) > 1 else map(_hash, blocks)
+
+
+def _hash(x: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data).digest()
+
+
+def _parts(x: Any, rows: int) -> Iterator[np.ndarray]:
+    """An array on the host: at once, or ``rows`` of it at a time if it is spread over processes."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        yield np.atleast_1d(_on_host(x))
+        return
+    for at in range(0, len(x), rows):
+        yield np.asarray(multihost_utils.process_allgather(x[at : at + rows], tiled=True))
+
+
+def _on_host(x: Any) -> np.ndarray:
+    if not isinstance(x, jax.Array):
+        return np.asarray(x)
+    if not x.is_fully_addressable:  # each process has it whole
+        x = x.addressable_data(0)
+    if next(iter(x.devices())).platform != "cpu":
+        # An array keeps the host's copy of it: this one goes with it.
+        x = jax.device_put(x, x.sharding, may_alias=False)
+    return np.asarray(x)

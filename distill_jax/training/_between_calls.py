@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from distill_jax.training.checkpoints.saving import Saver
-from distill_jax.training.devices._preemption import EXIT_CODE
+from distill_jax.training.checkpoints.saving import CheckpointError, Saver
+from distill_jax.training.devices._preemption import Stopping
 from distill_jax.training.step import TrainState
 from distill_jax.training.watching._progress import Progress
-from distill_jax.training.watching.history import History
+from distill_jax.training.watching.history import History, NonFiniteLoss
 
 
 @dataclasses.dataclass
@@ -28,6 +29,7 @@ class BetweenCalls:
       save_evaluated: Whether every evaluated state is saved.
       stop: Whether to stop at a step, which counts from the first run's start.
       done: Steps taken.
+      last: The state after them and the position in the data, once this run has taken any.
     """
 
     first: int
@@ -39,9 +41,10 @@ class BetweenCalls:
     callbacks: Sequence[Callable[[TrainState, Mapping[str, np.ndarray]], None]]
     saver: Saver | None
     save_evaluated: bool
-    stop: Callable[[int], bool]
+    stop: Stopping
     done: int = 0
     evaluated: int = -1
+    last: tuple[TrainState, Any] | None = None
 
     @property
     def step(self) -> int:
@@ -60,13 +63,15 @@ class BetweenCalls:
 
         Raises:
           NonFiniteLoss, CheckpointError: as ``fit``.
-          SystemExit: once the state is saved, if the process was asked to end.
+          SystemExit, KeyboardInterrupt: once the state is saved, if the process was asked to end.
         """
-        before, self.done = self.done, self.done + count
+        before, self.done, self.last = self.done, self.done + count, (state, position)
         self.history.add(metrics)
         self.bar.update(self.done, self.history.latest)
         for callback in self.callbacks:
-            callback(state, self.history.settle())
+            metrics = self.history.settle()
+            with self.stop.at_once():
+                callback(state, metrics)
         every, last = self.evaluate_every, self.done == self.steps
         due = every is not None and self.done // every > before // every
         values = self._evaluated(state) if due or last else None
@@ -78,7 +83,7 @@ class BetweenCalls:
             self._save(state, position, values)
         if stopped:
             self.saver.wait()
-            raise SystemExit(EXIT_CODE)
+            raise self.stop.error()
 
     def end(self, state: TrainState, position: Any) -> None:
         """After the last call; if the data ended early, evaluates and saves the last state."""
@@ -88,11 +93,41 @@ class BetweenCalls:
             values = None if self.evaluated == self.done else self._evaluated(state)
             self._save(state, position, values)
 
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Inside it, an error of data, callbacks or ``evaluate`` waits for a save of what is done.
+
+        So does Ctrl-C. Several processes cannot save if only one of them fails.
+        """
+        try:
+            yield
+        except BaseException as error:
+            failed = isinstance(error, NonFiniteLoss | CheckpointError)
+            if self.last and self.saver and not failed and jax.process_count() == 1:
+                self._save_after(error, *self.last)
+            raise
+
+    def _save_after(self, error: BaseException, state: TrainState, position: Any) -> None:
+        if any(x.is_deleted() for x in jax.tree.leaves(state)):  # half way into the next one
+            return
+        try:
+            self._save(state, position, None)
+            assert self.saver is not None
+            self.saver.wait()
+        except Exception as second:
+            error.add_note(f"The state after step {self.step} could not be saved: {second}")
+        else:
+            error.add_note(
+                f"The state after step {self.step} is saved: the same call resumes from there."
+            )
+
     def _evaluated(self, state: TrainState) -> dict[str, float] | None:
         if self.evaluate is None:
             return None
         self.history.settle()
-        values, self.evaluated = _numbers(self.evaluate(state)), self.done
+        with self.stop.at_once():
+            values = _numbers(self.evaluate(state))
+        self.evaluated = self.done
         self.history.evaluated(self.step, values)
         return values
 

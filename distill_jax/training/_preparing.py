@@ -215,7 +215,7 @@ class Prepared:
             programs=self._hashes(),
             key=key,
             decay=decay,
-            data=_fingerprints.rows_and_checksum(columns) if self.source.in_memory else None,
+            data=_fingerprints.rows_and_digest(columns) if self.source.in_memory else None,
             initial=_fingerprint_of_state(self.initial),
             **settings,
         )
@@ -367,9 +367,6 @@ def _decay(average_decay: Any) -> Array | None:
     return jnp.asarray(average_decay, jnp.float32)
 
 
-def _fingerprint_of_state(state: TrainState | None) -> list[int] | None:
-    """The step of a state and the checksums of its arrays."""
-    if state is None:
-        return None
-    sums = jax.device_get([_fingerprints.checksum(x) for x in jax.tree.leaves(state)])
-    return [int(state.step), *(int(x) for x in sums)]
+def _fingerprint_of_state(state: TrainState | None) -> list[Any] | None:
+    """The step of a state and a hash of its arrays."""
+    return None if state is None else [int(state.step), _fingerprints.digest(state)]

@@ -27,7 +27,7 @@ from distill_jax.training._between_calls import BetweenCalls
 from distill_jax.training._preparing import Prepared
 from distill_jax.training.checkpoints import Checkpoints
 from distill_jax.training.devices import Layout, _hosts
-from distill_jax.training.devices._preemption import stopping
+from distill_jax.training.devices._preemption import Stopping, stopping
 from distill_jax.training.step import TrainState
 from distill_jax.training.step._compiled import steps_of
 from distill_jax.training.step._forward import Augment
@@ -73,7 +73,9 @@ def fit(
     that the host never waits for the device.
 
     With ``checkpoints``, the same call again resumes where the last one was interrupted, bit for
-    bit on the same devices. On SIGTERM the state is saved and ``SystemExit`` raised, with code 143.
+    bit on the same devices. On SIGTERM the state is saved and ``SystemExit`` raised, with code 143;
+    after Ctrl-C, or an error of the data, a callback or ``evaluate``, it is saved as well before
+    that error is raised. (Several processes save on SIGTERM only.)
 
     With several processes (``jax.distributed``), all make the same call, with one ``layout`` over
     the devices of all. Arrays in memory are the same in all of them; a stream gives each process
@@ -160,10 +162,13 @@ def fit(
             _hosts.agree(configuration=configuration, steps=steps, rows=ready.rows)
             stack.enter_context(_hosts.together())
 
+        # Around the folder, whose closing waits for the last save.
+        stop = stack.enter_context(stopping(checkpoints is not None))
         saver = (
             None if checkpoints is None else stack.enter_context(checkpoints.open(configuration))
         )
-        found = None if saver is None else saver.restore(ready.expected)
+        with stop.at_once():
+            found = None if saver is None else saver.restore(ready.expected)
         state, position = (ready.start(), None) if found is None else found
         done = int(state.step) - ready.steps_before
         if done > steps:
@@ -179,7 +184,6 @@ def fit(
         tracer = stack.enter_context(tracing(trace))
         shown = progress and jax.process_index() == 0
         bar = stack.enter_context(Progress(steps, shown=shown))
-        stop = stack.enter_context(stopping(saver is not None))
         watch = BetweenCalls(
             first=ready.steps_before,
             steps=steps,
@@ -195,13 +199,14 @@ def fit(
         watch.begin(done, state)
         call = functools.partial(steps_of, ready.recipe, unroll, layout)
         rest = ready.objective, ready.teachers, ready.decay
-        for group, position in _groups(batches, steps_per_call):
-            state, metrics = tracer.call(watch.step, call, state, group, *rest)
-            watch.after_call(len(group), state, metrics, position)
-        if watch.done < steps:
-            watch.history.settle()  # a loss that is not finite comes first
-            warnings.warn(f"data ended after {watch.done} of {steps} steps", stacklevel=2)
-        watch.end(state, position)
+        with watch.saving():
+            for group, position in _groups(_waited_for(batches, stop), steps_per_call):
+                state, metrics = tracer.call(watch.step, call, state, group, *rest)
+                watch.after_call(len(group), state, metrics, position)
+            if watch.done < steps:
+                watch.history.settle()  # a loss that is not finite comes first
+                warnings.warn(f"data ended after {watch.done} of {steps} steps", stacklevel=2)
+            watch.end(state, position)
     return state, watch.history.arrays()
 
 
@@ -282,6 +287,16 @@ def _filled(
                 f"{rows}: with a layout or microbatches none may have more"
             )
         yield (pad(batch, rows) if fill and length < rows else batch), position
+
+
+def _waited_for(pairs: Iterator[tuple[Batch, Any]], stop: Stopping) -> Iterator[tuple[Batch, Any]]:
+    """The batches; a signal to end is acted on while the next one is waited for."""
+    while True:
+        with stop.at_once():
+            pair = next(pairs, None)
+        if pair is None:
+            return
+        yield pair
 
 
 def _groups(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import signal
+import threading
 import time
 
 import chex
@@ -28,6 +31,8 @@ from distill_jax.training import (
     json_lines,
     run,
 )
+from distill_jax.training.checkpoints.saving import Saver
+from distill_jax.training.devices import _preemption
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(40, 5)).astype(np.float32)
@@ -50,6 +55,10 @@ def same(a, b):
 
 def stream(**options):
     return data.batches(DATA, key=jax.random.key(1), batch_size=8, **options)
+
+
+def skipping(start):
+    return stream(start=start)
 
 
 def test_runs_of_several_keys_may_share_their_batches():
@@ -182,25 +191,126 @@ def positive(student_logits):
     return (student_logits**2).sum(-1)
 
 
-def test_sigterm_saves_and_leaves(tmp_path):
-    checkpoints = Checkpoints(tmp_path, every=100)
-    before = signal.getsignal(signal.SIGTERM)
+def interrupt(number):
+    os.kill(os.getpid(), number)
+
+
+def ending(how, error=None, *, at=3):
+    """A stream in which something happens before a batch is there, and what it is to raise."""
+    hung = threading.Event()
 
     def batches(start):
         for i, batch in enumerate(stream(start=start), start=start):
-            if i == 3 and not start:
-                os.kill(os.getpid(), signal.SIGTERM)
+            if i == at and not start:
+                if how == "error":
+                    raise RuntimeError("out of luck")
+                if how.startswith("hang"):
+                    threading.Timer(0.3, interrupt, [signal.SIGTERM]).start()
+                    assert hung.wait(30) and how == "hang in a thread"
+                else:
+                    interrupt(signal.SIGINT if how == "ctrl-c" else signal.SIGTERM)
             yield batch
 
-    how = {**HOW, "steps": 8, "checkpoints": checkpoints, "prefetch": 0}
-    with pytest.raises(SystemExit) as left:
-        fit(STUDENT, OBJECTIVE, ADAM, batches, **how)
+    return batches, hung
+
+
+WHOLE = functools.cache(lambda: fit(STUDENT, OBJECTIVE, ADAM, stream(), **HOW, steps=8)[0])
+
+
+@pytest.mark.parametrize(
+    "how, error",
+    [
+        ("sigterm", SystemExit),
+        ("hang", SystemExit),
+        ("hang in a thread", SystemExit),
+        ("ctrl-c", KeyboardInterrupt),
+        ("error", RuntimeError),
+    ],
+)
+def test_an_end_while_data_are_waited_for_saves_first(tmp_path, how, error):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    batches, hung = ending(how)
+    ahead = 2 if how == "hang in a thread" else 0
+    options = {**HOW, "steps": 8, "checkpoints": Checkpoints(tmp_path, every=100)}
+    with pytest.raises(error) as left:
+        fit(STUDENT, OBJECTIVE, ADAM, batches, **options, prefetch=ahead)
+    hung.set()
+    assert "state after step 2 is saved" in left.value.__notes__[-1]
+    assert error is not SystemExit or left.value.code == 143
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    resumed, history = fit(STUDENT, OBJECTIVE, ADAM, batches, **options)
+    assert len(history["loss"]) == 6
+    same(resumed, WHOLE())
+
+
+@pytest.mark.parametrize("where", ["evaluate", "callback", "log"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, None])
+def test_an_end_in_the_code_of_others_saves_first(tmp_path, where, number):
+    def ends(*_):
+        if number is None:
+            raise RuntimeError("out of luck")
+        interrupt(number)
+        return {"a": 1.0}
+
+    places = {
+        "evaluate": {"evaluate": ends, "evaluate_every": 4},
+        "callback": {"callbacks": [lambda state, _: ends() if int(state.step) == 4 else None]},
+        "log": {"log": lambda step, _: ends() if step == 3 else None},
+    }
+    options = {**HOW, "steps": 8, "checkpoints": Checkpoints(tmp_path, every=100)}
+    errors = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt, None: RuntimeError}
+    with pytest.raises(errors[number]):
+        fit(STUDENT, OBJECTIVE, ADAM, skipping, **options, **places[where])
+    resumed, history = fit(STUDENT, OBJECTIVE, ADAM, skipping, **options)
+    assert len(history["loss"]) in ((4, 2) if where == "log" else (4,))
+    same(resumed, WHOLE())
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_sigterm_during_the_last_save_is_not_swallowed(tmp_path, monkeypatch, asynchronous):
+    real = Saver.wait if asynchronous else Saver.save
+
+    def save(self, *args, **kwargs):
+        if self._saving == 4 if asynchronous else args[0] == 4:
+            interrupt(signal.SIGTERM)
+        return real(self, *args, **kwargs)
+
+    options = {**HOW, "steps": 4}
+    options["checkpoints"] = Checkpoints(tmp_path, every=100, asynchronous=asynchronous)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(Saver, "wait" if asynchronous else "save", save)
+        fit(STUDENT, OBJECTIVE, ADAM, skipping, **options)
     assert left.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
-    resumed, history = fit(STUDENT, OBJECTIVE, ADAM, batches, **how)
-    assert len(history["loss"]) == 4
-    whole, _ = fit(STUDENT, OBJECTIVE, ADAM, stream(), **HOW, steps=8)
-    same(resumed, whole)
+    assert (tmp_path / "4").is_dir()
+    _, history = fit(STUDENT, OBJECTIVE, ADAM, skipping, **options)
+    assert "loss" not in history
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step():
+    stop = _preemption.Stopping()
+    stop.handle(signal.SIGINT, None)
+    assert stop(1) and isinstance(stop.error(), KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stop.handle(signal.SIGINT, None)
+    stop.handle(signal.SIGTERM, None)  # which says more
+    assert isinstance(stop.error(), SystemExit)
+    with pytest.raises(SystemExit), stop.at_once():
+        raise AssertionError("must not be entered")
+
+
+def test_two_threads_train_into_two_folders(tmp_path):
+    """Saves of one process share what their library keeps for the whole process."""
+
+    def train(i):
+        options = {**HOW, "steps": 8, "steps_per_call": 1}
+        saved = Checkpoints(tmp_path / str(i), every=1)
+        return fit(STUDENT, OBJECTIVE, ADAM, skipping, **options, checkpoints=saved)[0]
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        states = list(pool.map(train, range(2)))
+    for i, state in enumerate(states):
+        same(state, WHOLE())
+        assert (tmp_path / str(i) / "8").is_dir()
 
 
 @pytest.mark.parametrize("make", [data_parallel, fsdp])

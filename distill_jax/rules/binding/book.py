@@ -35,6 +35,10 @@ class Info:
     def __hash__(self) -> int:
         return self._hash
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Strings have other hashes in another process.
+        return {name: x for name, x in vars(self).items() if name != "_hash"}
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,

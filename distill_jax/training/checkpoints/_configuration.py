@@ -15,20 +15,20 @@ from jaxtyping import Array, Float
 
 from distill_jax._files import json_values
 from distill_jax._fingerprints import (
-    checksum,
+    digest,
     dtype_and_shape,
     is_key,
     key_words,
     leaves_by_path,
     shapes,
-    tree_checksum,
 )
 from distill_jax.objectives import Objective, Term
 from distill_jax.teachers import Teacher
+from distill_jax.training.checkpoints._contents import FORMAT
 from distill_jax.training.step import Recipe, TrainState
 from distill_jax.types import Batch
 
-SHORT = 16  # longer arrays are listed by a checksum
+SHORT = 16  # longer arrays are listed by a hash
 
 
 def configuration(
@@ -53,7 +53,7 @@ def configuration(
       recipe: Student and optimizer. The layout may change.
       objective: Its weights and options are listed by value. An option with a method ``describe``
         is listed by what that returns.
-      teachers: Listed by the shapes and a checksum of their variables, computed on their devices.
+      teachers: Listed by the shapes and a cryptographic hash of their variables.
       batch: One batch, of the size that a step takes; only shapes and dtypes matter.
       state: The state before the first step; only shapes and dtypes matter.
       programs: Hashes of the programs that make the state and take a step.
@@ -67,6 +67,7 @@ def configuration(
     """
     terms = {t.name: _term(t) for t in objective.terms}
     found = {
+        "format": FORMAT,
         "student": {
             "params": shapes(state.params),
             "state": shapes(state.state),
@@ -168,7 +169,7 @@ def _teacher(t: Teacher) -> dict[str, Any]:
         "classes": t.classes,
         "params": shapes(variables[0]),
         "state": shapes(variables[1]),
-        "checksum": tree_checksum(variables),
+        "hash": digest(variables),
     }
 
 
@@ -176,13 +177,13 @@ def _value(x: Any) -> Any:
     if (describe := getattr(x, "describe", None)) is not None:
         described = _plain(describe())
         described = described if isinstance(described, dict) else {"description": described}
-        return {**described, "checksum": tree_checksum(x)}
+        return {**described, "hash": digest(x)}
     leaves = leaves_by_path(x)
     if list(leaves) != [""]:
         return {name: _value(leaf) for name, leaf in leaves.items()}
     x = _array(x)
     if x.size > SHORT or is_key(x):
-        return f"{dtype_and_shape(x)} with checksum {int(checksum(x))}"
+        return f"{dtype_and_shape(x)} with hash {digest(x)}"
     return json_values(np.asarray(x).astype(object).tolist())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -15,9 +15,12 @@ from jaxtyping import PyTree
 
 from distill_jax._fingerprints import checksum, is_key, leaves_by_path, shapes
 
+FORMAT = 2
+"""Of what is written beside the arrays. Others are refused."""
+
 
 class OfAnotherRun(ValueError):
-    """An intact checkpoint, but not one of this run."""
+    """An intact checkpoint, but not one of this run, or not of this step."""
 
 
 def contents(state: PyTree) -> dict[str, jax.Array]:
@@ -27,9 +30,20 @@ def contents(state: PyTree) -> dict[str, jax.Array]:
 
 
 def description(
-    state: PyTree, position: Any, metrics: Mapping[str, float] | None
+    state: PyTree,
+    position: Any,
+    metrics: Mapping[str, float] | None,
+    *,
+    step: int,
+    run: str,
 ) -> dict[str, Any]:
-    """What is written beside the arrays, as values of JSON."""
+    """What is written beside the arrays, as values of JSON.
+
+    Args:
+      state, position, metrics: What ``save`` was given.
+      step: Steps taken, which the folder's name must equal when it is read.
+      run: The hash of the run's configuration.
+    """
     try:
         json.dumps(position)
     except (TypeError, ValueError) as error:
@@ -38,20 +52,47 @@ def description(
             "return numbers, strings, lists and dictionaries"
         ) from error
     about = {
+        "format": FORMAT,
+        "step": step,
+        "run": run,
         "positions": _positions(position),
         "metrics": {name: float(x) for name, x in (metrics or {}).items()},
         "arrays": shapes(state),
         "checksums": checksums(state),
     }
     about = json.loads(json.dumps(about))  # as it will be read
-    return about | {"hash": _hash(about)}
+    return about | {"hash": json_hash(about)}
 
 
-def checked(about: dict[str, Any]) -> dict[str, Any]:
-    """What ``description`` returned; raises OSError if it has changed."""
+def checked(about: dict[str, Any], step: int, runs: Collection[str] | None) -> dict[str, Any]:
+    """What ``description`` returned.
+
+    Args:
+      about: What was read.
+      step: The folder's name.
+      runs: Hashes of configurations that are this run's; None for any.
+
+    Raises:
+      OSError: if it has changed.
+      OfAnotherRun: if it was saved by another run, at another step, or in another format.
+    """
     about = dict(about)
-    if about.pop("hash", None) != _hash(about):
+    if about.pop("hash", None) != json_hash(about):
         raise OSError("position and checksums are not what was saved")
+    if about.get("format") != FORMAT:
+        raise OfAnotherRun(
+            f"it was saved by another version of distill_jax (format {about.get('format', 1)}, "
+            f"this one reads {FORMAT}): resume it with that version, or use another folder"
+        )
+    if about["step"] != step:
+        raise OfAnotherRun(
+            f"it was saved after step {about['step']}, and its folder was renamed: rename that "
+            "back, or delete it"
+        )
+    if runs is not None and about["run"] not in runs:
+        raise OfAnotherRun(
+            "it was saved by a run with another configuration, and copied here: delete its folder"
+        )
     return about
 
 
@@ -74,9 +115,10 @@ def restored(state: PyTree, read: Mapping[str, Any], about: Mapping[str, Any]) -
     return jax.tree.unflatten(jax.tree.structure(state), leaves.values())
 
 
-def checksums(state: PyTree) -> dict[str, int]:
+def checksums(state: PyTree) -> dict[str, str]:
     sums = {name: checksum(jnp.asarray(x)) for name, x in leaves_by_path(state).items()}
-    return {name: int(x) for name, x in jax.device_get(sums).items()}
+    found = jax.device_get(sums)
+    return {name: "".join(f"{int(word):08x}" for word in x) for name, x in found.items()}
 
 
 def position_of(about: Mapping[str, Any]) -> Any:
@@ -147,5 +189,6 @@ def _implementation(keys: Any) -> Any:
     return found[0]
 
 
-def _hash(about: Mapping[str, Any]) -> str:
+def json_hash(about: Mapping[str, Any]) -> str:
+    """A hash of values of JSON, a run's configuration for example."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

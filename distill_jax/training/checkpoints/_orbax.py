@@ -13,7 +13,9 @@ import logging
 import operator
 import os
 import pathlib
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -22,6 +24,56 @@ import numpy as np
 
 LEFTOVERS = "*.orbax-checkpoint-tmp*"
 """The folders of saves that were interrupted."""
+
+LONGEST = 1000  # characters of a path that Orbax gets, which it lengthens by its own folders
+
+
+@contextlib.contextmanager
+def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to the folder in which no character has a meaning for Orbax.
+
+    Orbax looks for its own files by patterns that begin with the folder's path, so that brackets,
+    stars and question marks in it match other files or none. It takes ``/s3`` for a bucket, and
+    wants Unicode. Such a path is replaced by that of a symbolic link.
+
+    Raises:
+      ValueError: if a link is needed and cannot be made.
+    """
+    if _is_plain(folder):
+        yield folder
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            place = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="distill_jax-", ignore_cleanup_errors=True)
+            )
+            link = pathlib.Path(place).absolute() / "checkpoints"
+            link.symlink_to(folder, target_is_directory=True)
+            usable = _is_plain(link) and link.samefile(folder)
+        except OSError as error:
+            raise ValueError(_not_plain(folder, str(error))) from error
+        if not usable:
+            raise ValueError(_not_plain(folder, f"{place} is no better"))
+        yield link
+
+
+def _is_plain(path: pathlib.Path) -> bool:
+    text = str(path)
+    # Windows has a drive and backslashes, and forbids most of the others.
+    plain = re.fullmatch(r"[A-Za-z0-9_./\\:+=,@ -]*", text) is not None
+    return (
+        plain
+        and path.parts[1:2] not in (("gs",), ("s3",), ("az",), ("hf",))
+        and (len(text) <= LONGEST)
+    )
+
+
+def _not_plain(folder: pathlib.Path, why: str) -> str:
+    return (
+        f"folder must be a path of letters, digits and ._+=,@- where no symbolic link to it can be "
+        f"made in the folder for temporary files ({why}), got {str(folder)!r}: rename it, or set "
+        "TMPDIR to a folder that can be written"
+    )
 
 
 def manager(
@@ -55,6 +107,9 @@ def manager(
             best_fn=best_fn,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=asynchronous,
+            # Otherwise the threads of a save wait for each other by a number that is global in the
+            # process: two runs in two threads would take each other's.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         ),
     )
     # The runtime counts how often it is asked for the step to stop at, and ``fit`` counts calls.

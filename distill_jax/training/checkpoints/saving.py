@@ -1,7 +1,8 @@
 """Checkpoints of a run, by Orbax: written in the background, whole or not at all.
 
 A checkpoint holds a ``TrainState`` and a position in the data, never a teacher. The configuration
-of the run is written beside it, so that a run with another one does not resume by mistake.
+of the run is written beside the checkpoints and its hash into each, so that neither a run with
+another one nor a checkpoint from elsewhere is taken up by mistake.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ class Checkpoints:
           OSError: if the folder cannot be created or written.
         """
         folder = _writable(self.folder)
-        with _orbax.quiet(), _lock.alone(folder):
-            saver = Saver(self, folder, configuration)
+        with _orbax.quiet(), _lock.alone(folder), _orbax.plain_path(folder) as plain:
+            saver = Saver(self, folder, plain, configuration)
             try:
                 yield saver
             except BaseException:
@@ -110,14 +111,21 @@ class Saver:
     """An open folder of checkpoints; made by ``Checkpoints.open``."""
 
     def __init__(
-        self, checkpoints: Checkpoints, folder: pathlib.Path, configuration: Mapping[str, Any]
+        self,
+        checkpoints: Checkpoints,
+        folder: pathlib.Path,
+        plain: pathlib.Path,
+        configuration: Mapping[str, Any],
     ):
         self._options = checkpoints
         self._configuration = json.loads(json.dumps(configuration))
-        self._folder = folder
+        self._folder, self._plain = folder, plain
+        # Checkpoints get the hash of the configuration beside them, which the first one wrote.
+        self._run = _contents.json_hash(self._configuration)
+        self._runs: set[str] | None = {self._run}
         try:
             self._manager = _orbax.manager(
-                self._folder,
+                self._plain,
                 keep=checkpoints.keep,
                 best=checkpoints.best,
                 better=checkpoints.better,
@@ -127,7 +135,7 @@ class Saver:
         except ValueError as error:  # it reads the files of metrics here
             raise CheckpointError(
                 f"a file of metrics in {self._folder}, <step>/metrics/metrics, is damaged "
-                f"({error}): delete the step's folder"
+                f"({self._shown(error)}): delete the step's folder"
             ) from error
         self._saving: int | None = None  # the step of the save that goes on in the background
         self._failures = False
@@ -162,7 +170,8 @@ class Saver:
           The state, and the position in the data that was saved with it.
 
         Raises:
-          ValueError: if the arrays of the checkpoint are not those of ``state``.
+          ValueError: if it is a checkpoint of another run or of another step, or its arrays are not
+            those of ``state``.
           CheckpointError: if a file of it is damaged or missing; names an older intact one.
         """
         self.wait()
@@ -171,10 +180,13 @@ class Saver:
             return None
         try:
             about = self._about(step)
-            self._compare_arrays(step, about, state)
+            self._compare_arrays(about, state)
             return self._read(step, about, state), _contents.position_of(about)
         except _contents.OfAnotherRun as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(
+                f"the checkpoint of step {step} in {self._folder / str(step)} cannot be resumed "
+                f"from: {error}"
+            ) from None
         except Exception as error:
             raise CheckpointError(self._damage(step, state, error)) from error
 
@@ -209,7 +221,7 @@ class Saver:
             return
         self._delete_leftovers()
         arrays = _contents.contents(state)
-        about = _contents.description(state, position, metrics)
+        about = _contents.description(state, position, metrics, step=step, run=self._run)
         if not self._has_room(step, arrays):
             return
         self._saving = step
@@ -271,7 +283,7 @@ class Saver:
             advice = "Make room, then start again to resume from there"
         message = (
             f"the checkpoint of step {step} could not be saved in {where} ({stays}): "
-            f"{_orbax.first_line(error)}"
+            f"{self._shown(error)}"
         )
         if on_failure == "raise":
             raise CheckpointError(
@@ -286,14 +298,14 @@ class Saver:
                 shutil.rmtree(left, ignore_errors=True)
 
     def _about(self, step: int) -> dict[str, Any]:
-        return _contents.checked(_orbax.read_about(self._manager, step))
+        return _contents.checked(_orbax.read_about(self._manager, step), step, self._runs)
 
-    def _compare_arrays(self, step: int, about: Mapping[str, Any], state: PyTree) -> None:
+    def _compare_arrays(self, about: Mapping[str, Any], state: PyTree) -> None:
         differences = _configuration.differences(about["arrays"], _fingerprints.shapes(state))
         if differences:
             raise _contents.OfAnotherRun(
-                f"the checkpoint of step {step} in {self._folder} holds a state that differs from "
-                f"that of model, objective and optimizer:\n{_listed(differences)}"
+                "it holds a state that differs from that of model, objective and optimizer:\n"
+                f"{_listed(differences)}"
             )
 
     def _read(self, step: int, about: Mapping[str, Any], state: PyTree) -> PyTree:
@@ -315,7 +327,10 @@ class Saver:
             f"{at} first of all"
         )
         what = f"the checkpoint of step {step} in {at} is damaged"
-        return f"{what} ({_orbax.first_line(error)}); {advice}"
+        return f"{what} ({self._shown(error)}); {advice}"
+
+    def _shown(self, error: BaseException) -> str:
+        return _orbax.first_line(error).replace(str(self._plain), str(self._folder))
 
     def _compare(self) -> None:
         if self.latest() is None:
@@ -327,6 +342,7 @@ class Saver:
                 "this configuration",
                 stacklevel=2,
             )
+            self._runs = None
             return
         try:
             before = json.loads(path.read_text())
@@ -334,15 +350,34 @@ class Saver:
                 raise ValueError(f"expected a dictionary, got {type(before).__name__}")
         except ValueError as error:
             raise CheckpointError(f"{path} is damaged: {error}. {_ON_TRUST}") from error
+        formats = [x.get("format") for x in (before, self._configuration)]
+        if formats[0] != formats[1]:
+            raise ValueError(
+                f"{self._folder} holds checkpoints of another version of distill_jax (format "
+                f"{formats[0] or 1}, this one reads {formats[1]}): resume them with that version, "
+                "or use another folder"
+            )
         differences = _configuration.differences(before, self._configuration)
         if differences:
+            if self._latest_is_ours():
+                raise CheckpointError(
+                    f"{path} is damaged: the latest checkpoint belongs to this run, and it does "
+                    f"not:\n{_listed(differences)}\nDelete it to resume"
+                )
             raise ValueError(
                 f"{self._folder} holds checkpoints of another configuration:\n"
                 f"{_listed(differences)}\nUse another folder for this run. {_ON_TRUST}"
             )
+        self._run = _contents.json_hash(before)
+        self._runs = {self._run, _contents.json_hash(self._configuration)}
         changed = _configuration.other_versions(before, self._configuration)
         if changed:
             warnings.warn(f"the checkpoints in {self._folder}: {changed}", stacklevel=2)
+
+    def _latest_is_ours(self) -> bool:
+        with contextlib.suppress(Exception):
+            return self._about(self.steps()[-1])["run"] == self._run
+        return False
 
     def _write_configuration(self) -> None:
         path = self._folder / CONFIGURATION

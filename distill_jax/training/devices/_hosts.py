@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from distill_jax._fingerprints import digest
+
 SHOWN = 20  # differences listed in one message
 LONG = 60  # characters shown of a value
 
@@ -28,7 +30,7 @@ def agree(**named: Any) -> None:
 
     Args:
       named: Values of JSON in nested dictionaries and lists, and arrays, which are compared by
-        dtype, shape and checksum.
+        dtype, shape and a cryptographic hash.
 
     Raises:
       ValueError: names what differs, and which processes were given which value.
@@ -116,16 +118,14 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         for i, inner in enumerate(value):
             yield from _flat(inner, f"{path}/{i}")
     elif isinstance(value, np.ndarray | jax.Array):
-        x = np.asarray(value)
-        if x.dtype.hasobject:
-            raise TypeError(f"{path} must be an array of numbers or text, got dtype {x.dtype}")
-        digest = hashlib.blake2b(_bytes(x).data, digest_size=8).hexdigest()
-        yield path, f"{x.dtype}{list(x.shape)} with checksum {digest}"
+        if value.dtype.hasobject:
+            raise TypeError(f"{path} must be an array of numbers or text, got dtype {value.dtype}")
+        yield path, f"{value.dtype}{list(value.shape)} with hash {digest(value)}"
     elif _plain(value) or isinstance(value, Mapping | list | tuple):
         text = json.dumps(value)
         if len(text) > LONG:
-            digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-            text = f"{text[:LONG]}... (hash {digest})"
+            hashed = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+            text = f"{text[:LONG]}... (hash {hashed})"
         yield path, text
     else:
         raise TypeError(f"{path} must be a value of JSON or an array, got {type(value).__name__}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -72,21 +72,16 @@ def traced(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (key, shared, np.int32(0), dict(numbers))
     )
     program = jax.jit(one).trace(*arguments)
-    made = f"{program.jaxpr} {_fingerprints.digest(list(_constants(program.jaxpr)))}"
+    constants = _fingerprints.digest(list(_fingerprints.constants(program.jaxpr)))
+    made = f"{program.jaxpr} {constants} {_callbacks(program.jaxpr)}"
     words = hashlib.blake2b(made.encode(), digest_size=16).hexdigest()
     return Traced(who, tuple(names), program, words)
 
 
-def _constants(program: Any) -> Iterator[Any]:
-    """Arrays in a program, and addresses of its host callbacks: its text does not show them."""
-    for jaxpr in inner_jaxprs(program):
-        yield from getattr(jaxpr, "consts", ())
-        for equation in jaxpr.eqns:
-            yield from (x.val for x in equation.invars if isinstance(x, core.Literal))
-            if (callback := equation.params.get("callback")) is not None:
-                yield np.asarray(id(getattr(callback, "callback_func", callback)))
-            parts = jax.tree.leaves(list(equation.params.values()))
-            yield from (x for x in parts if isinstance(x, np.ndarray))
+def _callbacks(program: Any) -> list[int]:
+    """Addresses of a program's host callbacks, which its text does not show."""
+    found = [e.params.get("callback") for j in inner_jaxprs(program) for e in j.eqns]
+    return [id(getattr(x, "callback_func", x)) for x in found if x is not None]
 
 
 def _metrics(given: Any, who: str, taken: set[str]) -> dict[str, Array]:

@@ -1,15 +1,21 @@
 """A file of finished trials: one line each, written as soon as they finish.
 
-The first line describes the sweep. An incomplete last line is ignored.
+The first line describes the sweep. Each line ends with a hash of itself, so that a damaged one is
+noticed: its trial is run again, and the other lines stay usable. An incomplete last line, which an
+interruption leaves, is ignored.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
 import pathlib
+import re
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
@@ -18,7 +24,9 @@ import numpy as np
 from distill_jax._files import end_of_whole_lines, json_values, locked
 
 _KIND, _FLOAT = "sweep", "float"
+_FORMAT = 2
 _ADVICE = "use another file for this sweep, or remove the old one"
+_SUM = re.compile(rb', "sum": "([0-9a-f]{32})"}')
 
 Row = dict[str, Any]
 
@@ -35,32 +43,43 @@ class Records:
 
     def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]):
         self._path = pathlib.Path(path)
-        self._header = json_values({_KIND: 1, **header})
+        self._header = json_values({_KIND: _FORMAT, **header})
         self.found: dict[str, Row] = {}
+        self._parameters: list[Mapping[str, Any]] = []  # of the trials found
         self._programs: dict[str, Any] = {}
         self._synced = -math.inf
 
     def __enter__(self) -> Records:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = self._path.open("a+b")
+        # Without a buffer: what could not be written would be tried again when the file is closed.
+        self._file: BinaryIO = self._path.open("a+b", buffering=0)
         try:
             if locked(self._file) is False:
                 raise ValueError(f"{str(self._path)!r} is being written by another sweep")
             self._file.seek(0)
             content = self._file.read()
-            lines, whole = _lines(content, self._path)
-            if lines:
-                self._check(lines[0])
+            lines, damaged, whole = _lines(content)
+            header = _header(lines, damaged, self._path)
+            if header is not None:
+                self._check(header)
+            elif 1 in damaged:
+                raise ValueError(
+                    f"line 1 of {str(self._path)!r}, which says what sweep it belongs to, is "
+                    f"damaged: {_ADVICE}; read_sweep still reads its rows"
+                )
             elif not _line(self._header).startswith(content):
                 raise self._foreign()
-            for line in lines[1:]:
+            for line in lines.values():
                 if "program" in line:
                     self._programs[_text(line["static"])] = line["program"]
-                else:
+                elif line is not header:
+                    self._parameters.append(line["parameters"])
                     self.found[name(line["parameters"], line["seed"])] = _metrics(line)
+            if damaged:
+                _warn(self._path, damaged, "those trials run again. Let the sweep end,")
             # Only now: before it is known to be this sweep's, the file must not change.
             self._file.truncate(whole)
-            if not lines:
+            if header is None:
                 self._write([self._header])
         except BaseException:
             self._file.close()
@@ -68,8 +87,8 @@ class Records:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._file:
-            self._sync()
+        with self._file, contextlib.suppress(OSError):
+            self.sync()
 
     def add(self, rows: Iterable[tuple[Mapping[str, Any], int, Row]]) -> None:
         """Appends ``(parameters, seed, metrics)``."""
@@ -81,6 +100,12 @@ class Records:
     def check_program(self, static: Mapping[str, Any], program: Mapping[str, str]) -> None:
         """Compares a program with the one that made the rows in the file, or records it."""
         before = self._programs.get(_text(_kept(static)))
+        if before is None and any(_holds(x, static) for x in self._parameters):
+            raise ValueError(
+                f"no line of {str(self._path)!r} says which program made its rows "
+                f"{f'with {dict(static)} ' if static else ''}(the line is damaged or was deleted), "
+                f"so that new rows might not fit them: {_ADVICE}; read_sweep still reads its rows"
+            )
         if before is None:
             self._write([{"static": _kept(static), "program": dict(program)}])
             return
@@ -95,8 +120,6 @@ class Records:
 
     def _check(self, header: Mapping[str, Any]) -> None:
         where = str(self._path)
-        if _KIND not in header:
-            raise self._foreign()
         ours, theirs = self._header, header
         for part in {**theirs, **ours}:
             mine, other = ours.get(part), theirs.get(part)
@@ -117,12 +140,19 @@ class Records:
         return ValueError(f"{str(self._path)!r} is not a file of a sweep: {_ADVICE}")
 
     def _write(self, lines: Iterable[Any]) -> None:
-        self._file.write(b"".join(map(_line, lines)))
-        self._file.flush()  # from here on it survives the end of the process
+        rest = memoryview(b"".join(map(_line, lines)))
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while rest:  # a full disk takes a part, and refuses the next
+                rest = rest[self._file.write(rest) :]
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            raise
         if time.monotonic() - self._synced > 1.0:
-            self._sync()
+            self.sync()
 
-    def _sync(self) -> None:
+    def sync(self) -> None:
         """Makes what is written survive a crash of the machine too, which may take long."""
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
@@ -135,16 +165,24 @@ def read_sweep(file: str | os.PathLike[str]) -> list[Row]:
       file: The file given to :func:`sweep`.
 
     Returns:
-      Rows as :func:`sweep` returns them, in the order in which the trials finished.
+      Rows as :func:`sweep` returns them, in the order in which the trials finished. Damaged lines
+      are left out, with a warning that names them.
 
     Raises:
       ValueError: if it is not a file of a sweep.
     """
     path = pathlib.Path(file)
-    lines, _ = _lines(path.read_bytes(), path)
-    if not lines or _KIND not in lines[0]:
+    lines, damaged, _ = _lines(path.read_bytes())
+    header = _header(lines, damaged, path)
+    if header is None and not damaged:
         raise ValueError(f"{str(path)!r} is not a file of a sweep")
-    return [_row(line) for line in lines[1:] if "program" not in line]
+    if damaged:
+        _warn(
+            path,
+            damaged,
+            "the other rows are intact. Call sweep again with this file, to run what is missing,",
+        )
+    return [_row(line) for line in lines.values() if "parameters" in line and line is not header]
 
 
 def name(parameters: Mapping[str, Any], seed: int) -> str:
@@ -152,22 +190,64 @@ def name(parameters: Mapping[str, Any], seed: int) -> str:
     return _text({"parameters": _kept(parameters), "seed": seed})
 
 
-def _lines(content: bytes, path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
-    """The complete lines, and their length in bytes."""
+def _lines(content: bytes) -> tuple[dict[int, dict[str, Any]], list[int], int]:
+    """The intact lines by their number, the numbers of damaged ones, and the length in bytes."""
     whole = end_of_whole_lines(content)
-    lines = []
-    for i, line in enumerate(content[:whole].splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"line {i} of {str(path)!r} cannot be read: {error}") from error
-        if not isinstance(lines[-1], dict):
-            raise ValueError(f"line {i} of {str(path)!r} is not part of a sweep")
-    return lines, whole
+    lines, damaged = {}, []
+    for i, line in enumerate(content[:whole].split(b"\n"), 1):
+        found = _SUM.fullmatch(line, max(len(line) - 44, 0))
+        if found and found[1].decode() == _sum(line[: found.start()]):
+            lines[i] = json.loads(line[: found.start()] + b"}")
+        elif line:
+            damaged.append(i)
+    return lines, damaged, whole
+
+
+def _header(
+    lines: Mapping[int, dict[str, Any]], damaged: list[int], path: pathlib.Path
+) -> dict[str, Any] | None:
+    """The first line, or None if it is not there or damaged.
+
+    Raises:
+      ValueError: if this is not a file of a sweep, or one of another version.
+    """
+    if 1 in lines:
+        if lines[1].get(_KIND) == _FORMAT:
+            return lines[1]
+    elif lines or not damaged:
+        return None
+    with path.open("rb") as file:
+        other = re.match(rb'{"sweep": (\d+), ', file.readline())
+    if other is not None and int(other[1]) != _FORMAT:
+        raise ValueError(
+            f"{str(path)!r} is a file of a sweep by another version of distill_jax (format "
+            f"{int(other[1])}, this one reads {_FORMAT}): read it with that version, or use "
+            "another file"
+        )
+    raise ValueError(f"{str(path)!r} is not a file of a sweep: {_ADVICE}")
+
+
+def _warn(path: pathlib.Path, damaged: list[int], what: str) -> None:
+    listed = ", ".join(map(str, damaged[:20])) + (", ..." if len(damaged) > 20 else "")
+    one = len(damaged) == 1
+    which = (
+        f"{'line' if one else 'lines'} {listed} of {str(path)!r} {'is' if one else 'are'} damaged"
+    )
+    warnings.warn(f"{which}: {what} and delete from the file what is damaged", stacklevel=3)
+
+
+def _holds(parameters: Mapping[str, Any], static: Mapping[str, Any]) -> bool:
+    """Whether a trial's parameters, as the file has them, have these values."""
+    return all(_text(parameters.get(n)) == _text(_kept(value)) for n, value in static.items())
 
 
 def _line(x: Any) -> bytes:
-    return json.dumps(json_values(x), allow_nan=False).encode() + b"\n"
+    text = json.dumps(json_values(x), allow_nan=False).encode()[:-1]
+    return text + f', "sum": "{_sum(text)}"}}\n'.encode()
+
+
+def _sum(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:32]
 
 
 def _packed(metrics: Row) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def sweep(
         at most 128 per device, on a CPU at most 32, or fewer if they would exceed its cache.
       file: Where finished trials are saved, one line of JSON each; see :func:`read_sweep`. Called
         again after an interruption, or with a larger grid or more seeds, only missing trials run.
-        A file of another sweep (key, names, shared data, program) is refused.
+        A file of another sweep (key, names, shared data, program) is refused. A damaged line is
+        named in a warning, and its trial runs again.
       devices: This process's devices by default.
       progress: Whether to show a progress bar on a terminal.
 
@@ -84,6 +85,9 @@ def sweep(
       One row per configuration and seed, in that order: hyper-parameters, ``seed``, metrics
       (Python numbers, or NumPy arrays for those with axes) and ``mode``. See :func:`summary`,
       :func:`best` and ``report.show``.
+
+    If the sweep is interrupted, or the disk is full, the exception has the finished rows in its
+    attribute ``rows``.
 
     Raises:
       ValueError: before anything runs, if names do not fit the trial, or file or grid is invalid;
@@ -169,7 +173,8 @@ class _Plan:
         for place, (i, s) in enumerate(self.trials):
             if there and (row := there.get(records_.name(self.configurations[i], s))) is not None:
                 rows[place] = {**self.configurations[i], "seed": s, **row}
-        before, arguments = len(rows), replicated((self.key, self.shared), self.limits.devices)
+        before = saved = len(rows)
+        arguments = replicated((self.key, self.shared), self.limits.devices)
         try:
             with Progress(len(self.trials), unit="trials", shown=progress) as bar:
                 bar.update(len(rows), {})
@@ -182,19 +187,22 @@ class _Plan:
                         records.check_program(dict(static), words)
                     missing = [place for place in places if place not in rows]
                     for finished in self._finished(one, missing, arguments):
-                        if records is not None:
-                            records.add((*self._named(p), row) for p, row in finished.items())
                         for place, row in finished.items():
                             configuration, s = self._named(place)
                             rows[place] = {**configuration, "seed": s, **row}
+                        if records is not None:  # last: the disk may be full
+                            records.add((*self._named(p), row) for p, row in finished.items())
+                        saved = len(rows)
                         bar.update(len(rows), {})
+                if records is not None:
+                    records.sync()
         except BaseException as error:
             if len(rows) > before:
                 error.rows = [rows[place] for place in sorted(rows)]  # pyright: ignore
                 error.add_note(
                     f"{len(rows)} of {len(self.trials)} trials have finished; they are in the "
                     "attribute 'rows' of this exception"
-                    + (", and in the file." if records else ".")
+                    + (f", and {saved} of them in the file." if records else ".")
                 )
             raise
         return [rows[place] for place in range(len(self.trials))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ import optax
 import pytest
 
 from distill_jax import models, rules, teachers
-from distill_jax._fingerprints import checksum
+from distill_jax._fingerprints import digest
 from distill_jax.losses import cross_entropy, forward_kl, soft_targets
 from distill_jax.objectives import term, weighted_sum
 from distill_jax.training import Recipe
@@ -32,6 +33,13 @@ BATCH = {"inputs": np.zeros((8, 5), np.float32), "labels": np.zeros(8, np.int32)
 def wise(seed=0, width=3):
     model = models.mlp([width], 3)
     return {"teacher": teachers.teacher(model, *model.init(jax.random.key(seed), BATCH["inputs"]))}
+
+
+def times(factor):
+    one = wise()["teacher"]
+    return {
+        "teacher": dataclasses.replace(one, params=jax.tree.map(lambda x: factor * x, one.params))
+    }
 
 
 def objective(temperature=4.0, weight=0.5, loss=soft_targets, **options):
@@ -120,13 +128,15 @@ CHANGES = [
         {"batch": BATCH | {"labels": np.zeros(8, np.int8)}},
     ),
     ("key was ['threefry2x32', [0, 0]], is ['threefry2x32', [0, 1]]", {"key": jax.random.key(1)}),
-    ("teachers/teacher/checksum was", {"teachers": wise(1)}),
+    ("teachers/teacher/hash was", {"teachers": wise(1)}),
+    ("teachers/teacher/hash was", {"teachers": times(-1.0)}),
+    ("teachers/teacher/hash was", {"teachers": times(4.0)}),
     (
         "teachers/teacher/params/head/kernel was 'float32[3, 3]', is 'float32[4, 3]'",
         {"teachers": wise(width=4)},
     ),
     (
-        "teachers/more/checksum was missing, is",
+        "teachers/more/hash was missing, is",
         {"teachers": wise() | {"more": wise()["teacher"]}},
     ),
     ("average was None, is 0.5", {"decay": 0.5}),
@@ -138,7 +148,9 @@ CHANGES = [
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("line, change", CHANGES, ids=[line[:40] for line, _ in CHANGES])
+@pytest.mark.parametrize(
+    "line, change", CHANGES, ids=[f"{i} {line[:40]}" for i, (line, _) in enumerate(CHANGES)]
+)
 def test_every_difference_is_named(base, line, change):
     lines = differences(base, found(**{"batch_size": 8, **change}))
     assert any(text.startswith(line) for text in lines), lines
@@ -205,7 +217,7 @@ def test_settings_of_any_kind(base):
     policy, drawn = settings.pop("policy"), settings.pop("drawn")
     assert settings.pop("data") is None and settings.pop("initial") is None
     assert policy.startswith("jax.") and " at 0x" not in policy
-    assert drawn == f"key<fry>[] with checksum {int(checksum(key))}"
+    assert drawn == f"key<fry>[] with hash {digest(key)}"
     assert settings == {
         "batch_size": 8, "steps": 7, "rate": 0.5, "on": True, "zero": 3, "bad": "nan",
         "worse": "inf", "some": [1, [2, None]], "nested": {"a": {"b": 1.5}}, "row": [0, 1, 2],
@@ -228,13 +240,13 @@ def test_rules_are_written_out():
     assert differences(before, of("[w=2] size > 1 => cow")) == []
 
 
-def test_many_numbers_are_a_checksum():
+def test_many_numbers_are_a_hash():
     def of(last):
         prior = jnp.zeros(100).at[-1].set(last)
         return found(weighted_sum(term("labels", 1.0, prior_loss, prior=prior)))
 
     (line,) = differences(of(1.0), of(2.0))
-    assert line.startswith("objective/labels/options/prior was 'float32[100] with checksum")
+    assert line.startswith("objective/labels/options/prior was 'float32[100] with hash")
 
 
 def prior_loss(student_logits, labels, *, prior):

@@ -24,6 +24,7 @@ from distill_jax import models, teachers
 from distill_jax.losses import soft_targets
 from distill_jax.objectives import term, weighted_sum
 from distill_jax.training import CheckpointError, Checkpoints, Recipe, TrainState
+from distill_jax.training.checkpoints import _orbax
 
 ROOT = pathlib.Path(__file__).parents[3]
 ADAM = optax.adam(optax.linear_schedule(1e-2, 0.0, 10))
@@ -209,6 +210,78 @@ def test_another_configuration_is_refused(tmp_path):
             assert saver.latest() == 3
 
 
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    own, other = filled(tmp_path / "own"), tmp_path / "other"
+    with Checkpoints(other).open({"key": 1}) as saver:
+        saver.save(4, state(4), None)
+    shutil.copytree(other / "4", own / "4")
+    with pytest.raises(ValueError, match=r"step 4 in .*4 cannot .* another configuration.*delete"):
+        read(own)
+    shutil.rmtree(own / "4")
+    (own / "3").rename(own / "9")
+    with pytest.raises(ValueError, match="step 9 in .* saved after step 3, and its folder was ren"):
+        read(own)
+    shutil.copytree(own / "9", own / "10")
+    (own / "9").rename(own / "3")
+    shutil.rmtree(own / "10")
+    same(read(own)[0], state(3))
+    # Without the configuration, any is taken on trust, but not under another number.
+    (own / "configuration.json").unlink()
+    shutil.copytree(other / "4", own / "4")
+    with pytest.warns(UserWarning, match="assumed to be of this configuration"):
+        same(read(own)[0], state(4))
+    (own / "4").rename(own / "5")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="saved after step 4"):
+        read(own)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
+    filled(tmp_path, [1])
+    monkeypatch.setattr("distill_jax.training.checkpoints._contents.FORMAT", 9)
+    with pytest.raises(ValueError, match=r"another version of distill_jax \(format 2, this"):
+        read(tmp_path)
+    with pytest.raises(ValueError, match=r"another version of distill_jax \(format 1, this"):
+        with Checkpoints(tmp_path).open(SETTINGS | {"format": 9}):
+            pass
+
+
+def test_a_configuration_with_a_flipped_bit_is_named(tmp_path):
+    filled(tmp_path, [1])
+    path = tmp_path / "configuration.json"
+    path.write_text(path.read_text().replace("4.0", "5.0"))
+    with pytest.raises(CheckpointError, match="is damaged: .*\n.*was 5.0, is 4.0"):
+        read(tmp_path)
+
+
+NAMES = ["lr[0.1]", "run*", "run?", "[!a] b", "größe", "100%25#1", "~", "a\\b\n", b"\xff\xfe"]
+
+
+def test_what_is_written_can_be_read_from_any_path(tmp_path, monkeypatch):
+    for name in map(os.fsdecode, NAMES):
+        (tmp_path / (name[:-1] or "x")).mkdir(exist_ok=True)
+        folder = tmp_path / name / "in"
+        filled(folder, [1, 2])
+        restored, position = read(folder)
+        assert position == {"batches": 2}, name
+        same(restored, state(2))
+        assert sorted(os.listdir(folder)) == ["1", "2", "configuration.json"]
+        (folder / "2" / "about" / "metadata").unlink()
+        with pytest.raises(CheckpointError) as caught:
+            read(folder)
+        assert str(folder / "2") in str(caught.value) and "step 1 is intact" in str(caught.value)
+        assert "distill_jax-" not in str(caught.value)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    filled(tmp_path / "[1]", [1])
+    assert os.listdir(temporary) == []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match=r"folder must be a path of letters.*\[2\].*rename it"):
+        filled(tmp_path / "[2]", [1])
+    assert not _orbax._is_plain(pathlib.Path("/s3/run")) and not _orbax._is_plain(tmp_path / "a[")
+    assert _orbax._is_plain(pathlib.Path("/mnt/s3/run-1_a.b=c"))
+
+
 def test_other_versions_are_warned_of_once(tmp_path):
     def opened(**other):
         return Checkpoints(tmp_path).open(SETTINGS | other)
@@ -275,9 +348,8 @@ def flip(path):
 @pytest.mark.parametrize("which", ["arrays", "position", "index"])
 def test_damage_is_named_and_never_passed_over(tmp_path, harm, which):
     with Checkpoints(tmp_path).open(SETTINGS) as saver:
-        for step in (1, 2):
+        for step in (1, 2, 3):
             saver.save(step, state(step, size=500), {"batches": step})
-    shutil.copytree(tmp_path / "2", tmp_path / "3")
     paths = {
         "arrays": arrays_of(tmp_path / "3" / "state"),
         "position": tmp_path / "3" / "about" / "metadata",
@@ -562,7 +634,7 @@ warnings.simplefilter("error")
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from distill_jax.training import Checkpoints
-from distill_jax._fingerprints import checksum
+from distill_jax._fingerprints import checksum, digest
 
 devices = np.array(jax.devices())
 assert len(devices) == 8
@@ -606,8 +678,9 @@ for start in layouts:
         assert end is None or found["key"].sharding == wanted["key"].sharding
         assert end is not None or len(found["w"].devices()) == 1
 
-sums = {tuple(int(checksum(x)) for x in placed(name).values()) for name in layouts}
-assert sums == {tuple(int(checksum(x)) for x in [*host.values(), jax.random.key(5, impl="rbg")])}
+for made in (lambda x: tuple(checksum(x).tolist()), digest):
+    sums = {tuple(made(x) for x in placed(name).values()) for name in layouts}
+    assert sums == {tuple(made(x) for x in [*host.values(), jax.random.key(5, impl="rbg")])}
 print("done")
 """
 

@@ -190,7 +190,7 @@ def test_disagreements_are_told_by_value():
     two = dict(_hosts._flat({"a": {"b": [1, 3]}, "x": np.ones(3), "long": "y" * 101, "c": 1.5}))
     lines = _hosts.disagreements([one, two, one, one])
     assert lines[0] == "a/b is [1, 2] in processes 0, 2, 3; [1, 3] in process 1"
-    assert lines[1].startswith("x is float64[3] with checksum")
+    assert lines[1].startswith("x is float64[3] with hash")
     assert lines[2].startswith('long is "yyy') and lines[2].count("(hash ") == 2
     assert lines[3] == "c is not there in processes 0, 2, 3; 1.5 in process 1"
     assert len(lines) == 4

@@ -6,9 +6,12 @@ import dataclasses
 import json
 import os
 import pathlib
+import resource
+import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -324,9 +327,91 @@ def test_a_line_cut_off_is_run_again(tmp_path):
         file.write_bytes(whole[:length])
         same(sweep(descend, GRID, **FILED, file=file), rows)
         assert file.read_bytes() == whole
-    file.write_bytes(whole[: ends[3]] + b"}" + whole[ends[3] :])
-    with pytest.raises(ValueError, match="line 4 of .* cannot be read"):
-        sweep(descend, GRID, **FILED, file=file)
+
+
+def flipped(content, stride):
+    """The content with each of its bits the other way, or every few of them, one at a time."""
+    for i in range(0, 8 * len(content), stride):
+        byte = content[i // 8] ^ 1 << i % 8
+        yield i // 8, content[: i // 8] + bytes([byte]) + content[i // 8 + 1 :]
+
+
+@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_flipped_bit_gives_another_row(tmp_path, stride):
+    """The bits of a small file: intact rows come back, a damaged one is named, none is altered."""
+
+    def trial(key, *, rate):
+        return {"error": 0.5 * rate, "at": jnp.stack([rate, rate])}
+
+    file, how = tmp_path / "sweep.jsonl", {"key": KEY, "mode": "sequential"}
+    rows = sweep(trial, {"rate": [1.0, 2.0, 4.0]}, **how, file=file)
+    content = file.read_bytes()
+    ends = [i for i, byte in enumerate(content) if byte == ord("\n")]
+    shown = {json.dumps(row, default=np.ndarray.tolist) for row in rows}
+    for place, other in flipped(content, stride):
+        file.write_bytes(other)
+        line = 1 + sum(end < place for end in ends)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = read_sweep(file)
+        assert {json.dumps(row, default=np.ndarray.tolist) for row in found} <= shown
+        lost = 1 if line > 2 else 0
+        if place in ends[2:-1]:
+            lost = 2  # two lines have become one
+        assert len(found) >= 3 - max(lost, place == ends[1])
+        if place != ends[-1]:  # an incomplete last line
+            (warning,) = caught
+            assert str(warning.message).startswith((f"line {line} of", f"lines {line},"))
+    # The same for the sweep: it runs what is missing, or says why it cannot.
+    for line, remedy in ((1, "use another file"), (2, "which program made"), (4, None)):
+        middle = (ends[line - 1] + (ends[line - 2] if line > 1 else 0)) // 2
+        file.write_bytes(content[:middle] + b"?" + content[middle + 1 :])
+        before = file.read_bytes()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if remedy is None:
+                same(sweep(trial, {"rate": [1.0, 2.0, 4.0]}, **how, file=file), rows)
+                assert file.read_bytes() == before + content[ends[2] + 1 : ends[3] + 1]
+            else:
+                with pytest.raises(ValueError, match=f"{remedy}.*read_sweep still reads"):
+                    sweep(trial, {"rate": [1.0, 2.0, 4.0]}, **how, file=file)
+                assert file.read_bytes() == before
+        assert bool(caught) == (line > 1)
+        assert all(f"line {line} of" in str(w.message) for w in caught)
+
+
+def test_a_file_of_another_version_says_so(tmp_path):
+    file = tmp_path / "sweep.jsonl"
+    file.write_text('{"sweep": 1, "trial": "descend"}\n{"parameters": {}, "seed": 0}\n')
+    for call in (lambda: sweep(descend, GRID, **FILED, file=file), lambda: read_sweep(file)):
+        with pytest.raises(ValueError, match=r"another version of distill_jax \(format 1, this on"):
+            call()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit to set there")
+@pytest.mark.parametrize("room", [100, 900, 1400])
+def test_when_the_disk_is_full_the_rows_come_with_the_error(tmp_path, room):
+    file = tmp_path / "sweep.jsonl"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    whole = sweep(descend, GRID, **FILED)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            sweep(descend, GRID, **FILED, file=file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    kept = file.read_bytes()
+    assert kept.endswith(b"\n") or not kept
+    if room > 100:  # else there was no room for the first line
+        rows = caught.value.rows
+        same(rows, whole[: len(rows)])
+        in_file = read_sweep(file)
+        same(in_file, rows[: len(in_file)])
+        assert len(rows) == len(in_file) + 1  # one block
+        assert f"{len(in_file)} of them in the file" in caught.value.__notes__[0]
+    same(sweep(descend, GRID, **FILED, file=file), whole)
 
 
 def renamed(key, *, rate, pull=0.0, data):
