@@ -183,7 +183,7 @@ def fit(
         watch = BetweenCalls(
             first=ready.steps_before,
             steps=steps,
-            history=History(ready.steps_before + done, logs),
+            history=History(ready.steps_before + done, logs, objective),
             bar=bar,
             evaluate=evaluate,
             evaluate_every=evaluate_every,

@@ -75,8 +75,11 @@ def test_a_coupled_term_refuses_a_piece_of_a_batch():
         return ((student_logits - student_logits.mean(0, keepdims=True)) ** 2).sum(-1)
 
     objective = weighted_sum(term("spread", 1.0, spread, coupled=True))
+    with pytest.raises(ValueError, match="'spread' couples .* must take where"):
+        objective({}, {}, context_of(kernel, batch))
+    del batch["where"]
     objective({}, {}, context_of(kernel, batch))
-    with pytest.raises(ValueError, match="'spread' couples the examples"):
+    with pytest.raises(ValueError, match="'spread' couples .* on a piece of one"):
         objective({}, {}, context_of(kernel, batch), objective.counts(batch))
 
 
