@@ -137,6 +137,23 @@ class Objective:
                     if values is not None and kept is not None:
                         _checks.labels_below(num_classes, **{name: values[kept]})
 
+    def check_masks(self, data: Batch) -> None:
+        """Raises ValueError for a term that counts no row of the data, though its weight is not 0.
+
+        Args:
+          data: All rows; traced masks and weights pass.
+        """
+        for t in self.terms:
+            mask = t.mask(data)
+            known = None if mask is None else _checks.known(mask)
+            weight = None if callable(t.weight) else _checks.known(t.weight)
+            if known is not None and not known.any() and (weight is None or weight != 0):
+                what = "the column 'where'" if t.where is None else "its where="
+                raise ValueError(
+                    f"term {t.name!r} counts none of the {len(known)} rows of the data: {what} is "
+                    "False in all. Fix the mask, leave the term out, or set its weight to 0"
+                )
+
 
 def _by_entry(name: str, column: Any, mask: Any) -> dict[str, Any]:
     """A column and its mask, each entry of which is a row: masked entries may hold anything."""

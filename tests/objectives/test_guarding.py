@@ -311,3 +311,28 @@ def test_a_teacher_that_is_undefined_on_masked_rows():
     how = {"key": jax.random.key(0), "steps": 1, "batch_size": ROWS, "teachers": taught}
     state, _ = run(STUDENT, objective, SGD, DATA, **how)
     assert all(math.isfinite(x.sum()) for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("train", [run, fit])
+def test_masks_that_leave_nothing_in_memory(train):
+    objective = weighted_sum(
+        term("labels", 1.0, cross_entropy), term("t", 1.0, by_columns, where="none")
+    )
+    data = {**DATA, "none": ~WHERE}
+    with pytest.raises(ValueError, match="term 't' counts none of the 6 rows of the data"):
+        train(STUDENT, objective, SGD, data, key=jax.random.key(0), steps=1, batch_size=ROWS)
+
+
+def test_masks_that_leave_nothing_in_a_stream():
+    objective = weighted_sum(
+        term("labels", 1.0, cross_entropy), term("later", 1.0, by_columns, where="later")
+    )
+
+    def stream(last):
+        for step in range(3):
+            yield {**DATA, "later": WHERE & (step == last)}
+
+    how = {"key": jax.random.key(0), "steps": 3}
+    fit(STUDENT, objective, SGD, stream(last=2), **how)
+    with pytest.warns(UserWarning, match=r"the masks of \['later'\] counted no row in 3 steps"):
+        fit(STUDENT, objective, SGD, stream(last=5), **how)

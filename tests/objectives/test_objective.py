@@ -227,6 +227,19 @@ class TestMessages:
         with pytest.raises(ValueError, match="its column 'labels'"):
             weighted_sum(term("t", 1.0, cross_entropy, where="m")).check(batch, 2)
 
+    def test_masks_that_leave_no_row(self):
+        batch, _ = example()
+        nothing = dict(batch, labelled=jnp.zeros(ROWS, bool))
+        both().check_masks(batch)
+        with pytest.raises(ValueError, match="'labels' counts none of the 12 rows .*: its where= "):
+            both().check_masks(nothing)
+        with pytest.raises(ValueError, match="'labels' counts none of .*: the column 'where' is F"):
+            weighted_sum(term("labels", 1.0, cross_entropy)).check_masks(
+                dict(batch, where=jnp.zeros(ROWS, bool))
+            )
+        off = term("labels", 0.0, cross_entropy, where="labelled")
+        weighted_sum(off).check_masks(nothing)
+
     def test_a_schedule_that_gives_no_scalar(self):
         batch, kernel = example()
         objective = weighted_sum(term("labels", lambda step: jnp.ones(2), cross_entropy))
