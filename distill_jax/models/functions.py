@@ -8,8 +8,11 @@ from typing import Any
 
 from jaxtyping import Array
 
-from distill_jax.models._adapt import as_outputs
+from distill_jax.models._adapt import as_outputs, mode_arguments
 from distill_jax.types import Model, Outputs, Params, State
+
+KEYS = ("key", "rng", "rngs")
+"""Parameters of a function that are given the key of a call."""
 
 
 def from_function(
@@ -23,7 +26,9 @@ def from_function(
     """A model from any pair of functions.
 
     The signature of ``apply`` decides what it is given. Its second parameter is the state if it is
-    called ``state``; ``key`` and ``train`` are passed by name if it has such parameters::
+    called ``state``. By name it is given the key, if it has a parameter ``key``, ``rng`` or
+    ``rngs``, and the mode, if it has ``train``, ``training``, ``is_training``, ``deterministic`` or
+    ``inference``. Other parameters that look like these, or have no default, are refused::
 
         init(key, inputs) -> params           apply(params, inputs) -> logits
         init(key, inputs) -> (params, state)  apply(params, state, inputs, *, key, train)
@@ -44,7 +49,8 @@ def from_function(
       A model. The state of a model without one is ``{}``.
 
     Raises:
-      TypeError: if ``apply`` takes neither ``(params, inputs)`` nor ``(params, state, inputs)``.
+      TypeError: if ``apply`` takes neither ``(params, inputs)`` nor ``(params, state, inputs)``, or
+        has a parameter that nothing fills.
 
     Example:
       >>> model = from_function(
@@ -60,14 +66,21 @@ def from_function(
     positional = [
         p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    by_name = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     stateful = "state" in positional
     if len(positional) < 2 + stateful or (stateful and positional[1] != "state"):
         raise TypeError(
             "apply must take (params, inputs) or (params, state, inputs), and key= and train= "
             f"where it uses them, got {inspect.signature(apply)}"
         )
-    options = {"key", "train"} & set(by_name)
+    own = 2 + stateful
+    by_name = [p.name for p in list(parameters)[own:] if p.kind is not p.POSITIONAL_ONLY]
+    keys = [name for name in KEYS if name in by_name]
+
+    def options(key: Array | None, train: bool) -> dict[str, Any]:
+        mode = mode_arguments(apply, train, skip_none=False, own=own, filled=KEYS, who="apply")
+        return {**mode, **dict.fromkeys(keys, key)}
+
+    options(None, False)  # raises for parameters that nothing fills
 
     def model_init(key: Array, inputs: Any) -> tuple[Params, State]:
         made = init(key, inputs)
@@ -88,7 +101,7 @@ def from_function(
         key: Array | None = None,
         train: bool = False,
     ) -> tuple[Outputs, State]:
-        given = {name: value for name, value in (("key", key), ("train", train)) if name in options}
+        given = options(key, train)
         if not stateful:
             return as_outputs(apply(params, inputs, **given), classes), state
         made = apply(params, state, inputs, **given)

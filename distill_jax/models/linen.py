@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from typing import Any
 
 import flax.errors
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from distill_jax.models._adapt import (
+    TRAINING,
     Features,
     as_outputs,
     by_call,
@@ -19,6 +22,9 @@ from distill_jax.models._adapt import (
     select,
 )
 from distill_jax.types import Model, Outputs, Params, State
+
+KEYS = ("rng", "dropout_rng")
+"""Parameters of ``__call__`` that are given a key, besides the module's random streams."""
 
 
 def from_linen(
@@ -31,9 +37,10 @@ def from_linen(
     """A model from a Linen module that is called with the inputs alone.
 
     The collection ``params`` becomes the params, all others together the state. The state changes
-    in training mode only. If ``__call__`` has a parameter ``train``, ``training``,
-    ``deterministic`` or ``use_running_average``, the mode is passed to it. Metadata of partitioned
-    parameters is removed.
+    in training mode only. If ``__call__`` has a parameter ``train``, ``training``, ``is_training``,
+    ``deterministic``, ``inference`` or ``use_running_average``, the mode is passed to it; if it has
+    ``rng`` or ``dropout_rng``, a key of its own, or None. Other parameters that look like a mode or
+    a key, or have no default, are refused. Metadata of partitioned parameters is removed.
 
     Args:
       module: Called with the inputs, an array ``[batch, ...]`` or a pytree of arrays; returns
@@ -51,9 +58,11 @@ def from_linen(
       ``{collection: variables}``.
 
     Raises:
-      TypeError: if ``module`` is not an instance of a Linen module.
+      TypeError: if ``module`` is not an instance of a Linen module, or its ``__call__`` has a
+        parameter that nothing fills.
       ValueError: from ``apply``, if a random stream is needed and ``key`` is None, if a feature
-        does not exist, or if the state changes its structure.
+        does not exist, if the state changes its structure, or if a module that a field such as
+        ``train=False`` holds in evaluation mode is to be trained.
 
     Example:
       >>> model = from_linen(nn.Dense(3))
@@ -72,18 +81,27 @@ def from_linen(
     def keys(key: Array) -> dict[str, Array]:
         return {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
 
-    def mode(train: bool) -> dict[str, Any]:
-        return mode_arguments(type(module).__call__, train, skip_none=False)
+    call = type(module).__call__
+    drawing = [name for name in KEYS if name in inspect.signature(call).parameters]
+
+    def options(train: bool, key: Array | None) -> dict[str, Any]:
+        made = mode_arguments(call, train, skip_none=False, filled=KEYS)
+        if key is not None:
+            for i, name in enumerate(drawing):
+                made[name] = jax.random.fold_in(key, len(rngs) + i)
+        return made
+
+    options(False, None)  # raises for parameters that nothing fills
 
     def init(key: Array, inputs: Any) -> tuple[Params, State]:
         params_key, other_key = jax.random.split(key)
         streams = {"params": params_key, **keys(other_key)}
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
         try:
-            variables = module.lazy_init(streams, shapes, **mode(False))
+            variables = module.lazy_init(streams, shapes, **options(False, other_key))
         except flax.errors.LazyInitError:  # a stored variable depends on the inputs' values
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            variables = module.init(streams, zeros, **mode(False))
+            variables = module.init(streams, zeros, **options(False, other_key))
         variables = nn.unbox(variables)
         state = {name: tree for name, tree in variables.items() if name != "params"}
         return variables.get("params", {}), state
@@ -96,6 +114,8 @@ def from_linen(
         key: Array | None = None,
         train: bool = False,
     ) -> tuple[Outputs, State]:
+        if train:
+            _check_can_train(module)
         try:
             made, changed = module.apply(
                 {"params": params, **state},
@@ -103,7 +123,7 @@ def from_linen(
                 rngs=None if key is None else keys(key),
                 mutable=[*(state if train else ()), "intermediates"],
                 capture_intermediates=features is not None,
-                **mode(train),
+                **options(train, key),
             )
         except flax.errors.InvalidRngError as error:
             if key is not None:
@@ -123,6 +143,18 @@ def from_linen(
         return as_outputs(made, classes, kept), after
 
     return Model(init, apply, classes)
+
+
+def _check_can_train(module: nn.Module) -> None:
+    """Raises ValueError for a module whose own fields say that it is not in training."""
+    fields = [f.name for f in dataclasses.fields(module)]
+    wrong = {name: False for name in TRAINING} | {"deterministic": True, "inference": True}
+    for name, value in wrong.items():
+        if name in fields and getattr(module, name) is value:
+            raise ValueError(
+                f"the module was made with {name}={value}, and would be trained in evaluation "
+                f"mode: give its __call__ a parameter {name} in place of the field"
+            )
 
 
 def _by_path(intermediates: Any) -> dict[str, Any]:

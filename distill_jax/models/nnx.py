@@ -45,9 +45,10 @@ def from_nnx(
 
     Training mode is the module as ``make`` built it: a batch norm that was built frozen
     (``use_running_average=True``) stays frozen. Evaluation mode is the module after ``.eval()``.
-    If ``__call__`` has a parameter ``train``, ``training``, ``deterministic`` or
-    ``use_running_average`` whose default is not None, the mode is passed to it; if it has a
-    parameter ``rngs``, it is given an ``nnx.Rngs``.
+    If ``__call__`` has a parameter ``train``, ``training``, ``is_training``, ``deterministic``,
+    ``inference`` or ``use_running_average`` whose default is not None, the mode is passed to it; if
+    it has a parameter ``rngs``, it is given an ``nnx.Rngs``. Other parameters that look like a mode
+    or a key, or have no default, are refused.
 
     Params are all ``nnx.Param``; the state is every other array except random streams and sown
     intermediates. Both are plain nested dictionaries. In each call every random stream restarts
@@ -70,8 +71,9 @@ def from_nnx(
       module's attributes as keys (``params["blocks"]["0"]["kernel"]``).
 
     Raises:
-      TypeError: if ``make`` returns no module, or one with an array as a static attribute.
-        Raised from ``init`` and ``apply`` where ``make`` needs ``inputs``.
+      TypeError: if ``make`` returns no module, one with an array as a static attribute, or one
+        whose ``__call__`` has a parameter that nothing fills. Raised from ``init`` and ``apply``
+        where ``make`` needs ``inputs``.
       ValueError: from ``apply``, if the module draws random numbers in training and ``key`` is
         None, if params or state do not fit the module, or if a feature does not exist.
 
@@ -105,7 +107,7 @@ def from_nnx(
             **streams,
         }
         module = nnx.merge(graph.train if train else graph.eval, nnx.from_flat_state(arrays))
-        options: dict[str, Any] = mode_arguments(type(module).__call__, train, skip_none=True)
+        options: dict[str, Any] = _mode(module, train)
         passed = nnx.Rngs(_stream_key(key, len(streams)))
         unused = passed.default.count.get_value()
         if graph.takes_rngs:
@@ -127,6 +129,10 @@ def from_nnx(
         return as_outputs(made, classes, found), _nested(after, graph.state)
 
     return Model(init, apply, classes)
+
+
+def _mode(module: nnx.Module, train: bool) -> dict[str, Any]:
+    return mode_arguments(type(module).__call__, train, skip_none=True, filled=("rngs",))
 
 
 def _call(module: Any, inputs: Any, **options: Any) -> Any:
@@ -218,6 +224,7 @@ def _record(make: Callable[[nnx.Rngs], nnx.Module], *, fixed: bool = True) -> _G
         found["train"], leaves = nnx.split(module)
         found["kinds"] = {path: type(leaf) for path, leaf in nnx.to_flat_state(leaves)}
         found["call"] = inspect.signature(type(module).__call__).parameters
+        _mode(module, True)  # raises for parameters that nothing fills
         module.eval()
         found["eval"] = nnx.graphdef(module)
         return {_name(path): x for path, x in _arrays(leaves).items()}

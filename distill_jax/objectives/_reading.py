@@ -1,31 +1,121 @@
-"""How a function's positional parameters say what they read from a context."""
+"""How the names of a function's parameters say what they read from a context."""
 
 from __future__ import annotations
 
+import difflib
+import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
+from distill_jax.objectives._guarding import Guard
 from distill_jax.objectives.context import AVERAGE, Context
 from distill_jax.types import Batch
 
 Sources = Mapping[str, str | Callable[[Context], Any]]
 """Where parameters come from, if not by their names: the ``reads`` of a term."""
 
+OUTPUTS = ("student_logits", "teacher_logits", "student_features", "teacher_features", "views")
+OTHERS = ("context", "step", "key")
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_NAMED = (*_POSITIONAL, inspect.Parameter.KEYWORD_ONLY)
+_NEVER_FILLED = frozenset(
+    "rng rngs rng_key prng prng_key random_key dropout_rng dropout_key seed train training "
+    "is_training is_train deterministic inference eval is_eval mode".split()
+)
 
-def positional(function: Callable) -> list[str]:
-    """The names of a function's positional parameters without a default."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.kind in kinds and p.default is p.empty
-    ]
+
+class Parameters(NamedTuple):
+    """What a function reads by the names of its parameters.
+
+    Attributes:
+      required: Parameters without a default.
+      optional: Parameters with one, which are read where there is something of their name.
+    """
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return self.required + self.optional
 
 
-def read_all(term: str, parameters: Iterable[str], reads: Sources, context: Context) -> list[Any]:
-    """The value of each parameter, by the rule that ``term`` documents."""
-    return [_read(term, parameter, reads.get(parameter), context) for parameter in parameters]
+def parameters(function: Callable, *, own: int = 0, given: Collection[str] = ()) -> Parameters:
+    """The parameters that a function reads.
+
+    Args:
+      function: Its parameters may be positional or keyword-only.
+      own: Number of first parameters that are filled otherwise.
+      given: Names of parameters that are filled otherwise; ``where`` always is.
+    """
+    taken = {"where", *given, *_keywords_of_partial(function)}
+    found = [p for p in inspect.signature(function).parameters.values() if p.kind in _NAMED]
+    free = [p for p in found[own:] if p.name not in taken]
+    return Parameters(
+        tuple(p.name for p in free if p.default is p.empty),
+        tuple(p.name for p in free if p.default is not p.empty),
+    )
+
+
+def first_positional(function: Callable, count: int) -> list[str]:
+    """The names of a function's first positional parameters without a default, up to ``count``."""
+    found = inspect.signature(function).parameters.values()
+    return [p.name for p in found if p.kind in _POSITIONAL and p.default is p.empty][:count]
+
+
+def check_filled(who: str, function: Callable, read: Parameters, reads: Sources) -> None:
+    """Raises TypeError for a parameter that looks as if it were filled, and is not."""
+    for p in inspect.signature(function).parameters.values():
+        if p.kind is p.VAR_POSITIONAL:
+            raise TypeError(
+                f"{who} must name its parameters, which determine what it is given, got *{p.name}"
+            )
+    for name in read.all:
+        if name in _NEVER_FILLED and name not in reads:
+            raise TypeError(
+                f"{who} has the parameter {name!r}, which is not filled: call it 'key' for a key "
+                "of this step, or give its value as an option of the term (losses are computed in "
+                f"training only). Known names are {[*OUTPUTS, *OTHERS]} and the batch's columns"
+            )
+
+
+def read_all(
+    term: str,
+    read: Parameters,
+    defaults_of: Callable,
+    reads: Sources,
+    context: Context,
+    guard: Guard,
+) -> dict[str, Any]:
+    """The value of each parameter, by the rule that ``term`` documents, guarded."""
+    values, guarded = {}, functools.cache(lambda: guard.context(context))
+    for name in read.all:
+        source = reads.get(name)
+        if callable(source):
+            values[name] = source(guarded())
+            continue
+        if name in read.optional and source is None and not _is_there(term, name, context):
+            _check_not_misspelt(term, name, defaults_of, read, context)
+            continue
+        if name == "context":
+            values[name] = guarded()
+        elif name in OTHERS and source is None and name not in context.batch:
+            values[name] = getattr(context, name)
+        else:
+            how = guard.outputs if name in OUTPUTS else guard.columns
+            values[name] = how(_read(term, name, source, context))
+    return values
+
+
+def call(function: Callable, own: tuple[Any, ...], values: Mapping[str, Any]) -> Any:
+    """Calls a function with its first parameters and with the others by name."""
+    positional, by_name = list(own), dict(values)
+    for p in list(inspect.signature(function).parameters.values())[len(own) :]:
+        if p.kind not in _POSITIONAL or p.name not in by_name:
+            break
+        positional.append(by_name.pop(p.name))
+    return function(*positional, **by_name)
 
 
 def column_of(batch: Batch, column: str, who: str) -> Any:
@@ -38,22 +128,53 @@ def number_of_rows(batch: Batch) -> int:
     return (batch["inputs"] if "inputs" in batch else next(iter(batch.values()))).shape[0]
 
 
+def _keywords_of_partial(function: Callable) -> Collection[str]:
+    return function.keywords if isinstance(function, functools.partial) else ()
+
+
+def _is_there(term: str, name: str, context: Context) -> bool:
+    """Whether a parameter with a default has something to read."""
+    if name == "teacher_logits":  # several teachers of which none is meant are an error
+        return bool(_others(context)) or term in context.teachers or name in context.batch
+    if name == "views":
+        return bool(context.views)
+    return name in (*OUTPUTS, *OTHERS) or name in context.batch
+
+
+def _check_not_misspelt(
+    term: str, name: str, function: Callable, read: Parameters, context: Context
+) -> None:
+    """Raises ValueError where a parameter that is None by default nearly has a known name."""
+    if inspect.signature(function).parameters[name].default is not None:
+        return
+    known = [x for x in (*context.batch, *OUTPUTS, *OTHERS) if x not in (*read.all, "where")]
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
+    if near:
+        raise ValueError(
+            f"term {term!r} has the parameter {name!r}, which is None by default, and nothing of "
+            f"that name: is {near[0]!r} meant? Rename it, pass reads={{{name!r}: ...}}, or pass "
+            f"{name}=None as an option of the term"
+        )
+
+
 def _read(term: str, parameter: str, source: Any, context: Context) -> Any:
-    if callable(source):
-        return source(context)
-    if parameter == "context":
-        return context
     if parameter == "student_logits":
         return context.student.logits
     if parameter == "views" and source is None:
-        return context.views
+        return dict(context.views)
     if parameter == "teacher_logits":
         return _teacher_logits(term, source, context)
     if parameter == "student_features":
         return _student_features(term, source, context)
     if parameter == "teacher_features":
         return _teacher_features(term, source, context)
-    return column_of(context.batch, source or parameter, f"term {term!r}")
+    column = source or parameter
+    if column not in context.batch:
+        raise ValueError(
+            f"term {term!r} reads the column {column!r}; the batch has {sorted(context.batch)}. "
+            f"Other names that a loss may read are {[*OUTPUTS, *OTHERS]}"
+        )
+    return context.batch[column]
 
 
 def _teacher_logits(term: str, source: str | None, context: Context) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from distill_jax import _checks
 from distill_jax import data as data_
+from distill_jax.objectives._guarding import weighted
 from distill_jax.objectives.context import Context
 from distill_jax.objectives.terms import Term
 from distill_jax.types import Batch
@@ -61,6 +62,11 @@ class Objective:
     ) -> tuple[Float[Array, ""], tuple[dict[str, Part], dict[str, PyTree]]]:
         """The scalar, and what went into it.
 
+        Through the scalar, a term of weight 0 sends no gradient to any parameter, whatever its
+        slopes are, and the slope with respect to that weight is the term's mean. (Derivatives of a
+        gradient with respect to a weight, for hyper-gradients, are 0 where it is 0: begin above
+        it.) Nor do its parts send a gradient then. Its state is updated as at any other weight.
+
         Args:
           params: The terms' own parameters, by term.
           state: The terms' own state, by term.
@@ -93,7 +99,8 @@ class Objective:
             parts[t.name] = Part(rows.sum(), counts[t.name])
             mean = parts[t.name].sum / jnp.maximum(divisors[t.name], 1.0)
             weight = t.weight_at(context.step)
-            total += jnp.where(weight == 0, 0.0, weight * mean)  # 0 times an infinite loss is 0
+            dtype = jnp.result_type(weight, mean)
+            total += weighted(jnp.asarray(weight, dtype), jnp.asarray(mean, dtype))
         return total, (parts, new_state)
 
     def check(self, data: Batch, num_classes: int) -> None:
@@ -108,7 +115,7 @@ class Objective:
         """
         seen = set()  # columns that several terms read with the same mask are looked at once
         for t in self.terms:
-            for parameter in t.parameters:
+            for parameter in t.parameters.all:
                 name = dict(t.reads).get(parameter, parameter)
                 column = data.get(name) if isinstance(name, str) else None
                 if column is None or (name, parameter, t.where) in seen:
@@ -120,7 +127,7 @@ class Objective:
                         f"where of term {t.name!r} has shape {mask.shape}, its column {name!r} "
                         f"{column.shape}: they must begin with the same axes"
                     )
-                checked = {name: column} if mask is None else {name: column, "where": mask}
+                checked = {name: column} if mask is None else _by_entry(name, column, mask)
                 may_miss = (name,) if parameter == "columns" else ()
                 data_.check(checked, values=(name,), missing=may_miss)
                 if parameter == "labels":
@@ -129,6 +136,28 @@ class Objective:
                     kept = np.ones(column.shape[:1], bool) if mask is None else _checks.known(mask)
                     if values is not None and kept is not None:
                         _checks.labels_below(num_classes, **{name: values[kept]})
+
+    def check_masks(self, data: Batch) -> None:
+        """Raises ValueError for a term that counts no row of the data, though its weight is not 0.
+
+        Args:
+          data: All rows; traced masks and weights pass.
+        """
+        for t in self.terms:
+            mask = t.mask(data)
+            known = None if mask is None else _checks.known(mask)
+            weight = None if callable(t.weight) else _checks.known(t.weight)
+            if known is not None and not known.any() and (weight is None or weight != 0):
+                what = "the column 'where'" if t.where is None else "its where="
+                raise ValueError(
+                    f"term {t.name!r} counts none of the {len(known)} rows of the data: {what} is "
+                    "False in all. Fix the mask, leave the term out, or set its weight to 0"
+                )
+
+
+def _by_entry(name: str, column: Any, mask: Any) -> dict[str, Any]:
+    """A column and its mask, each entry of which is a row: masked entries may hold anything."""
+    return {name: column.reshape(-1, *column.shape[mask.ndim :]), "where": mask.reshape(-1)}
 
 
 def weighted_sum(*terms: Term) -> Objective:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from distill_jax import _checks
-from distill_jax.objectives._reading import column_of, number_of_rows, positional, read_all
+from distill_jax.objectives import _reading
+from distill_jax.objectives._guarding import Guard, is_off
+from distill_jax.objectives._reading import Parameters, column_of, number_of_rows
 from distill_jax.objectives.context import Context
 from distill_jax.types import Batch
 
@@ -81,17 +82,22 @@ class Term:
         return mask.sum(dtype=jnp.float32)
 
     @property
-    def parameters(self) -> list[str]:
-        """What the loss reads from the context, by the names of its positional parameters."""
-        return positional(self.loss)[0 if self.init is None else 2 :]
+    def parameters(self) -> Parameters:
+        """What the loss reads from the context, by the names of its parameters."""
+        given = {*self.options, *dict(self.settings), *dict(self.schedules)}
+        return _reading.parameters(self.loss, own=0 if self.init is None else 2, given=given)
 
     def start(self, key: Array, context: Context) -> tuple[PyTree, PyTree]:
         """The term's own parameters and state; of ``context`` only shapes and dtypes matter."""
         if self.init is None:
             raise ValueError(f"term {self.name!r} owns no parameters: it has no init")
-        names = positional(self.init)[1:]
-        read = functools.partial(read_all, self.name, names, dict(self.reads))
-        return self.init(key, *jax.eval_shape(read, context))
+        init, reads = self.init, dict(self.reads)
+        names = _reading.parameters(init, own=1)
+
+        def read(context):
+            return _reading.read_all(self.name, names, init, reads, context, Guard())
+
+        return _reading.call(init, (key,), jax.eval_shape(read, context))
 
     def weight_at(self, step: Any) -> Any:
         weight = self.weight(step) if callable(self.weight) else self.weight
@@ -99,25 +105,48 @@ class Term:
         return weight
 
     def rows(self, params: PyTree, state: PyTree, context: Context) -> tuple[Array, PyTree]:
-        """The loss of each example, ``[batch, ...]``, 0 where masked, and the term's new state."""
+        """The loss of each example, ``[batch, ...]``, 0 where masked, and the term's new state.
+
+        What the loss reads is 0 in masked rows, and no gradient passes at weight 0.
+        """
         mask = self.mask(context.batch)
-        options = {**self.options, **dict(self.settings)}
-        options |= {name: schedule(context.step) for name, schedule in self.schedules}
+        self._check_coupling(mask)
+        guard = Guard(mask, is_off(self.weight_at(context.step)))
+        read, reads = self.parameters, dict(self.reads)
+        values = _reading.read_all(self.name, read, self.loss, reads, context, guard)
+        values |= {**guard.cut(self.options), **dict(self.settings)}
+        values |= {name: schedule(context.step) for name, schedule in self.schedules}
         if "where" in inspect.signature(self.loss).parameters:
-            options["where"] = mask
-        arguments = read_all(self.name, self.parameters, dict(self.reads), context)
+            values["where"] = mask
         if self.init is not None:
-            rows, state = self.loss(params, state, *arguments, **options)
+            rows, state = _reading.call(self.loss, (guard.cut(params), state), values)
         else:
-            rows = self.loss(*arguments, **options)
-        expected = (number_of_rows(context.batch),) if mask is None else mask.shape
-        if rows.shape != expected:
-            raise ValueError(
-                f"term {self.name!r} gave rows of shape {rows.shape}, its mask has {expected}: a "
-                "loss returns one value for each row that where= counts; for rows with more axes "
-                "than [batch] name a column of that shape as where="
-            )
+            rows = _reading.call(self.loss, (), values)
+        self._check_rows(rows, (number_of_rows(context.batch),) if mask is None else mask.shape)
         return (rows if mask is None else jnp.where(mask, rows, 0.0)), state
+
+    def _check_coupling(self, mask: Any) -> None:
+        names = inspect.signature(self.loss).parameters
+        if self.coupled and mask is not None and not {"where", "context"} & names.keys():
+            raise ValueError(
+                f"term {self.name!r} couples the examples of a batch, and rows that where= masks "
+                "would have an influence on the others: its loss must take where, and leave out "
+                "the rows at which it is False (they hold 0)"
+            )
+
+    def _check_rows(self, rows: Any, expected: tuple[int, ...]) -> None:
+        if jnp.shape(rows) != expected:
+            raise ValueError(
+                f"term {self.name!r} gave rows of shape {jnp.shape(rows)}, its mask has "
+                f"{expected}: a loss returns one value for each row that where= counts; for rows "
+                "with more axes than [batch] name a column of that shape as where="
+            )
+        if not jnp.issubdtype(rows.dtype, jnp.floating):
+            raise TypeError(
+                f"term {self.name!r} gave rows of dtype {rows.dtype}, through which no gradient "
+                "passes: return probabilities or distances in place of decisions and counts, or "
+                "rows.astype(jnp.float32) if the term only watches"
+            )
 
 
 def term(
@@ -133,7 +162,7 @@ def term(
 ) -> Term:
     """A loss with a name and a weight.
 
-    The names of the loss's positional parameters determine what it is given:
+    The names of the loss's parameters determine what it is given:
 
     - ``student_logits``: ``[batch, ..., classes]``;
     - ``teacher_logits``: of the teacher that has the term's name, or else of the only teacher, or
@@ -141,7 +170,17 @@ def term(
     - ``student_features``, ``teacher_features``: hidden arrays, whose path ``reads`` gives;
     - ``views``: the student's outputs on other views of the examples, by name;
     - ``context``: the whole ``Context``;
-    - any other name: the batch's column of that name (``labels``, ``targets``).
+    - any other name: the batch's column of that name (``labels``, ``targets``), or else, for
+      ``key`` and ``step``, a random key of this step and the number of steps taken.
+
+    A parameter with a default (``labels=None``) is given the same where it is there, and keeps its
+    default otherwise. Options come first: what ``term`` is given by name is not read.
+
+    Rows that do not count, and terms of weight 0, never reach a parameter. Whatever a loss reads is
+    0 in the rows that ``where`` masks, so a loss need not take ``where`` itself, unless it couples
+    the rows. A mask ``[batch, time]`` sets entries of logits and features ``[batch, time, n]`` and
+    of columns ``[batch, time, ...]`` to 0; of other arrays, rows in which no entry counts. At
+    weight 0 a term has no gradient, even if its loss or its slopes are infinite or NaN.
 
     A loss with parameters of its own (a projector, a learned temperature), or with state (a memory
     bank), takes them first, ``loss(params, state, student_logits, labels)``, and returns the new
@@ -153,7 +192,7 @@ def term(
       weight: Its factor: a number, a traced value, or a schedule ``step -> value``.
       loss: ``loss(..., **options) -> rows [batch]``, unreduced. With ``init``:
         ``loss(params, state, ..., **options) -> (rows, state)``. A loss with a keyword ``where`` is
-        given the mask; masked rows must contribute neither loss nor gradient.
+        given the mask, or None. Rows are floats: through booleans or integers passes no gradient.
       where: The rows that count: a boolean column of the batch, or a function of the batch. Rows
         that the batch's own column ``where`` leaves out never count.
       init: ``(key, ...) -> (params, state)`` for a term that owns parameters, which are trained
@@ -167,17 +206,20 @@ def term(
         or the path alone of the teacher that has the term's name, or of the only one; for other
         names a column; for any a function of the context.
       **options: The loss's options. Numbers, integers too, become floating leaves; arrays stay as
-        they are; a function is a schedule ``step -> value``; strings, booleans, None and tuples of
-        them are fixed in the program. An option may be a pytree of arrays. If it has an attribute
-        ``classes`` (a tuple of names), training refuses a student whose declared classes differ;
-        if it has a method ``describe() -> values of JSON``, checkpoints list what it returns.
+        they are; a function is a schedule ``step -> value`` of numbers or arrays; strings,
+        booleans, None and tuples of them are fixed in the program. An option may be a pytree of
+        arrays. If it has an attribute ``classes`` (a tuple of names), training refuses a student
+        whose declared classes differ; if it has a method ``describe() -> values of JSON``,
+        checkpoints list what it returns.
 
     Returns:
       A term, to be joined with others by ``weighted_sum``.
 
     Raises:
-      TypeError: if the loss has no such option, or a loss with ``init`` does not take ``params``
-        and ``state`` first.
+      TypeError: if the loss has no such option, if an option is neither numbers nor a setting nor
+        a schedule, if the loss has a parameter that looks as if it were filled and is not
+        (``rng``, ``train``), or if a loss with ``init`` does not take ``params`` and ``state``
+        first.
       ValueError: if the weight is not finite, or an option is out of the loss's range.
 
     Example:
@@ -210,33 +252,45 @@ def term(
             f"batch, got {type(where).__name__}"
         )
     reads = dict(reads or {})
-    own, parameters = _own_and_read(name, loss, init)
-    for read in reads:
-        if read not in parameters:
-            raise ValueError(f"reads of term {name!r} names {read!r}; its loss has {parameters}")
-        if read in ("context", "student_logits") and not callable(reads[read]):
+    own = _own(name, loss, init)
+    read = _reading.parameters(loss, own=len(own), given=options)
+    wanted = Parameters((), ()) if init is None else _reading.parameters(init, own=1)
+    parameters = list(dict.fromkeys((*read.all, *wanted.all)))
+    for parameter in reads:
+        if parameter not in parameters:
+            raise ValueError(
+                f"reads of term {name!r} names {parameter!r}; its loss has {parameters}"
+            )
+        if parameter in ("context", "student_logits") and not callable(reads[parameter]):
             raise TypeError(
-                f"reads[{read!r}] of term {name!r} must be a function of the context, got "
-                f"{reads[read]!r}"
+                f"reads[{parameter!r}] of term {name!r} must be a function of the context, got "
+                f"{reads[parameter]!r}"
             )
     accepted = inspect.signature(loss).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         for option in options:
-            if option not in accepted:
+            if option not in accepted or option in own:
                 raise TypeError(
                     f"the loss of term {name!r} has no option {option!r}; it has "
-                    f"{[p for p in accepted if p not in (*own, *parameters, 'where')]}"
+                    f"{[p for p in accepted if p not in (*own, *read.required, 'where')]}"
                 )
+    _reading.check_filled(f"the loss of term {name!r}", loss, read, reads)
+    if init is not None:
+        _reading.check_filled(f"init of term {name!r}", init, wanted, reads)
     if init is None:
-        _probe(name, loss, parameters, options)
+        _probe(name, loss, list(read.required), options)
     schedules, settings, leaves = {}, {}, {}
     for option, value in options.items():
+        who = f"option {option!r} of term {name!r}"
         if callable(value) and jax.tree_util.all_leaves([value]):
+            default = accepted[option].default if option in accepted else None
+            _check_schedule(who, value, default)
             schedules[option] = value
         elif all(isinstance(x, bool | np.bool_ | str) for x in jax.tree.leaves(value)):
             settings[option] = tuple(value) if isinstance(value, list) else value
         else:
             leaves[option] = jax.tree.map(_leaf, value)
+            _check_leaves(who, leaves[option])
     return Term(
         weight=weight if not callable(weight) else _Static(weight),
         options=leaves,
@@ -262,21 +316,50 @@ class _Static:
         return self.schedule(step)
 
 
-def _own_and_read(name: str, loss: Callable, init: Callable | None) -> tuple[list[str], list[str]]:
-    """The parameters of a loss that are the term's own, and all that it and ``init`` read."""
-    parameters = positional(loss)
+def _own(name: str, loss: Callable, init: Callable | None) -> list[str]:
+    """The parameters of a loss that are the term's own."""
     if init is None:
-        return [], parameters
-    if len(parameters) < 2:
+        return []
+    own = _reading.first_positional(loss, 2)
+    if len(own) < 2:
         raise TypeError(
             f"the loss of term {name!r} must take the term's own params and state first, since "
-            f"init is given: loss(params, state, ...), got the parameters {parameters}"
+            f"init is given: loss(params, state, ...), got the parameters {own}"
         )
-    wanted = positional(init)
-    if not wanted:
+    if not _reading.first_positional(init, 1):
         raise TypeError(f"init of term {name!r} must take a key first, got no parameters")
-    own, read = parameters[:2], parameters[2:]
-    return own, [*read, *(p for p in wanted[1:] if p not in read)]
+    return own
+
+
+def _check_schedule(who: str, schedule: Callable, default: Any) -> None:
+    """Raises TypeError for a function that is no schedule of an option."""
+    advice = (
+        "a function is read as a schedule, step -> value; to pass one to the loss itself, use "
+        "functools.partial(loss, ...)"
+    )
+    if isinstance(schedule, type):
+        raise TypeError(f"{who} must not be a class, got {schedule.__name__}: {advice}")
+    fixed = default is not inspect.Parameter.empty and callable(default)
+    if fixed or isinstance(default, str | bool):
+        raise TypeError(
+            f"{who} is fixed in the program (its default is {default!r}), got a function: {advice}"
+        )
+    try:
+        made = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+    except TypeError as error:
+        raise TypeError(
+            f"{who} must give numbers for a step, got a function that does not: {advice}"
+        ) from error
+    _check_leaves(who, made)
+
+
+def _check_leaves(who: str, tree: Any) -> None:
+    for x in jax.tree.leaves(tree):
+        if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+            raise TypeError(
+                f"{who} must be numbers or arrays, or else strings, booleans and None, or a "
+                f"schedule step -> value; got {x!r}"
+            )
 
 
 def _leaf(value: Any) -> Any:

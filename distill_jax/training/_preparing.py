@@ -287,6 +287,8 @@ def prepared(
         divides(microbatches, rows)
     recipe = Recipe(model, optimizer, augment, decay is not None, microbatches)
     check(recipe, objective, columns, given)
+    if source.in_memory and augment is None:
+        objective.check_masks(columns)
 
     key_init, key_order = jax.random.split(key)
     as_given = objective, given, decay

@@ -32,6 +32,7 @@ from distill_jax.training.step import TrainState
 from distill_jax.training.step._compiled import steps_of
 from distill_jax.training.step._forward import Augment
 from distill_jax.training.watching import logs as logs_
+from distill_jax.training.watching._counting import CountedTerms
 from distill_jax.training.watching._progress import Progress
 from distill_jax.training.watching._tracing import tracing
 from distill_jax.training.watching.history import History
@@ -180,14 +181,19 @@ def fit(
             steps_per_call = 1
         elif steps_per_call is None:
             steps_per_call = _call_length(steps, evaluate_every, checkpoints and checkpoints.every)
-        batches = stack.enter_context(_batches(ready, state, position, steps - done, prefetch))
+        # Masks may come from augmentation, and another process may hold the rows that count.
+        looked_at = not source.in_memory and augment is None and jax.process_count() == 1
+        counted = CountedTerms(objective.terms if looked_at else ())
+        batches = stack.enter_context(
+            _batches(ready, state, position, steps - done, prefetch, counted)
+        )
         tracer = stack.enter_context(tracing(trace))
         shown = progress and jax.process_index() == 0
         bar = stack.enter_context(Progress(steps, shown=shown))
         watch = BetweenCalls(
             first=ready.steps_before,
             steps=steps,
-            history=History(ready.steps_before + done, logs),
+            history=History(ready.steps_before + done, logs, objective),
             bar=bar,
             evaluate=evaluate,
             evaluate_every=evaluate_every,
@@ -206,6 +212,7 @@ def fit(
             if watch.done < steps:
                 watch.history.settle()  # a loss that is not finite comes first
                 warnings.warn(f"data ended after {watch.done} of {steps} steps", stacklevel=2)
+            counted.warn(watch.done - done)
             watch.end(state, position)
     return state, watch.history.arrays()
 
@@ -249,7 +256,12 @@ def _call_length(*steps: int | None) -> int:
 
 @contextlib.contextmanager
 def _batches(
-    ready: Prepared, state: TrainState, position: Any, count: int, prefetch: int | None
+    ready: Prepared,
+    state: TrainState,
+    position: Any,
+    count: int,
+    prefetch: int | None,
+    counted: CountedTerms,
 ) -> Iterator[Iterator[tuple[Batch, Any]]]:
     """The next ``count`` batches, each with the position after it, drawn ahead by a thread."""
     if not count:
@@ -262,6 +274,7 @@ def _batches(
         even = ready.layout is not None or ready.recipe.microbatches > 1
         fill = even or not jax.tree.leaves(state.state)
         pairs = _filled(pairs, ready.source.rows, even, fill)
+        pairs = counted.watched(pairs)
     ahead = prefetch if prefetch is not None else 0 if ready.source.in_memory else 2
     if ready.layout is None and not ahead:
         yield pairs

@@ -475,3 +475,101 @@ def test_linen_state_must_keep_its_structure():
     params, state = model.init(KEY, INPUTS)
     with pytest.raises(ValueError, match="state changed its structure"):
         model.apply(params, state, INPUTS, train=True)
+
+
+class TestModesAndKeys:
+    """Parameters of a forward pass by which it is told its mode, or given a key."""
+
+    @pytest.mark.parametrize(
+        ("name", "default", "training"),
+        [
+            ("is_training", False, True),
+            ("training", None, True),
+            ("is_train", False, True),
+            ("enable_dropout", True, True),
+            ("inference", True, False),
+            ("is_eval", True, False),
+            ("deterministic", True, False),
+        ],
+    )
+    def test_the_mode_by_its_names(self, name, default, training):
+        space = {"jnp": jnp}
+        for first in ("self", "params"):
+            text = f"def {first}({first}, x, *, {name}={default}):"
+            exec(f"{text} return jnp.full((6, 2), 1.0 * {name})", space)  # noqa: S102
+        module = type("Told", (nn.Module,), {"__call__": space["self"]})
+        for model in (from_linen(module()), from_function(lambda key, x: {}, space["params"])):
+            for train in (True, False):
+                made, _ = model.apply({}, {}, INPUTS, key=KEY, train=train)
+                assert made.logits[0, 0] == (train == training)
+
+    @pytest.mark.parametrize("name", ["key", "rng", "rngs"])
+    def test_the_key_of_a_function_by_its_names(self, name):
+        space = {"jax": jax}
+        exec(  # noqa: S102
+            f"def apply(params, x, {name}=None): return jax.random.normal({name}, (len(x), 2))",
+            space,
+        )
+        model = from_function(lambda key, x: {}, space["apply"])
+        made = model.apply({}, {}, INPUTS, key=KEY, train=True)[0].logits
+        np.testing.assert_array_equal(made, jax.random.normal(KEY, (6, 2)))
+
+    def test_the_key_of_a_linen_module(self):
+        class Dropped(nn.Module):
+            @nn.compact
+            def __call__(self, x, training=False, rng=None):
+                return nn.Dropout(0.5, deterministic=not training)(x, rng=rng)
+
+        model, keys = from_linen(Dropped()), (KEY, jax.random.key(1))
+        first, second = (model.apply({}, {}, INPUTS, key=k, train=True)[0].logits for k in keys)
+        assert (first == 0).any() and (first != second).any()
+
+    @pytest.mark.parametrize(
+        ("parameter", "message"),
+        [
+            ("mask", "needs 'mask', which nothing fills: besides the inputs it is given, by name"),
+            ("mode='eval'", r"'mode' \(by default 'eval'\), which looks like the mode"),
+            ("testing=True", r"'testing' \(by default True\), which looks like the mode"),
+            ("use_dropout=False", r"'use_dropout' \(by default False\), which looks like the mo"),
+            ("seed=0", r"'seed' \(by default 0\), which looks like the mode or a random key"),
+            ("noise_key=None", r"'noise_key' \(by default None\), which looks like the mode"),
+        ],
+    )
+    def test_what_is_not_understood_is_refused_at_once(self, parameter, message):
+        space = {"nn": nn, "nnx": nnx}
+        exec(  # noqa: S102
+            f"def call(self, x, *, {parameter}): return x\n"
+            f"def apply(params, x, *, {parameter}): return x",
+            space,
+        )
+        linen = type("Linen", (nn.Module,), {"__call__": space["call"]})
+        other = type("Nnx", (nnx.Module,), {"__call__": space["call"]})
+        for make in (
+            lambda: from_linen(linen()),
+            lambda: from_nnx(lambda rngs: other()),
+            lambda: from_function(lambda key, x: {}, space["apply"]),
+        ):
+            with pytest.raises(TypeError, match=message):
+                make()
+
+    def test_other_options_keep_their_defaults(self):
+        def apply(params, inputs, padding="SAME", train_steps=3, *, scale=1.0, mode=None):
+            return inputs * scale
+
+        with pytest.raises(TypeError, match="'mode'"):
+            from_function(lambda key, x: {}, apply)
+        model = from_function(lambda key, x: {}, functools.partial(apply, mode="x", scale=2.0))
+        np.testing.assert_array_equal(model.predict({}, {}, INPUTS).logits, 2 * INPUTS)
+
+    def test_a_linen_module_whose_field_holds_it_in_evaluation(self):
+        class Fixed(nn.Module):
+            train: bool = False
+
+            @nn.compact
+            def __call__(self, x):
+                return nn.Dropout(0.5, deterministic=not self.train)(x)
+
+        model = from_linen(Fixed())
+        model.predict({}, {}, INPUTS)
+        with pytest.raises(ValueError, match="was made with train=False, and would be trained in"):
+            model.apply({}, {}, INPUTS, key=KEY, train=True)

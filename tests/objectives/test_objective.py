@@ -75,8 +75,11 @@ def test_a_coupled_term_refuses_a_piece_of_a_batch():
         return ((student_logits - student_logits.mean(0, keepdims=True)) ** 2).sum(-1)
 
     objective = weighted_sum(term("spread", 1.0, spread, coupled=True))
+    with pytest.raises(ValueError, match="'spread' couples .* must take where"):
+        objective({}, {}, context_of(kernel, batch))
+    del batch["where"]
     objective({}, {}, context_of(kernel, batch))
-    with pytest.raises(ValueError, match="'spread' couples the examples"):
+    with pytest.raises(ValueError, match="'spread' couples .* on a piece of one"):
         objective({}, {}, context_of(kernel, batch), objective.counts(batch))
 
 
@@ -223,6 +226,19 @@ class TestMessages:
         batch = {**batch, "labels": jnp.zeros(4, int), "where": jnp.ones(4, bool)}
         with pytest.raises(ValueError, match="its column 'labels'"):
             weighted_sum(term("t", 1.0, cross_entropy, where="m")).check(batch, 2)
+
+    def test_masks_that_leave_no_row(self):
+        batch, _ = example()
+        nothing = dict(batch, labelled=jnp.zeros(ROWS, bool))
+        both().check_masks(batch)
+        with pytest.raises(ValueError, match="'labels' counts none of the 12 rows .*: its where= "):
+            both().check_masks(nothing)
+        with pytest.raises(ValueError, match="'labels' counts none of .*: the column 'where' is F"):
+            weighted_sum(term("labels", 1.0, cross_entropy)).check_masks(
+                dict(batch, where=jnp.zeros(ROWS, bool))
+            )
+        off = term("labels", 0.0, cross_entropy, where="labelled")
+        weighted_sum(off).check_masks(nothing)
 
     def test_a_schedule_that_gives_no_scalar(self):
         batch, kernel = example()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,8 +157,124 @@ def test_a_projector_and_its_start_read_by_name():
     assert new["hint"] == {"calls": 1}
 
 
+def kd(student_logits, teacher_logits, labels=None):
+    rows = forward_kl(student_logits, teacher_logits)
+    return rows if labels is None else rows + cross_entropy(student_logits, labels)
+
+
+def two_rows(**columns):
+    """Two rows of equal logits; a teacher that agrees with them."""
+    batch = {"inputs": jnp.zeros((2, 1)), **columns}
+    return Context(Outputs(jnp.zeros((2, 3))), {"big": Outputs(jnp.zeros((2, 3)))}, batch)
+
+
+def value(made, context):
+    return float(weighted_sum(made)({}, {}, context)[0])
+
+
+def test_a_parameter_with_a_default_is_read_where_there_is_something():
+    labels = jnp.array([0, 2])
+    nats = pytest.approx(np.log(3), rel=1e-6)
+    assert value(term("kd", 1.0, kd), two_rows(labels=labels)) == nats
+    assert value(term("kd", 1.0, kd), two_rows()) == 0
+    assert value(term("kd", 1.0, kd, labels=None), two_rows(labels=labels)) == 0
+    reads = {"labels": "noisy"}
+    assert value(term("kd", 1.0, kd, reads=reads), two_rows(labels=labels, noisy=labels)) == nats
+    bound = functools.partial(kd, labels=jnp.array([1, 1]))  # the partial's own come first
+    seen = value(term("kd", 1.0, bound), two_rows(labels=jnp.array([7, 7])))
+    assert seen == nats
+    with pytest.raises(ValueError, match=r"reads the column 'noisy'; the batch has"):
+        value(term("kd", 1.0, kd, reads=reads), two_rows(labels=labels))
+
+
+def test_every_known_name_with_a_default():
+    def loss(
+        student_logits=None, teacher_logits=None, *, views=None, context=None, key=None, step=None
+    ):
+        seen.append((student_logits, teacher_logits, views, context, key, step))
+        return jnp.zeros(2)
+
+    seen, key = [], jax.random.key(1)
+    context = two_rows()._replace(key=key, step=5, views={"v": Outputs(jnp.ones((2, 3)))})
+    value(term("t", 1.0, loss), context)
+    logits, taught, views, whole, given, step = seen[0]
+    assert logits.shape == taught.shape == (2, 3)
+    assert views.keys() == {"v"} and whole.batch.keys() == {"inputs"}
+    assert given is key and step == 5
+    value(term("t", 1.0, loss), context._replace(teachers={}, views={}))
+    assert seen[1][1] is None and seen[1][2] is None
+    with pytest.raises(ValueError, match=r"the teachers are \['a', 'b'\]"):
+        value(term("t", 1.0, loss), context._replace(teachers=dict.fromkeys("ab", context.student)))
+
+
+def test_keyword_only_parameters_are_read_as_well():
+    def loss(student_logits, *, labels, scale, shift=0.0):
+        return scale * cross_entropy(student_logits, labels) + shift
+
+    context = two_rows(labels=jnp.array([0, 2]), scale=jnp.array([1.0, 3.0]))
+    assert value(term("t", 1.0, loss), context) == pytest.approx(2 * np.log(3), rel=1e-6)
+    assert value(term("t", 1.0, loss, scale=3.0, shift=1.0), context) == pytest.approx(
+        3 * np.log(3) + 1, rel=1e-6
+    )
+
+
+def test_a_positional_parameter_may_be_an_option():
+    def loss(student_logits, scale, labels):
+        return scale * cross_entropy(student_logits, labels)
+
+    context = two_rows(labels=jnp.array([0, 2]))
+    assert value(term("t", 1.0, loss, scale=2.0), context) == pytest.approx(2 * np.log(3), rel=1e-6)
+
+
+def test_what_makes_parameters_reads_what_is_there():
+    def start(key, *, labels, targets=None):
+        return {"rows": jnp.zeros(labels.shape), "targets": jnp.zeros(targets.shape)}, None
+
+    def loss(params, state, labels):
+        return jnp.zeros(2), state
+
+    objective = weighted_sum(term("own", 1.0, loss, init=start))
+    context = two_rows(labels=jnp.array([0, 2]), targets=jnp.ones((2, 3)))
+    params, _ = objective.init(jax.random.key(0), context)
+    assert params["own"]["targets"].shape == (2, 3)
+
+
+def test_columns_that_are_read_by_default_are_checked():
+    data = {"inputs": np.zeros((2, 1)), "labels": np.array([0, 7])}
+    with pytest.raises(ValueError, match="labels must lie in 0 ... 2"):
+        weighted_sum(term("kd", 1.0, kd)).check(data, 3)
+
+
 @pytest.mark.usefixtures("library_errors")
 class TestMessages:
+    @pytest.mark.parametrize("name", ["rng", "train", "is_training", "deterministic", "seed"])
+    def test_a_parameter_that_looks_as_if_it_were_filled(self, name):
+        space = {}
+        exec(f"def loss(student_logits, {name}=None): ...", space)  # noqa: S102
+        with pytest.raises(TypeError, match=f"parameter '{name}', which is not filled: call it"):
+            term("t", 1.0, space["loss"])
+        term("t", 1.0, space["loss"], **{name: True})
+
+    def test_a_name_that_is_nearly_a_column(self):
+        def loss(student_logits, label=None):
+            return student_logits.sum(-1)
+
+        context = two_rows(labels=jnp.array([0, 2]))
+        with pytest.raises(ValueError, match=r"'label', .* is 'labels' meant\? Rename it, pass"):
+            value(term("t", 1.0, loss), context)
+        assert value(term("t", 1.0, loss, label=None), context) == 0
+
+    def test_parameters_without_names(self):
+        with pytest.raises(TypeError, match=r"must name its parameters, .* got \*arguments"):
+            term("t", 1.0, lambda *arguments: arguments[0])
+
+    def test_a_feature_with_a_default_needs_a_path(self):
+        def loss(student_logits, student_features=None):
+            return student_logits.sum(-1)
+
+        with pytest.raises(ValueError, match="must say which features to compare"):
+            value(term("t", 1.0, loss), two_rows())
+
     def test_no_teacher(self):
         batch, kernel = example()
         del batch["teacher_logits"]

@@ -52,6 +52,38 @@ class TestMessages:
         with pytest.raises(TypeError, match=r"no option 'temprature'; it has \['temperature'\]"):
             term("teacher", 1.0, soft_targets, temprature=2.0)
 
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (jnp.float32, "must not be a class, got float32: a function is read as a schedule"),
+            (lambda: 1.0, "must give numbers for a step, got a function that does not: a fun"),
+            (lambda step: "log", "must give numbers for a step, got a function that does not: a"),
+            (("a", 1.0), "must be numbers or arrays, or else strings, .* got 'a'"),
+            (np.dtype("int8"), r"must be numbers or arrays, or else strings, .* got dtype\('int8"),
+        ],
+    )
+    def test_an_option_that_is_neither_numbers_nor_a_schedule(self, value, message):
+        with pytest.raises(TypeError, match=f"option 'how' of term 't' {message}"):
+            term("t", 1.0, lambda student_logits, how: student_logits.sum(-1), how=value)
+
+    @pytest.mark.parametrize("default", ["linear", False, jnp.abs])
+    def test_a_schedule_of_an_option_that_is_fixed(self, default):
+        def loss(student_logits, *, how=default):
+            return student_logits.sum(-1)
+
+        with pytest.raises(TypeError, match=r"'how' of term 't' is fixed in the program \(its def"):
+            term("t", 1.0, loss, how=lambda step: step)
+
+    @pytest.mark.parametrize("dtype", [bool, jnp.int32])
+    def test_rows_without_a_gradient(self, dtype):
+        def wrong(student_logits, labels):
+            return (student_logits.argmax(-1) != labels).astype(dtype)
+
+        batch = {"inputs": jnp.zeros((2, 1)), "labels": jnp.array([0, 1])}
+        objective = weighted_sum(term("wrong", 1.0, wrong))
+        with pytest.raises(TypeError, match="'wrong' gave rows of dtype .*, through which no grad"):
+            objective({}, {}, Context(Outputs(jnp.zeros((2, 2))), {}, batch))
+
     def test_reads_of_a_parameter_that_the_loss_does_not_have(self):
         with pytest.raises(ValueError, match="names 'label'; its loss has"):
             term("labels", 1.0, cross_entropy, reads={"label": "noisy"})

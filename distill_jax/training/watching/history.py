@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.objectives import Objective
 from distill_jax.training.watching import logs as logs_
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss became NaN or infinite.
+    """A loss became NaN or infinite. A term of weight 0 may be either without being an error.
 
     Attributes:
       step: The step at which it did, an integer.
-      terms: Names of the terms that are not finite.
+      terms: Names of the terms that are not finite and have a weight other than 0.
       history: Metrics up to that step, ``[steps]`` each.
     """
 
@@ -27,9 +29,12 @@ class NonFiniteLoss(FloatingPointError):
 class History:
     """Metrics per step. Those of the latest call stay on the device until the next has started."""
 
-    def __init__(self, start: int, logs: Sequence[logs_.Log] = ()):
+    def __init__(
+        self, start: int, logs: Sequence[logs_.Log] = (), objective: Objective | None = None
+    ):
         self.start = start
         self.logs = logs
+        self.objective = objective
         self.calls: list[dict[str, np.ndarray]] = []
         self.steps = 0
         self.pending: Any = None
@@ -44,7 +49,7 @@ class History:
         self.pending = metrics
 
     def settle(self) -> dict[str, np.ndarray]:
-        """Reads the pending metrics; raises NonFiniteLoss if one of them is not finite."""
+        """Reads the pending metrics; raises NonFiniteLoss if the loss is not finite."""
         if self.pending is not None:
             metrics = {name: np.asarray(x) for name, x in self.pending.items()}
             self.pending = None
@@ -52,7 +57,7 @@ class History:
             self.calls.append(metrics)
             self.steps += len(metrics["loss"])
             logs_.tell(self.logs, first + 1, metrics)
-            bad = ~np.isfinite(np.stack(list(metrics.values()))).all(0)
+            bad = ~np.isfinite(metrics["loss"])  # a term of weight 0 may be NaN or infinite
             if bad.any():
                 i = int(bad.argmax())
                 self._refuse(first + i, {name: float(x[i]) for name, x in metrics.items()})
@@ -67,7 +72,8 @@ class History:
         )  # fmt: skip
 
     def _refuse(self, step: int, values: dict[str, float]) -> None:
-        terms = [n for n, x in values.items() if n != "loss" and not np.isfinite(x)]
+        ignored = self._terms_of_weight_0(step)
+        terms = [n for n, x in values.items() if n not in ("loss", *ignored) and not np.isfinite(x)]
         rest = ", ".join(f"{n} {x:.4g}" for n, x in values.items() if n not in (*terms, "loss"))
         if terms:
             what = " and ".join(f"term {n!r} is {values[n]:g}" for n in terms)
@@ -78,6 +84,10 @@ class History:
             + ". Try a smaller learning rate or gradient clipping, and look for invalid rows",
             step, terms, self.arrays(),
         )  # fmt: skip
+
+    def _terms_of_weight_0(self, step: int) -> list[str]:
+        terms = () if self.objective is None else self.objective.terms
+        return [t.name for t in terms if t.weight_at(jnp.asarray(step, jnp.int32)) == 0]
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         taken = {"evaluated_at", *(self.calls[0] if self.calls else ())} & values.keys()

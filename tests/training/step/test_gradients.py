@@ -196,8 +196,8 @@ def test_every_piece_drops_out_for_itself():
 
     model = models.from_function(init, apply)
 
-    def spread(student_logits):
-        return jnp.broadcast_to(student_logits.std(0).sum(), len(student_logits))
+    def spread(student_logits, *, where):
+        return jnp.broadcast_to(student_logits.std(0, where=where[:, None]).sum(), len(where))
 
     seen = weighted_sum(term("spread", 1.0, spread, coupled=True))
     recipe = Recipe(model, SGD, microbatches=ROWS)
