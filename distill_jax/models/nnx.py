@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import errors, linen, nnx
 from jaxtyping import Array
 
 from distill_jax.models._adapt import (
@@ -29,12 +29,12 @@ from distill_jax.types import Model, Outputs, Params, State
 
 
 def from_nnx(
-    make: Callable[..., nnx.Module],
+    make: Callable[..., nnx.Module] | nnx.Module | tuple[Any, ...],
     *,
     classes: tuple[str, ...] | None = None,
     features: Features = None,
 ) -> Model:
-    """A model from a function that builds an NNX module.
+    """A model from a function that builds an NNX module, or from a module that exists.
 
     ``make`` is called as ``make(rngs)``. If it has a parameter ``inputs`` without a default, it is
     called as ``make(rngs, inputs=inputs)``, with the shapes and dtypes of the model's inputs as
@@ -42,6 +42,14 @@ def from_nnx(
 
         from_nnx(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
         from_nnx(lambda rngs, inputs: nnx.Linear(inputs.shape[-1], 3, rngs=rngs))
+
+    A module that exists, a trained one for example, is passed itself, or as ``nnx.split(module)``
+    gives it. Then ``init`` returns its values, whatever the key: they are a teacher's variables, or
+    where training starts. They are copied out: the module is not changed, and later changes of it
+    are not seen. ::
+
+        model = from_nnx(trained)
+        teacher = teachers.teacher(model, *model.init(key, inputs))
 
     Training mode is the module as ``make`` built it: a batch norm that was built frozen
     (``use_running_average=True``) stays frozen. Evaluation mode is the module after ``.eval()``.
@@ -51,14 +59,16 @@ def from_nnx(
     or a key, or have no default, are refused.
 
     Params are all ``nnx.Param``; the state is every other array except random streams and sown
-    intermediates. Both are plain nested dictionaries. In each call every random stream restarts
-    from ``key``, each from a key of its own, so equal keys give equal outputs, whatever seeds the
-    module was built with. In evaluation without a key, the streams start from fixed keys.
+    intermediates. Both are plain nested dictionaries; ``apply`` takes an ``nnx.State`` of the same
+    variables too. In each call every random stream restarts from ``key``, each from a key of its
+    own, so equal keys give equal outputs, whatever seeds the module was built with. In evaluation
+    without a key, the streams start from fixed keys.
 
     Args:
-      make: Returns a new module; it may be traced. The module is called with the inputs, an array
-        ``[batch, ...]`` or a pytree of arrays, and returns logits ``[batch, ..., classes]`` or
-        :class:`~distill_jax.types.Outputs`. A single output ``z`` becomes the logits ``[0, z]``.
+      make: Returns a new module; it may be traced. Or a module, or ``(graphdef, *states)``. The
+        module is called with the inputs, an array ``[batch, ...]`` or a pytree of arrays, and
+        returns logits ``[batch, ..., classes]`` or :class:`~distill_jax.types.Outputs`. A single
+        output ``z`` becomes the logits ``[0, z]``.
       classes: The names of the classes in the order of the logits.
       features: Which hidden arrays ``[batch, ...]`` to keep, by the path of the submodule that
         returns them (``"blocks/0"``) or of what it sows as ``nnx.Intermediate``
@@ -71,10 +81,12 @@ def from_nnx(
       module's attributes as keys (``params["blocks"]["0"]["kernel"]``).
 
     Raises:
-      TypeError: if ``make`` returns no module, one with an array as a static attribute, or one
-        whose ``__call__`` has a parameter that nothing fills. Raised from ``init`` and ``apply``
-        where ``make`` needs ``inputs``.
-      ValueError: from ``apply``, if the module draws random numbers in training and ``key`` is
+      TypeError: if ``make`` is or returns no module, or one that exists already, or one with an
+        array as a static attribute, or one whose ``__call__`` has a parameter that nothing fills.
+        Raised from ``init`` and ``apply`` where ``make`` needs ``inputs``.
+      ValueError: from ``apply`` in training, if the module was passed in evaluation mode, in which
+        it would train without dropout and with frozen batch statistics: call ``module.train()``
+        first. From ``apply``, if the module draws random numbers in training and ``key`` is
         None, if params or state do not fit the module, or if a feature does not exist.
 
     Example:
@@ -84,11 +96,15 @@ def from_nnx(
       ((4, 3), {})
     """
     check_features(features)
-    graph_for = _recorder(make)
+    existing = _existing(make)
+    graph_for = _recorder(make if existing is None else existing.build)
 
     def init(key: Array, inputs: Any) -> tuple[Params, State]:
         graph = graph_for(inputs)
-        arrays = _arrays(nnx.state(graph.make(nnx.Rngs(key))))
+        if existing is not None:
+            arrays = existing.arrays
+        else:
+            arrays = _arrays(nnx.state(graph.make(nnx.Rngs(key))))
         return _nested(arrays, graph.params), _nested(arrays, graph.state)
 
     def apply(
@@ -100,6 +116,12 @@ def from_nnx(
         train: bool = False,
     ) -> tuple[Outputs, State]:
         graph = graph_for(inputs)
+        if train and existing is not None and existing.evaluates:
+            raise ValueError(
+                "the module was passed to from_nnx in evaluation mode: it would train without "
+                "dropout and with frozen batch statistics. Call module.train() before; if that is "
+                "meant, pass lambda rngs: nnx.clone(module)"
+            )
         streams = _streams(graph, key)
         arrays = {
             **_flat(params, graph.params, "params", graph.shapes),
@@ -146,6 +168,46 @@ def _call(module: Any, inputs: Any, **options: Any) -> Any:
 
 
 Path = tuple[Any, ...]
+
+_MODES = ("deterministic", "use_running_average")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Existing:
+    """A module that was passed itself: its graph, and its arrays at that time."""
+
+    graphdef: Any
+    arrays: Mapping[Path, Array]
+    evaluates: bool
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        return nnx.merge(self.graphdef, nnx.from_flat_state(self.arrays))
+
+
+def _existing(make: Any) -> _Existing | None:
+    if isinstance(make, nnx.Module):
+        module = nnx.clone(make)
+    elif isinstance(make, tuple) and make and isinstance(make[0], nnx.GraphDef):
+        module = nnx.merge(*make)
+    elif isinstance(make, linen.Module):
+        raise TypeError(f"{type(make).__name__} is a Linen module: it goes through from_linen")
+    elif callable(make):
+        return None
+    else:
+        advice = ": pass (graphdef, state), as nnx.split gives them"
+        raise TypeError(
+            "make must be a function that builds an nnx.Module, or such a module, got "
+            f"{type(make).__name__}" + (advice if isinstance(make, nnx.State) else "")
+        )
+    nnx.pop(module, nnx.Intermediate)
+    graphdef, state = nnx.split(module)
+    modes = [
+        getattr(part, mode)
+        for _, part in nnx.iter_modules(module)
+        for mode in _MODES
+        if isinstance(getattr(part, mode, None), bool)
+    ]
+    return _Existing(graphdef, _arrays(state), bool(modes) and all(modes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,9 +280,10 @@ def _record(make: Callable[[nnx.Rngs], nnx.Module], *, fixed: bool = True) -> _G
                 "a Linen module goes through from_linen"
             )
         for _, part in nnx.iter_modules(module):
-            for mode in ("deterministic", "use_running_average"):
+            for mode in _MODES:
                 if getattr(part, mode, False) is None:  # not decided: training, then
                     setattr(part, mode, False)
+        nnx.pop(module, nnx.Intermediate)  # what it sowed if it ran already
         found["train"], leaves = nnx.split(module)
         found["kinds"] = {path: type(leaf) for path, leaf in nnx.to_flat_state(leaves)}
         found["call"] = inspect.signature(type(module).__call__).parameters
@@ -229,7 +292,13 @@ def _record(make: Callable[[nnx.Rngs], nnx.Module], *, fixed: bool = True) -> _G
         found["eval"] = nnx.graphdef(module)
         return {_name(path): x for path, x in _arrays(leaves).items()}
 
-    shapes = jax.eval_shape(build)
+    try:
+        shapes = jax.eval_shape(build)
+    except errors.TraceContextError as error:
+        raise TypeError(
+            "make must build a new module in each call, got one that exists already: to use that "
+            "one, with its values, pass it itself: from_nnx(module)"
+        ) from error
     try:
         hash(found["eval"])
     except TypeError as error:
@@ -305,8 +374,13 @@ def _flat(
     argument: str,
     shapes: Mapping[str, tuple[int, ...]] | None,
 ) -> dict[Path, Array]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    given = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+    if isinstance(tree, nnx.State):
+        passing = nnx.RngState, nnx.Intermediate
+        kept = [(path, x) for path, x in nnx.to_flat_state(tree) if not isinstance(x, passing)]
+        given = {_name(path): x for path, x in _arrays(nnx.from_flat_state(kept)).items()}
+    else:
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+        given = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
     wanted = {_name(path): path for path in paths}
     if given.keys() != wanted.keys():
         raise ValueError(

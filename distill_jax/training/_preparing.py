@@ -13,7 +13,6 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from distill_jax import _checks, _fingerprints, _programs, models
@@ -26,6 +25,7 @@ from distill_jax.training.step import Recipe, TrainState, _compiled
 from distill_jax.training.step._checking import check, check_initial
 from distill_jax.training.step._forward import VIEW, Augment, is_input
 from distill_jax.training.step._gradients import divides
+from distill_jax.training.step._updating import Optimizer, accepted
 from distill_jax.types import Batch, Model
 
 
@@ -242,7 +242,7 @@ class Prepared:
 def prepared(
     model: Model,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     source: Source,
     *,
     key: Array,
@@ -285,7 +285,7 @@ def prepared(
         layout.check(rows, microbatches=microbatches)
     if augment is None:  # otherwise augmentation may change the number of rows
         divides(microbatches, rows)
-    recipe = Recipe(model, optimizer, augment, decay is not None, microbatches)
+    recipe = Recipe(model, accepted(optimizer), augment, decay is not None, microbatches)
     check(recipe, objective, columns, given)
     if source.in_memory and augment is None:
         objective.check_masks(columns)

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 
 from distill_jax import _checks
@@ -31,6 +30,7 @@ from distill_jax.training.devices._preemption import Stopping, stopping
 from distill_jax.training.step import TrainState
 from distill_jax.training.step._compiled import steps_of
 from distill_jax.training.step._forward import Augment
+from distill_jax.training.step._updating import Optimizer
 from distill_jax.training.watching import logs as logs_
 from distill_jax.training.watching._counting import CountedTerms
 from distill_jax.training.watching._progress import Progress
@@ -42,7 +42,7 @@ from distill_jax.types import Batch, Model
 def fit(
     model: Model,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     data: Batch | Iterable[Batch] | Callable[[int], Iterable[Batch]],
     *,
     key: Array,

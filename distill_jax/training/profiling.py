@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from distill_jax.objectives import Context, Objective
@@ -27,6 +26,7 @@ from distill_jax.training.step import Recipe, TrainState
 from distill_jax.training.step._compiled import steps_of
 from distill_jax.training.step._forward import Augment
 from distill_jax.training.step._gradients import gradients
+from distill_jax.training.step._updating import Optimizer
 from distill_jax.training.watching._profiles import profiled
 from distill_jax.types import Batch, Model
 
@@ -65,7 +65,7 @@ class Breakdown:
 def breakdown(
     model: Model,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     data: Batch | Iterable[Batch] | Callable[[int], Iterable[Batch]],
     *,
     key: Array,

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from distill_jax import _checks
@@ -19,6 +18,7 @@ from distill_jax.training import _preparing
 from distill_jax.training.step import Recipe, TrainState
 from distill_jax.training.step._compiled import step, steps_of
 from distill_jax.training.step._forward import Augment
+from distill_jax.training.step._updating import Optimizer
 from distill_jax.types import Batch, Model
 
 Metrics = dict[str, Float[Array, " steps"]]
@@ -27,7 +27,7 @@ Metrics = dict[str, Float[Array, " steps"]]
 def run(
     model: Model,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     data: Batch,
     *,
     key: Array,
@@ -58,7 +58,12 @@ def run(
     Args:
       model: The student.
       objective: What to minimise.
-      optimizer: Any Optax optimizer. It sees ``{"student": params, "terms": parameters of terms}``.
+      optimizer: Any Optax optimizer, those that ask for the loss among them (``optax.lbfgs``,
+        ``polyak_sgd``, ``contrib.reduce_on_plateau``, ``contrib.sam``): it is computed on the same
+        batch, with the same key. It sees the student's parameters, or, if terms own parameters,
+        ``{"student": ..., "terms": ...}``. A mapping ``{"student": optimizer, "terms": optimizer}``
+        trains them apart, and each sees its own tree. With ``optax.lookahead`` or
+        ``contrib.schedule_free``, evaluate with the ``eval_params`` of the state.
       data: Named arrays with one leading axis, ``[rows, ...]``: ``inputs``, and what the terms
         read. Teachers read ``teacher_inputs`` if the data has that column.
       key: Determines initial parameters, order of rows, dropout, and the draws of augmentation and

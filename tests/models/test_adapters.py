@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import warnings
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+from distill_jax import teachers
+from distill_jax.losses import cross_entropy
 from distill_jax.models import from_function, from_linen, from_nnx, mlp
+from distill_jax.objectives import term, weighted_sum
+from distill_jax.training import run
 from distill_jax.types import Model, Outputs
 
 KEY = jax.random.key(0)
@@ -293,6 +299,79 @@ def test_an_argument_inputs_with_a_value_is_left_alone():
     for make in (Net, functools.partial(Net, inputs=4), functools.partial(size_first, 4)):
         params, _ = jax.eval_shape(from_nnx(make).init, KEY, INPUTS)
         assert params["head"]["kernel"].shape == (4, 3)
+
+
+def trained_module():
+    module = NnxNet(nnx.Rngs(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # what is sown stays in the module
+        module(INPUTS)  # moves the batch statistics
+    module.head.bias[...] = jnp.arange(3.0)
+    return module
+
+
+def evaluated(module):
+    module.eval()
+    return nnx.capture(lambda module, inputs: module(inputs), nnx.Intermediate)(module, INPUTS)[0]
+
+
+WAYS = {
+    "itself": lambda module: module,
+    "split": nnx.split,
+    "split by kind": lambda module: nnx.split(module, nnx.Param, ...),
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("way", WAYS)
+def test_a_module_that_exists_keeps_its_values(way):
+    module = trained_module()
+    model = from_nnx(WAYS[way](module), classes=("a", "b", "c"))
+    params, state = model.init(KEY, INPUTS)
+    chex.assert_trees_all_equal(params["head"]["bias"], jnp.arange(3.0))
+    assert is_plain(params) and is_plain(state)
+    _, after = train(model, params, state, KEY)  # with dropout and batch statistics
+    assert not np.allclose(after["norm"]["mean"], state["norm"]["mean"])
+    apart = train(model, params, state, jax.random.key(1))[0].logits
+    assert not np.allclose(apart, train(model, params, state, KEY)[0].logits)
+    taught = teachers.teacher(model, params, state)
+    np.testing.assert_allclose(jax.jit(taught)(INPUTS).logits, evaluated(module), atol=1e-6)
+    module.head.bias[...] = jnp.zeros(3)
+    again = model.init(jax.random.key(9), INPUTS)[0]
+    chex.assert_trees_all_equal(again["head"]["bias"], jnp.arange(3.0))
+
+
+def test_a_state_of_nnx_serves_as_params_and_state():
+    module = trained_module()
+    _, params, rest = nnx.split(module, nnx.Param, ...)
+    model = from_nnx(NnxNet)
+    got = teachers.teacher(model, params, rest)(INPUTS).logits
+    np.testing.assert_allclose(got, evaluated(module), atol=1e-6)
+
+
+def test_training_starts_from_a_module_that_exists():
+    columns = {"inputs": INPUTS, "labels": jnp.arange(6) % 3}
+    objective = weighted_sum(term("labels", 1.0, cross_entropy))
+    how = {"key": KEY, "steps": 1, "batch_size": 6}
+    state, _ = run(from_nnx(trained_module()), objective, optax.sgd(0.0), columns, **how)
+    chex.assert_trees_all_equal(state.params["head"]["bias"], jnp.arange(3.0))
+
+
+def test_what_is_said_of_modules_that_exist(library_errors):
+    module = trained_module()
+    with pytest.raises(TypeError, match=r"one that exists already.*from_nnx\(module\)"):
+        from_nnx(lambda rngs: module)
+    module.eval()
+    model = from_nnx(module)
+    params, state = model.init(KEY, INPUTS)
+    with pytest.raises(ValueError, match=r"in evaluation mode.*Call module.train\(\) before"):
+        train(model, params, state, KEY)
+    frozen = from_nnx(lambda rngs: nnx.clone(module))
+    chex.assert_trees_all_equal(train(frozen, params, state, KEY)[1], state)
+    with pytest.raises(TypeError, match="got State: pass .graphdef, state."):
+        from_nnx(nnx.state(module))
+    with pytest.raises(TypeError, match="a Linen module: it goes through from_linen"):
+        from_nnx(LinenNet())
 
 
 class Seeded(nnx.Module):

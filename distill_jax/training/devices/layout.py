@@ -341,6 +341,8 @@ def _mesh(devices: Sequence[Any], **axes: int) -> Mesh:
 
 def _leaves(tree: PyTree) -> Iterator[tuple[str, bool, Any]]:
     """Each leaf's path as rules see it, whether the rule may fail to fit it, and the leaf."""
+    parts = (getattr(tree, name, None) for name in ("params", "term_params"))
+    params = {path for part in parts for path, _ in jax.tree_util.tree_leaves_with_path(part)}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         fields = [getattr(entry, "name", None) for entry in path]
         field = next((name for name in fields if name in _FIELDS), None)
@@ -348,9 +350,9 @@ def _leaves(tree: PyTree) -> Iterator[tuple[str, bool, Any]]:
         if field == "average":
             own = own[1:]  # a pair of params and state
         elif field == "opt_state":
-            # The optimizer saw {"student": params, "terms": parameters of terms}.
-            roots = [getattr(entry, "key", None) in ("student", "terms") for entry in own]
-            own = own[roots.index(True) + 1 :] if True in roots else own
+            # What mirrors a parameter ends in its path.
+            ends = (own[i:] for i in range(len(own) + 1))
+            own = next((end for end in ends if end in params), own)
         yield jax.tree_util.keystr(own, simple=True, separator="/"), field == "opt_state", leaf
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import chex
 import jax
-import optax
 
 from distill_jax import _checks
 from distill_jax.objectives import Objective, Term
@@ -29,7 +28,6 @@ def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, A
     kinds = (
         ("model", recipe.model, Model, "make one with distill_jax.models"),
         ("objective", objective, Objective, "make one with weighted_sum(term(...), ...)"),
-        ("optimizer", recipe.optimizer, optax.GradientTransformation, "call it: optax.adam(1e-3)"),
     )
     for name, value, kind, advice in kinds:
         if not isinstance(value, kind):

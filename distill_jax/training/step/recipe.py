@@ -8,14 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PyTree
 
 from distill_jax import teachers as teachers_
 from distill_jax.objectives import Context, Objective
 from distill_jax.teachers import Teacher
+from distill_jax.training.step import _updating
 from distill_jax.training.step._forward import Augment, Forward, forward_passes, prepare_columns
-from distill_jax.training.step._gradients import gradients
+from distill_jax.training.step._gradients import Gradients, gradients
 from distill_jax.types import Batch, Model, Params, State
 
 
@@ -30,7 +30,7 @@ class TrainState:
       state: The student's mutable state.
       term_params: Parameters that terms own, by term.
       term_state: State that terms own, by term.
-      opt_state: The optimizer's, over ``{"student": params, "terms": term_params}``.
+      opt_state: The optimizer's.
       average: Moving average of ``(params, state)``, or None.
       key: A random key; each step uses ``fold_in(key, step)``.
     """
@@ -44,13 +44,31 @@ class TrainState:
     average: PyTree
     key: Any
 
+    @property
+    def eval_params(self) -> Params:
+        """The student's parameters to evaluate with: ``params``, for most optimizers.
+
+        Optax's ``lookahead`` means its slow parameters, and ``contrib.schedule_free`` the average
+        of its steps (``schedule_free_eval_params``): these are what such an optimizer optimises,
+        while the step computes gradients at ``params``. Of vmapped runs, ask under ``vmap`` too.
+        """
+        return _updating.eval_params(self.params, self.term_params, self.opt_state)
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What is fixed in a compiled step. Equal recipes share one program."""
+    """What is fixed in a compiled step. Equal recipes share one program.
+
+    Attributes:
+      model: The student.
+      optimizer: As ``_updating.accepted`` returns it.
+      augment: ``(key, batch) -> batch``, or None.
+      averaging: Whether a moving average of the student is kept.
+      microbatches: Pieces in which a batch is computed.
+    """
 
     model: Model
-    optimizer: optax.GradientTransformation
+    optimizer: Any
     augment: Augment | None = None
     averaging: bool = False
     microbatches: int = 1
@@ -79,7 +97,7 @@ class Recipe:
             state=state,
             term_params=term_params,
             term_state=term_state,
-            opt_state=self.optimizer.init({"student": params, "terms": term_params}),
+            opt_state=_updating.start(self.optimizer, {"student": params, "terms": term_params}),
             average=average,
             key=key_steps,
         )
@@ -104,21 +122,20 @@ class Recipe:
         key, key_augment = jax.random.split(jax.random.fold_in(train.key, train.step))
         columns = self.columns(batch, key_augment)
         trainable = {"student": train.params, "terms": train.term_params}
-        found = gradients(
-            self.forward(teachers, train.average),
-            objective,
-            trainable,
-            train.state,
-            train.term_state,
-            columns,
-            train.step,
-            key,
-            microbatches=self.microbatches,
-        )
-        average = train.average
+        forward = self.forward(teachers, train.average)
+
+        def at(trainable: Mapping[str, PyTree]) -> Gradients:
+            own = train.state, train.term_state
+            return gradients(
+                forward, objective, trainable, *own, columns, train.step, key,
+                microbatches=self.microbatches,
+            )  # fmt: skip
+
+        found, average = at(trainable), train.average
         with jax.named_scope("update"):
-            updates, opt_state = self.optimizer.update(found.grads, train.opt_state, trainable)
-            trainable: Any = optax.apply_updates(trainable, updates)
+            trainable, opt_state = _updating.update(
+                self.optimizer, at, found, train.opt_state, trainable
+            )
             if decay is not None:
                 new = trainable["student"], found.state
                 average = teachers_.update_average(average, new, decay)

@@ -142,7 +142,7 @@ def check_data_parallel_equals_one_device():
 def check_sharded_parameters_equal_one_device():
     got = trained(fsdp(least=96))
     close(got, alone())
-    trees = (got[0].params, got[0].opt_state[1][0].trace["student"])
+    trees = (got[0].params, got[0].opt_state[1][0].trace)
     for tree in trees:  # the momentum lies as its parameters do
         assert part(tree["hidden"]["0"]["kernel"]) == (16, 4)
         assert part(tree["hidden"]["1"]["kernel"]) == (4, 32)
@@ -178,7 +178,7 @@ def check_coupled_terms_and_batch_norm_see_the_whole_batch():
         got = trained(layout, **how)
         close(got, want)
     assert part(got[0].average[0]["Dense_0"]["kernel"]) == (16, 4)
-    assert part(got[0].opt_state[0].mu["student"]["Dense_0"]["kernel"]) == (16, 4)
+    assert part(got[0].opt_state[0].mu["Dense_0"]["kernel"]) == (16, 4)
 
 
 def check_streams_dropout_and_microbatches_equal_one_device():
