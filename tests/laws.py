@@ -215,45 +215,67 @@ def value(entry: Entry, student, against) -> np.ndarray:
     return np.asarray(run(student, against, arrays(entry.options)))
 
 
-def numerical_gradients(entry: Entry, student, against, step: float = 1e-5) -> tuple:
-    """Of the reference, by central differences in float64: to student, against and options."""
+def derivative(function: Callable[[float], Any], step: float, side: int = 0) -> Any:
+    """Of a function of one number at 0, of fourth order; ``side`` 1 or -1 stays on that side."""
+    with np.errstate(invalid="ignore"):
+        if side == 0:
+            f = [function(k * step) for k in (-2, -1, 1, 2)]
+            return (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * step)
+        f = [function(side * k * step) for k in range(5)]
+        total = -25 * f[0] + 48 * f[1] - 36 * f[2] + 16 * f[3] - 3 * f[4]
+        return side * total / (12 * step)
+
+
+def numerical_gradients(
+    entry: Entry, student, against, step: float = 1e-3, *, option_step: float = 1e-4
+) -> tuple:
+    """Of the reference, by differences in float64: to student, against and options."""
+    step *= 1.0 if entry.smooth else 1e-4  # so small that it does not reach the next kink
     student = np.asarray(student).astype(np.float64)
-    if entry.kind != "labels":
-        against = np.asarray(against).astype(np.float64)
-
-    def along(function, width):
-        columns = []
-        for k in range(width):
-            nudge = np.zeros(width)
-            nudge[k] = step
-            with np.errstate(invalid="ignore"):
-                columns.append((function(nudge) - function(-nudge)) / (2 * step))
-        return np.stack(columns, -1)
-
-    width = student.shape[-1]
-    to_student = along(lambda x: entry.reference(student + x, against), width)
+    unit = np.eye(student.shape[-1])
+    to_student = np.stack(
+        [derivative(lambda h, e=e: entry.reference(student + h * e, against), step) for e in unit],
+        -1,
+    )
     to_against = None
     if entry.kind != "labels":
-        to_against = along(lambda x: entry.reference(student, against + x), width)
-    return (
-        to_student,
-        to_against,
-        {n: _option_slope(entry, n, student, against) for n in entry.options},
-    )
+        wide = np.asarray(against).astype(np.float64)
+        to_against = np.stack(
+            [derivative(lambda h, e=e: entry.reference(student, wide + h * e), step) for e in unit],
+            -1,
+        )
+    slopes = {n: _option_slope(entry, n, student, against, option_step) for n in entry.options}
+    return to_student, to_against, slopes
 
 
-@np.errstate(invalid="ignore")
-def _option_slope(entry: Entry, name: str, student, against, step: float = 1e-5) -> float:
-    def at(x: float) -> float:
-        moved = dataclasses.replace(entry, options={**entry.options, name: x})
-        return np.float64(moved.reference(student, against).sum())
-
+def side_of(entry: Entry, name: str) -> int:
+    """1 where an option is at the lower end of its range, -1 at the upper end, else 0."""
     x = entry.options[name]
-    step = min(step, 1e-3 * x) if x else step
-    if x == 0 or (x == 1 and any(value == 1.5 for value in entry.refused.get(name, ()))):
-        h = step if x == 0 else -step  # one-sided at the end of the range
-        return (-3 * at(x) + 4 * at(x + h) - at(x + 2 * h)) / (2 * h)
-    return (at(x + step) - at(x - step)) / (2 * step)
+    upper = any(value == 1.5 for value in entry.refused.get(name, ()))
+    return 1 if x == 0 else -1 if x == 1 and upper else 0
+
+
+def _option_slope(
+    entry: Entry,
+    name: str,
+    student,
+    against,
+    step: float = 1e-4,
+    *,
+    each: bool = False,
+    side: int | None = None,
+) -> Any:
+    x = entry.options[name]
+
+    def at(h: float) -> Any:
+        moved = dataclasses.replace(entry, options={**entry.options, name: x + h})
+        rows = moved.reference(student, against)
+        return rows if each else np.float64(rows.sum())
+
+    side = side_of(entry, name) if side is None else side
+    upper = any(value == 1.5 for value in entry.refused.get(name, ()))
+    room = min(x, 1 - x) if upper else x
+    return derivative(at, step if side else min(step * max(1.0, x), room / 4), side)
 
 
 def close(got: Any, want: Any, *, rtol: float, atol: float = 0.0, what: str = "") -> None:
@@ -322,11 +344,16 @@ def _transforms(loss: Callable, differentiable: bool) -> Callable:
         point = (student, against if differentiable else jnp.zeros(()), options)
         plain, slope = jax.jvp(rows, point, direction)
         mapped = jax.vmap(lambda s, a: loss(s, a, **options))(student, against)
-        gradient = jax.grad(lambda *x: rows(*x).sum(), (0, 1))
+        gradient = jax.grad(lambda *x: rows(*x).sum(), (0, 1, 2))
         grads, turn = jax.jvp(gradient, point, direction)
         return plain, slope, mapped, grads, turn
 
     return _once(transforms, f"transforms {loss.__name__}", quick=True)
+
+
+def run_transforms(entry: Entry, student, against, direction) -> tuple:
+    run = _transforms(entry.loss, entry.kind != "labels")
+    return run(jnp.asarray(student), jnp.asarray(against), arrays(entry.options), tuple(direction))
 
 
 def transforms(entry: Entry) -> None:
@@ -345,10 +372,7 @@ def transforms(entry: Entry) -> None:
     inputs = jnp.asarray(student), jnp.asarray(against)
     plain = entry.loss(*inputs, **entry.options)
     rows, (to_student, to_against, _) = probe(entry, student, against)
-    out = jax.tree.map(
-        np.asarray,
-        _transforms(entry.loss, differentiable)(*inputs, arrays(entry.options), direction),
-    )
+    out = jax.tree.map(np.asarray, run_transforms(entry, student, against, direction))
     primal, slope, mapped, grads, turn = out
     for what, x in (("plain", plain), ("jvp", primal), ("vmap", mapped)):
         close(x, rows, rtol=2e-6, atol=2e-6, what=what)
@@ -379,15 +403,115 @@ def transforms(entry: Entry) -> None:
     )
 
 
+def second_order(entry: Entry) -> None:
+    """Second derivatives in all arguments together, options included, equal differences of the
+    reference: with classes at -inf, and 44 and 100 nats below the others, on both sides."""
+    student, against = data(entry, 11, scale=0.7)
+    below = np.array([0.0, np.inf, 44.0, 100.0], np.float32) * entry.options.get("temperature", 1.0)
+    student[:, 3] -= below
+    if entry.kind == "labels":
+        against[against == 3] = 4
+    elif entry.kind == "targets":
+        against[1:, 3] = 0.0
+    else:
+        against[:, 3] -= below
+    ends = {name: side_of(entry, name) for name in entry.options}
+    steps = {n: 0.1 * ends[n] or 0.5 * min(x, 1.0) for n, x in entry.options.items()}
+    rng = np.random.default_rng(12)
+    direction = [rng.standard_normal(SHAPE), rng.standard_normal(SHAPE), steps]
+    if entry.kind == "labels":
+        direction[1] = np.zeros(())
+    elif entry.kind == "targets":
+        direction[1] = direction[1] * (against > 0)
+
+    def gradients(h: float) -> tuple:
+        options = {n: x + h * steps[n] for n, x in entry.options.items()}
+        moved = against if entry.kind == "labels" else against + h * direction[1]
+        at = dataclasses.replace(entry, options=options)
+        moved = student + h * direction[0], moved
+        to_student, to_against, _ = numerical_gradients(at, *moved)
+        # The direction leaves an end, so there the slope stays one-sided.
+        slopes = [_option_slope(at, n, *moved, side=ends[n]) for n in sorted(ends)]
+        parts = [to_student, to_against, np.array(slopes)]
+        return np.concatenate([np.ravel(x) for x in parts if x is not None])
+
+    side = 1 if any(ends.values()) else 0
+    want = derivative(gradients, 1e-3, side)
+    with_options = [*(jnp.asarray(x, jnp.float32) for x in direction[:2]), arrays(steps)]
+    turn = jax.tree.map(np.asarray, run_transforms(entry, student, against, with_options)[-1])
+    finite(turn, "second derivative")
+    parts = [turn[0], *([] if entry.kind == "labels" else [turn[1]])]
+    got = [*(np.ravel(x) for x in parts), np.array([turn[2][n] for n in sorted(entry.options)])]
+    rounding = 1e-6 * max(1e-3, np.abs(want[np.isfinite(want)]).max())
+    for block in np.split(np.arange(len(want)), np.cumsum([len(x) for x in got])[:-1]):
+        if len(block):
+            values = np.concatenate(got)[block]
+            known = np.isfinite(want[block])  # not so for a target on a forbidden class
+            size = np.abs(want[block][known]).max()
+            close(values[known], want[block][known], rtol=2e-3, atol=1e-3 * size + rounding)
+
+
+def ends(entry: Entry) -> None:
+    """The slope to an option at an end of its range is the one-sided one, wherever there is one:
+    also with a class that one side excludes, or that lies 44 nats below on both."""
+    student, against = data(entry, 5)
+    student[1, 2] = student[3, 2] = -np.inf
+    if entry.kind == "teacher":
+        against[2, 2] = against[3, 2] = -np.inf
+        student[0, 1] -= 44.0
+        against[0, 1] -= 44.0
+    elif entry.kind == "targets":
+        against[1:, 2] = 0.0
+    else:
+        against[against == 2] = 4
+    for name in entry.options:
+        if not side_of(entry, name):
+            continue
+        steps = 10.0 ** -np.arange(3, 9)
+        slopes = np.stack(
+            [_option_slope(entry, name, student, against, step, each=True) for step in steps]
+        )
+        with np.errstate(invalid="ignore"):
+            change = np.abs(np.diff(slopes, axis=0)) / (np.abs(slopes[1:]) + 1e-3)
+        change = np.where(np.isnan(change), np.inf, change)
+        best = change.argmin(0)
+        checked = 0
+        for row in range(len(student)):
+            only = np.arange(len(student)) == row
+            got = probe(entry, student, against, where=only)[1][2][name]
+            assert np.isfinite(got)
+            if change[best[row], row] < 1e-4:  # else infinite
+                want = slopes[best[row] + 1, row]
+                close(got, want, rtol=1e-3, atol=1e-5, what=f"{name}, row {row}")
+                checked += 1
+        assert checked >= 2
+
+
+def ties(entry: Entry) -> None:
+    """Where some classes have the same probability on both sides, the gradients are still those of
+    central differences: the part of |p - q| for such a class has slope 0, on both sides."""
+    student, against = data(entry)
+    if entry.kind == "teacher":
+        student = against.copy()
+        student[:, [0, 1, 2, 3]] = against[:, [1, 0, 3, 2]]
+        against[2] = np.round(16.0 * against[2]) / 16.0
+        student[2] = against[2] - 40.0 * entry.shift_invariant
+    elif entry.kind == "targets":
+        against = softmax(student, -1)
+    got = probe(entry, student, against)[1][:2]
+    for x, want in zip(got, numerical_gradients(entry, student, against)[:2], strict=True):
+        if want is not None:
+            close(x, want, rtol=2e-4, atol=2e-5 * max(1e-3, np.abs(want).max()))
+
+
 def equality(entry: Entry) -> None:
-    """0 where student and teacher are equal, exactly, with gradient 0."""
+    """0 where student and teacher are equal, exactly, with gradients exactly 0."""
     for seed, scale in ((0, 2.0), (1, 0.0), (2, 100.0)):
         _, teacher = data(entry, seed, scale=scale)
         teacher[1, 3:5] = -np.inf
         rows, (to_student, to_teacher, to_options) = probe(entry, teacher, teacher)
-        assert (rows == 0).all(), rows
-        for x in (to_student, to_teacher, *to_options.values()):
-            close(x, 0.0, rtol=0, atol=1e-6)
+        for x in (rows, to_student, to_teacher, *to_options.values()):
+            assert (x == 0).all(), x
 
 
 def near_equality(entry: Entry) -> None:
@@ -399,6 +523,27 @@ def near_equality(entry: Entry) -> None:
         want = entry.reference(student, teacher)
         close(rows, want, rtol=1e-5, atol=1e-16)  # the rounding of the reference
         finite(grads, "gradient")
+
+
+def gradients_near_equality(entry: Entry) -> None:
+    """Gradients keep their digits: at divergences of about 1e-5 and 1e-11 those to the logits are
+    right to 1e-5, relative to the row's largest; so are at 1e-5 the slopes to options."""
+    t = entry.options.get("temperature", 1.0)
+    for seed, size in ((0, 5e-3), (1, 5e-6)):
+        rng = np.random.default_rng(seed)
+        teacher = (2 * t * rng.standard_normal(SHAPE)).astype(np.float32)
+        teacher[1] = (0.1 * teacher[1]).astype(np.float32)
+        student = teacher + (size * t * rng.standard_normal(SHAPE)).astype(np.float32)
+        got = probe(entry, student, teacher)[1]
+        step = 1e-3 * t if entry.smooth else size
+        want = numerical_gradients(entry, student, teacher, step, option_step=1e-2)
+        rounding = 1e-15 / step * t * t  # of the difference quotient
+        for x, y in zip(got[:2], want[:2], strict=True):
+            error = np.abs(x - y).max(-1) - rounding
+            assert (error < 1e-5 * np.abs(y).max(-1)).all(), error / np.abs(y).max(-1)
+        if size > 1e-4:
+            for name, slope in want[2].items():
+                close(got[2][name], slope, rtol=1e-4, atol=1e-12, what=name)
 
 
 def near_equality_many_classes(entry: Entry) -> None:
@@ -596,7 +741,7 @@ def no_distribution(entry: Entry) -> None:
 
 
 def extreme_gaps(entry: Entry) -> None:
-    """Logits 1e4 apart: the right value, and finite gradients."""
+    """Logits 1e4 and 1e9 apart: the right value and gradients."""
     student, against = data(entry)
     student[:, 0] += 1e4
     student[2] *= 1e3
@@ -606,6 +751,21 @@ def extreme_gaps(entry: Entry) -> None:
     rows, grads = probe(entry, student, against)
     close(rows, entry.reference(student, against), rtol=2e-5, atol=1e-5)
     finite(grads, "gradient")
+    for far in (True, False):  # a class that one side all but excludes
+        student, against = data(entry)
+        (student if far or entry.kind != "teacher" else against)[:, 3] = -1e9
+        if entry.kind == "targets":
+            against[:, 3] = 0.0
+        elif entry.kind == "labels":
+            against[against == 3] = 4
+        rows, grads = probe(entry, student, against)
+        close(rows, entry.reference(student, against), rtol=2e-5, atol=1e-5)
+        finite(grads, "gradient")
+        step = 1e-2 * entry.options.get("temperature", 1.0)
+        want = numerical_gradients(entry, student, against, step)[:2]
+        for x, y in zip(grads[:2], want, strict=True):
+            if y is not None:
+                close(x, y, rtol=1e-3, atol=1e-4 + 3e-5 * np.abs(y).max())
 
 
 def low_precision(entry: Entry) -> None:
@@ -685,8 +845,12 @@ LAWS: list[tuple[Callable[[Entry], None], Callable[[Entry], bool]]] = [
     (reference, lambda e: True),
     (gradient, lambda e: True),
     (transforms, lambda e: True),
+    (second_order, lambda e: e.smooth),
+    (ends, lambda e: any(side_of(e, name) for name in e.options)),
+    (ties, lambda e: True),
     (equality, lambda e: e.scores),
     (near_equality, lambda e: e.scores),
+    (gradients_near_equality, lambda e: e.scores),
     (near_equality_many_classes, lambda e: e.scores),
     (non_negative, lambda e: True),
     (bounded, lambda e: math.isfinite(e.bound)),

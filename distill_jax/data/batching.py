@@ -45,7 +45,8 @@ def batch_indices(
       start: Number of batches to skip first: where a resumed run continues. May be traced.
 
     Returns:
-      ``[steps, batch]``, int32; also under ``jit`` and ``vmap`` over ``key`` and ``start``.
+      ``[steps, batch]``, int32; also under ``jit`` and ``vmap`` over ``key`` and ``start``, except
+      over keys of ``rbg`` and ``unsafe_rbg``, of which JAX draws a whole batch from the first.
 
     Raises:
       TypeError: if a number is traced or not an int.

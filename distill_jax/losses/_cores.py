@@ -5,12 +5,17 @@ logits, and a divergence is a sum of non-negative terms. Near equality, where th
 cancel, those terms are series in the log-ratio. In every ``where``, the argument of the branch not
 taken is replaced beforehand, since its derivative would be NaN otherwise. Infinite derivatives are
 returned as 0.
+
+Derivatives are closed forms in a few quantities per class (``_pair``, ``_mixture``), whose own
+derivatives are closed forms in the same quantities. So they hold to any order, and no order divides
+by a probability that may underflow.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,42 +35,6 @@ def log_softmax(logits: Array) -> Array:
     return centred - jnp.log(jnp.exp(centred).sum(-1, keepdims=True))
 
 
-def _probabilities(
-    student: Array, teacher: Array, *, temperature: Array | float = 1.0, precise: bool = False
-) -> tuple[Array, Array, Array]:
-    """Probabilities p (teacher), q (student), and ``log(p / q)``, each ``[..., classes]``.
-
-    The log-ratio is infinite where one side excludes a class, and 0 where both do. It is computed
-    from differences of logits, so a constant added to all of them costs no precision. It has a
-    rounding error that is the same for all classes; ``precise`` removes that too, for sums whose
-    terms do not cancel it.
-    """
-    s, top_s = _centre(student)
-    t, top_t = _centre(teacher)
-    exp_s, exp_t = jnp.exp(s / temperature), jnp.exp(t / temperature)
-    sum_s, sum_t = (x.sum(-1, keepdims=True) for x in (exp_s, exp_t))
-    neither = jnp.isneginf(student) & jnp.isneginf(teacher)
-
-    def gap(ours: Array, theirs: Array) -> Array:
-        return jnp.where(neither, 0.0, theirs) - jnp.where(neither, 0.0, ours)
-
-    # If the two are close, so are their raw logits, whose difference is then exact. If they are far
-    # apart, raw logits may be large, and the centred ones keep more digits.
-    shift = top_t - top_s
-    d = jnp.where(jnp.abs(shift) < 1.0, gap(student, teacher) - shift, gap(s, t)) / temperature
-    ratio = sum_t / sum_s
-    if precise:
-        near = jnp.abs(d) < _NEAR
-        terms = jnp.where(near, exp_s * jnp.expm1(jnp.where(near, d, 0.0)), exp_t - exp_s)
-        excess = terms.sum(-1, keepdims=True) / sum_s  # ratio - 1, without the rounding of the sums
-        near = jnp.abs(excess) < 0.5
-        log_ratio = jnp.log1p(jnp.where(near, excess, 0.0))
-        log_ratio = jnp.where(near, log_ratio, jnp.log(jnp.where(near, 1.0, ratio)))
-    else:
-        log_ratio = jnp.log(ratio)
-    return exp_t / sum_t, exp_s / sum_s, jnp.where(neither, 0.0, d - log_ratio)
-
-
 def _polynomial(x: Array, coefficients: list[float]) -> Array:
     value = jnp.full_like(x, coefficients[-1])
     for c in reversed(coefficients[:-1]):
@@ -73,9 +42,21 @@ def _polynomial(x: Array, coefficients: list[float]) -> Array:
     return value
 
 
+def _length(x: Array, single: int, double: int) -> range:
+    """The terms that a series needs in the precision of ``x``."""
+    return range(single if x.dtype.itemsize <= 4 else double)
+
+
 def _phi_over_square(d: Array) -> Array:
     """``(d + exp(-d) - 1) / d**2`` for absolute d below 0.7; smooth, and 1/2 at 0."""
-    return _polynomial(d, [(-1.0) ** n / math.factorial(n + 2) for n in range(10)])
+    return _polynomial(d, [(-1.0) ** n / math.factorial(n + 2) for n in _length(d, 10, 18)])
+
+
+def _phi(d: Array) -> tuple[Array, Array, Array]:
+    """Where absolute d is below 0.7; d there, else 0; and ``d + exp(-d) - 1`` of that."""
+    near = jnp.abs(d) < _NEAR
+    small = jnp.where(near, d, 0.0)
+    return near, small, small * small * _phi_over_square(small)
 
 
 def _zero_if_infinite(x: Array) -> Array:
@@ -86,33 +67,131 @@ def _is_zero(tangent: object) -> bool:
     return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
 
 
+def _through_softmax(slope: Array, probabilities: Array) -> Array:
+    """A slope with respect to log-probabilities as one with respect to logits."""
+    return slope - probabilities * slope.sum(-1, keepdims=True)
+
+
+class _Pair(NamedTuple):
+    """Two softened distributions, ``[..., classes]`` each unless a shape is given.
+
+    Attributes:
+      p: The teacher's.
+      q: The student's.
+      d: ``log(p / q)``: infinite where one side excludes a class, 0 where both do. A constant added
+        to all logits costs no precision, and near equality its relative error is that of float.
+      gap: ``q - p``, as accurate as ``d``.
+      log_ratio: Of the sums of both sides' exponentials, ``[..., 1]``.
+    """
+
+    p: Array
+    q: Array
+    d: Array
+    gap: Array
+    log_ratio: Array
+
+
+@jax.custom_jvp
+def _pair(student: Array, teacher: Array, temperature: Array) -> _Pair:
+    s, top_s = _centre(student)
+    t, top_t = _centre(teacher)
+    exp_s, exp_t = jnp.exp(s / temperature), jnp.exp(t / temperature)
+    sum_s, sum_t = (x.sum(-1, keepdims=True) for x in (exp_s, exp_t))
+    neither = jnp.isneginf(student) & jnp.isneginf(teacher)
+
+    def difference(ours: Array, theirs: Array) -> Array:
+        return jnp.where(neither, 0.0, theirs) - jnp.where(neither, 0.0, ours)
+
+    # If the two are close, so are their raw logits, whose difference is then exact. If they are far
+    # apart, raw logits may be large, and the centred ones keep more digits.
+    shift = top_t - top_s
+    d = (
+        jnp.where(jnp.abs(shift) < 1.0, difference(student, teacher) - shift, difference(s, t))
+        / temperature
+    )
+    # The ratio of the sums is 1 + excess, without the rounding of the sums. (expm1(-d) is phi - d.)
+    near, small, phi = _phi(-d)
+    terms = jnp.where(near, exp_s * (phi - small), exp_t - exp_s)
+    excess = terms.sum(-1, keepdims=True) / sum_s
+    near = jnp.abs(excess) < 0.5
+    log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, excess, 0.0)), jnp.log(sum_t / sum_s))
+    d = jnp.where(neither, 0.0, d - log_ratio)
+    p, q = exp_t / sum_t, exp_s / sum_s
+    near, small, phi = _phi(d)
+    return _Pair(p, q, d, jnp.where(near, p * (phi - small), q - p), log_ratio)
+
+
+def _pair_jvp(primals, tangents):
+    student, teacher, temperature = primals
+    by_temperature = tangents[2]
+
+    def softened(logits: Array, tangent: Any) -> Array:
+        slope = jnp.zeros_like(logits) if _is_zero(tangent) else tangent
+        if not _is_zero(by_temperature):
+            centred = jnp.where(jnp.isneginf(logits), 0.0, _centre(logits)[0])
+            slope = slope - centred / temperature * by_temperature
+        return slope / temperature
+
+    pair = _pair(*primals)
+    du_t, mean_t = _log_slope(teacher, pair.p, softened(teacher, tangents[1]))
+    du_s, mean_s = _log_slope(student, pair.q, softened(student, tangents[0]))
+    dp, dq = pair.p * du_t, pair.q * du_s
+    dd = jnp.where(jnp.isneginf(student) | jnp.isneginf(teacher), 0.0, du_t - du_s)
+    return pair, _Pair(dp, dq, dd, dq - dp, mean_t - mean_s)
+
+
+def _log_slope(logits: Array, probabilities: Array, tangent: Any) -> tuple[Array, Array]:
+    """Tangents of the log-probabilities of allowed classes, and of their normaliser."""
+    allowed = jnp.zeros_like(logits)
+    if not _is_zero(tangent):
+        allowed = jnp.where(jnp.isneginf(logits), 0.0, tangent)
+    mean = (probabilities * allowed).sum(-1, keepdims=True)
+    return allowed - mean, mean
+
+
+_pair.defjvp(_pair_jvp, symbolic_zeros=True)
+
+
+def _kl_terms(pair: _Pair) -> Array:
+    """The non-negative terms ``p (d + exp(-d) - 1)`` of ``KL(p || q)``; p exp(-d) is q."""
+    p, _, d, gap, _ = pair
+    near, _, phi = _phi(d)
+    far = p * jnp.where((p == 0) | jnp.isinf(d), 0.0, d) + gap
+    far = jnp.where((p > 0) & jnp.isposinf(d), jnp.inf, far)
+    return jnp.where(near, p * phi, far)
+
+
 @jax.custom_jvp
 def soft_targets(student: Array, teacher: Array, temperature: Array) -> Array:
     """``T**2 KL(p || q)``, ``[...]``, with both distributions softened by the temperature T."""
-    p, q, d = _probabilities(student, teacher, temperature=temperature)
-    near = jnp.abs(d) < _NEAR
-    small = jnp.where(near, d, 0.0)
-    # The sum of p (d + exp(-d) - 1), where p exp(-d) is q.
-    far = jnp.where(p == 0, q, p * d + (q - p))
-    terms = jnp.where(near, p * small * small * _phi_over_square(small), far)
-    return temperature * temperature * terms.sum(-1)
+    return temperature * temperature * _kl_terms(_pair(student, teacher, temperature)).sum(-1)
 
 
 def _soft_targets_jvp(primals, tangents):
     value = soft_targets(*primals)
     student, teacher, temperature = primals
-    p, q, d = _probabilities(student, teacher, temperature=temperature)
-    to_student = q - p
-    mean = _zero_if_infinite(value) / (temperature * temperature)
-    to_teacher = p * (_zero_if_infinite(d) - mean[..., None])
+    p, _, d, gap, log_ratio = pair = _pair(*primals)
     slope = jnp.zeros_like(value)
     if not _is_zero(tangents[0]):
-        slope += temperature * (to_student * tangents[0]).sum(-1)
+        slope += temperature * (gap * tangents[0]).sum(-1)
     if not _is_zero(tangents[1]):
+        # A constant added to d changes nothing. Without d of the teacher's first choice, which may
+        # be large, a peaked teacher keeps its digits.
+        finite = jnp.isfinite(d)
+        first = jnp.where(finite & (teacher == teacher.max(-1, keepdims=True)), d, -jnp.inf)
+        pivot = _zero_if_infinite(jax.lax.stop_gradient(first.max(-1, keepdims=True)))
+        to_teacher = _through_softmax(p * jnp.where(finite, d - pivot, 0.0), p)
         slope += temperature * (to_teacher * tangents[1]).sum(-1)
     if not _is_zero(tangents[2]):
+        terms = _zero_if_infinite(_kl_terms(pair))
+        mean = terms.sum(-1)
         s, t = (_zero_if_infinite(_centre(x)[0]) for x in (student, teacher))
-        by_logits = (to_student * s + to_teacher * t).sum(-1)
+        d = _zero_if_infinite(d)
+        # Both sides' gradients times their logits. Where the sides are close, the student's logit
+        # is t - T d up to a constant, and what is of first order in d cancels.
+        near = terms * t - temperature * gap * d
+        far = gap * (s + temperature * log_ratio) + p * d * t
+        by_logits = jnp.where(jnp.abs(pair.d) < _NEAR, near, far).sum(-1) - mean * (p * t).sum(-1)
         slope += (2.0 * temperature * mean - by_logits) * tangents[2]
     return value, slope
 
@@ -124,30 +203,136 @@ def kl(student: Array, teacher: Array) -> Array:
     return soft_targets(student, teacher, jnp.ones((), student.dtype))
 
 
-def _mixture_parts(first: Array, second: Array, alpha: Array, rest: Array) -> tuple[Array, ...]:
-    """Parts of the mixture ``m = alpha a + rest b`` of two distributions a (first) and b (second).
+class _Mixture(NamedTuple):
+    """Of ``m = alpha a + rest b``, a mixture of two distributions; ``[..., classes]`` each.
 
-    ``rest`` is ``1 - alpha``, passed separately because either may be tiny.
+    With ``rest = 0`` they are the limits from above, which differ only where a lacks a class of b.
 
-    Returns:
-      Arrays ``[..., classes]``: ``a``; ``b - a``; ``near``, where m is close to a; ``(b - a) / a``
-      there, else 0; ``log(m / a) / rest``; and b's share of m, 1 where only b allows the class.
+    Attributes:
+      a: The first distribution.
+      b: The second.
+      gap: ``b - a``.
+      d: ``log(a / b)``.
+      share: b's share of m, ``rest b / m``; 1 where only b allows the class.
+      first: ``a / m``, and 0 where infinite, as the next three.
+      second: ``b / m``.
+      relative: ``(b - a) / m``.
+      scaled: ``rest (b - a) / m``.
+      terms: ``gap - a log(m / a) / rest``, the non-negative terms of ``KL(a || m) / rest``.
+      by_alpha: Their derivative with respect to alpha, ``(terms - gap scaled) / rest``.
     """
-    a, b, d = _probabilities(second, first)
-    relative = jnp.expm1(-d)
-    near = jnp.abs(rest * relative) < 0.1
-    relative = jnp.where(near, relative, 0.0)
-    log_m_over_a = jnp.logaddexp(_log(alpha, rest), _log(rest, alpha) - d)
-    mixed = rest > 0
-    far = jnp.where(mixed, log_m_over_a / jnp.where(mixed, rest, 1.0), 0.0)
-    # log1p(u) / u, where u = m / a - 1
-    series = _polynomial(rest * relative, [(-1.0) ** n / (n + 1) for n in range(11)])
-    one_sided = jnp.isinf(d)
-    log_odds = _log(rest, alpha) - _log(alpha, rest) - jnp.where(one_sided, 0.0, d)
-    share = jnp.where(one_sided, jnp.where(d < 0, 1.0, 0.0), jax.nn.sigmoid(log_odds))
-    gap = jnp.where(near, a * relative, b - a)
-    log_over_rest = jnp.where(near, relative * series, far)
-    return a, gap, near, relative, log_over_rest, share
+
+    a: Array
+    b: Array
+    gap: Array
+    d: Array
+    share: Array
+    first: Array
+    second: Array
+    relative: Array
+    scaled: Array
+    terms: Array
+    by_alpha: Array
+
+
+@jax.custom_jvp
+def _mixture(first: Array, second: Array, alpha: Array, rest: Array) -> _Mixture:
+    """``rest`` is ``1 - alpha``, passed separately because either may be tiny."""
+    a, b, d, gap, _ = _pair(second, first, jnp.ones((), first.dtype))
+    only_a, only_b = jnp.isposinf(d), jnp.isneginf(d)
+    finite_d = jnp.where(only_a | only_b, 0.0, d)
+    log_alpha, log_rest = _log(alpha, rest), _log(rest, alpha)
+    some_rest = jnp.where(rest > 0, rest, 1.0)
+
+    log_m_over_a = jnp.where(only_a, log_alpha, jnp.logaddexp(log_alpha, log_rest - finite_d))
+    log_m_over_b = jnp.logaddexp(log_alpha + finite_d, log_rest)
+    a_over_m = jnp.where(only_b, 0.0, jnp.exp(-log_m_over_a))
+    b_over_m = jnp.where(only_b, 1.0 / some_rest, jnp.exp(-log_m_over_b))
+    b_over_m = jnp.where(only_a, 0.0, b_over_m)
+    share = jax.nn.sigmoid(log_rest - log_alpha - finite_d)
+    share = jnp.where(only_b, 1.0, jnp.where(only_a, 0.0, share))
+
+    # With v = b / a - 1 and u = rest v, log(m / a) is log1p(u), by its series where u is small.
+    v = jnp.expm1(-jnp.where(only_b, 0.0, d))
+    u = jnp.where(rest > 0, rest * v, 0.0)
+    near = (jnp.abs(u) < 0.1) & ~only_b
+    u, v = jnp.where(near, u, 0.0), jnp.where(near & jnp.isfinite(v), v, 0.0)
+    relative = _zero_if_infinite(jnp.where(near, v / (1.0 + u), b_over_m - a_over_m))
+    scaled = jnp.where(near, u / (1.0 + u), 1.0 - a_over_m)
+
+    length = _length(u, 11, 18)
+    close = gap * u * _polynomial(u, [(-1.0) ** n / (n + 2) for n in length])
+    no_log = only_b | (a == 0)
+    over_rest = jnp.where(no_log, 0.0, a * jnp.where(no_log, 0.0, log_m_over_a)) / some_rest
+    terms = jnp.where(near, close, gap - over_rest)
+    slopes = _polynomial(u, [(-1.0) ** (n + 1) * (n + 1) / (n + 2) for n in length])
+    by_alpha = jnp.where(near, gap * v * slopes, (terms - gap * scaled) / some_rest)
+    by_alpha = jnp.where(only_b, 0.0, by_alpha)
+    ratios = (_zero_if_infinite(x) for x in (a_over_m, b_over_m, relative, scaled))
+    return _Mixture(a, b, gap, d, share, *ratios, terms, _zero_if_infinite(by_alpha))
+
+
+def _mixture_jvp(primals, tangents):
+    first, second, _, rest = primals  # the tangent of rest is that of alpha, negative
+    m = _mixture(*primals)
+    du_a, _ = _log_slope(first, m.a, tangents[0])
+    du_b, _ = _log_slope(second, m.b, tangents[1])
+    dd = jnp.where(jnp.isneginf(first) | jnp.isneginf(second), 0.0, du_a - du_b)
+    da, db = m.a * du_a, m.b * du_b
+    dgap = db - da
+    both = jnp.where(m.d < 0, m.b * m.first, m.a * m.second)  # a b / m
+    over_rest = m.gap - _zero_if_infinite(m.terms)  # a log(m / a) / rest
+
+    out = _Mixture(
+        da,
+        db,
+        dgap,
+        dd,
+        -m.share * (1.0 - m.share) * dd,
+        _zero_if_infinite(m.first * m.share) * dd,
+        -_zero_if_infinite(m.second * (1.0 - m.share)) * dd,
+        -_zero_if_infinite(m.first * m.second) * dd,
+        -_zero_if_infinite(m.first * m.share) * dd,
+        dgap - over_rest * du_a + both * dd,
+        m.by_alpha * du_a + _zero_if_infinite(both * m.relative) * dd,
+    )
+    if not _is_zero(tangents[2]):
+        zero = jnp.zeros_like(m.a)
+        slopes = _Mixture(
+            zero,
+            zero,
+            zero,
+            zero,
+            -m.first * m.second,
+            m.first * m.relative,
+            m.second * m.relative,
+            m.relative * m.relative,
+            -m.first * m.relative,
+            m.by_alpha,
+            _by_alpha_twice(m, rest),
+        )
+        out = _Mixture(
+            *(x + _zero_if_infinite(y) * tangents[2] for x, y in zip(out, slopes, strict=True))
+        )
+    return m, out
+
+
+def _by_alpha_twice(m: _Mixture, rest: Array) -> Array:
+    """The second derivative of a mixture's terms with respect to alpha."""
+    finite_d = jnp.where(jnp.isinf(m.d), 0.0, m.d)
+    v = _zero_if_infinite(jnp.expm1(-finite_d))
+    v = jnp.where(jnp.isposinf(m.d), -1.0, v)
+    near = (jnp.abs(rest * v) < 0.1) & ~jnp.isneginf(m.d)
+    v = jnp.where(near, v, 0.0)
+    u = rest * v
+    series = [(-1.0) ** n * (n + 2) * (n + 1) / (n + 3) for n in _length(u, 11, 18)]
+    some_rest = jnp.where(rest > 0, rest, 1.0)
+    far = (m.gap * m.first * m.relative + 2.0 * m.by_alpha) / some_rest
+    far = jnp.where(jnp.isneginf(m.d), 0.0, far)
+    return jnp.where(near, -m.gap * v * v * _polynomial(u, series), far)
+
+
+_mixture.defjvp(_mixture_jvp, symbolic_zeros=True)
 
 
 def _log(x: Array, complement: Array) -> Array:
@@ -156,16 +341,6 @@ def _log(x: Array, complement: Array) -> Array:
     small = jnp.where(near_one, complement, 0.0)
     logs = jnp.log(jnp.where(near_one | (x == 0), 1.0, x))
     return jnp.where(near_one, jnp.log1p(-small), jnp.where(x == 0, -jnp.inf, logs))
-
-
-def _mixture_terms(a, gap, near, relative, log_over_rest, share, rest):
-    """The non-negative terms of ``KL(a || m) / rest``, and those of the near ones over ``rest``."""
-    u = rest * relative
-    series = _polynomial(u, [(-1.0) ** n / (n + 2) for n in range(11)])  # (u - log1p(u)) / u**2
-    # At rest = 0 only the mass that b has and a lacks remains: the limit from above.
-    far = jnp.where(a == 0, gap, gap - a * log_over_rest)
-    far = jnp.where((rest > 0) | (share == 1.0), far, 0.0 * gap)
-    return jnp.where(near, a * u * relative * series, far), a * relative * relative * series
 
 
 @jax.custom_jvp
@@ -177,40 +352,29 @@ def kl_to_mixture(first: Array, second: Array, alpha: Array, rest: Array) -> Arr
 @jax.custom_jvp
 def kl_to_mixture_over_rest(first: Array, second: Array, alpha: Array, rest: Array) -> Array:
     """``KL(a || alpha a + rest b) / rest``, ``[...]``, smooth as ``rest`` goes to 0."""
-    a, gap, near, relative, log_over_rest, share = _mixture_parts(first, second, alpha, rest)
-    return _mixture_terms(a, gap, near, relative, log_over_rest, share, rest)[0].sum(-1)
+    return _mixture(first, second, alpha, rest).terms.sum(-1)
 
 
-def _mixture_jvp(primals, tangents, *, over_rest: bool):
-    first, second, alpha, rest = primals
+def _kl_to_mixture_jvp(primals, tangents, *, over_rest: bool):
     value = (kl_to_mixture_over_rest if over_rest else kl_to_mixture)(*primals)
-    a, gap, near, relative, log_over_rest, share = _mixture_parts(*primals)
-    b = a + gap
-    scale = jnp.ones_like(rest) if over_rest else rest
+    m = _mixture(*primals)
+    scale = jnp.ones_like(primals[3]) if over_rest else primals[3]
     slope = jnp.zeros_like(value)
-
-    def through_softmax(c, probabilities):
-        return c - probabilities * c.sum(-1, keepdims=True)
-
     if not _is_zero(tangents[0]):
-        c = (1.0 - share) * gap - a * _zero_if_infinite(log_over_rest)
-        slope += scale * (through_softmax(c, a) * tangents[0]).sum(-1)
+        by_first = _through_softmax(_zero_if_infinite(m.terms) - m.share * m.gap, m.a)
+        slope += scale * (by_first * tangents[0]).sum(-1)
     if not _is_zero(tangents[1]):
-        slope += scale * (through_softmax(share * gap, b) * tangents[1]).sum(-1)
+        slope += scale * (_through_softmax(m.share * m.gap, m.b) * tangents[1]).sum(-1)
     if not _is_zero(tangents[2]):
-        m = alpha * a + rest * b
-        allowed = m > 0
-        by_alpha = -jnp.where(allowed, gap * (gap / jnp.where(allowed, m, 1.0)), 0.0)
-        if over_rest:
-            terms, near_terms = _mixture_terms(a, gap, near, relative, log_over_rest, share, rest)
-            far = terms / jnp.where(rest > 0, rest, 1.0)
-            by_alpha += jnp.where(near, near_terms, jnp.where(rest > 0, far, 0.0))
-        slope += scale * _zero_if_infinite(by_alpha).sum(-1) * tangents[2]
+        by_alpha = m.by_alpha if over_rest else -m.gap * m.scaled
+        slope += by_alpha.sum(-1) * tangents[2]
     return value, slope
 
 
-kl_to_mixture.defjvp(functools.partial(_mixture_jvp, over_rest=False), symbolic_zeros=True)
-kl_to_mixture_over_rest.defjvp(functools.partial(_mixture_jvp, over_rest=True), symbolic_zeros=True)
+kl_to_mixture.defjvp(functools.partial(_kl_to_mixture_jvp, over_rest=False), symbolic_zeros=True)
+kl_to_mixture_over_rest.defjvp(
+    functools.partial(_kl_to_mixture_jvp, over_rest=True), symbolic_zeros=True
+)
 
 
 def scaled_jensen_shannon(student: Array, teacher: Array, beta: Array) -> Array:
@@ -225,18 +389,34 @@ def jensen_shannon(student: Array, teacher: Array, beta: Array) -> Array:
     return beta * (1.0 - beta) * jnp.where(jnp.isinf(scaled), 0.0, scaled)
 
 
+@jax.custom_jvp
 def total_variation(student: Array, teacher: Array) -> Array:
-    p, q, d = _probabilities(student, teacher, precise=True)
-    near = jnp.abs(d) < _NEAR
-    small = p * jnp.abs(jnp.expm1(jnp.where(near, -d, 0.0)))
-    return 0.5 * jnp.where(near, small, jnp.abs(p - q)).sum(-1)
+    gap = _pair(student, teacher, jnp.ones((), student.dtype)).gap
+    return 0.5 * jnp.abs(gap).sum(-1)
+
+
+def _total_variation_jvp(primals, tangents):
+    value = total_variation(*primals)
+    pair = _pair(*primals, jnp.ones((), value.dtype))
+    # Where both sides have the same probability, up to the rounding of the row, the sign is 0.
+    rounding = 4.0 * jnp.finfo(value.dtype).eps * jnp.abs(pair.gap).sum(-1, keepdims=True)
+    sign = jnp.where(jnp.abs(pair.d) <= rounding, 0.0, jnp.sign(pair.d))
+    slope = jnp.zeros_like(value)
+    if not _is_zero(tangents[0]):
+        slope -= 0.5 * (_through_softmax(pair.q * sign, pair.q) * tangents[0]).sum(-1)
+    if not _is_zero(tangents[1]):
+        slope += 0.5 * (_through_softmax(pair.p * sign, pair.p) * tangents[1]).sum(-1)
+    return value, slope
+
+
+total_variation.defjvp(_total_variation_jvp, symbolic_zeros=True)
 
 
 def _expm1_ratio(y: Array) -> Array:
     """``expm1(y) / y``; smooth, and 1 at 0."""
     near = jnp.abs(y) < 0.1
     small, large = jnp.where(near, y, 0.0), jnp.where(near, 1.0, y)
-    series = _polynomial(small, [1.0 / math.factorial(n + 1) for n in range(7)])
+    series = _polynomial(small, [1.0 / math.factorial(n + 1) for n in _length(y, 7, 12)])
     return jnp.where(near, series, jnp.expm1(large) / large)
 
 
@@ -249,7 +429,8 @@ def _log_probabilities(student: Array, teacher: Array) -> tuple[Array, ...]:
     no_p, no_q = (x & ~x.all(-1, keepdims=True) for x in map(jnp.isneginf, (teacher, student)))
     log_p = jnp.where(no_p, 0.0, log_softmax(teacher))
     log_q = jnp.where(no_q, 0.0, log_softmax(student))
-    d = jnp.where(no_p | no_q, 0.0, _probabilities(student, teacher, precise=True)[2])
+    d = _pair(student, teacher, jnp.ones((), student.dtype)).d
+    d = jnp.where(no_p | no_q, 0.0, d)
     return log_p, log_q, d, no_p, no_q
 
 
@@ -300,7 +481,7 @@ def _alpha_beta_jvp(primals, tangents):
     log_p, log_q, d, no_p, no_q = _log_probabilities(student, teacher)
     slope = jnp.zeros_like(value)
 
-    def through(own, other, d, power, no_own, no_other, tangent):
+    def through(own, other, d, own_power, power, no_own, no_other, tangent):
         """The part of the derivative by one side's own logits.
 
         It is ``own**s (1 - exp(-power d)) / power`` through the softmax, where ``power`` is the
@@ -311,17 +492,17 @@ def _alpha_beta_jvp(primals, tangents):
         near = jnp.abs(y) < 0.7
         close = weight * d * _expm1_ratio(jnp.where(near, y, 0.0))
         nonzero = jnp.where(power == 0, 1.0, power)
-        mixed = jnp.exp((alpha + beta - power) * own + power * other)
+        mixed = jnp.exp(own_power * own + power * other)
         c = jnp.where(near, close, (weight - mixed) / nonzero)
         alone = jnp.where(power > 0, weight / nonzero, 0.0)
         c = jnp.where(no_own, 0.0, jnp.where(no_other, alone, c))
         probability = jnp.where(no_own, 0.0, jnp.exp(own))
-        return ((c - probability * c.sum(-1, keepdims=True)) * tangent).sum(-1)
+        return (_through_softmax(c, probability) * tangent).sum(-1)
 
     if not _is_zero(tangents[0]):
-        slope += through(log_q, log_p, -d, alpha, no_q, no_p, tangents[0])
+        slope += through(log_q, log_p, -d, beta, alpha, no_q, no_p, tangents[0])
     if not _is_zero(tangents[1]):
-        slope += through(log_p, log_q, d, beta, no_p, no_q, tangents[1])
+        slope += through(log_p, log_q, d, alpha, beta, no_p, no_q, tangents[1])
     one, of_powers = jnp.ones_like(alpha), functools.partial(_alpha_beta, student, teacher)
     if not _is_zero(tangents[2]):
         by_alpha = jax.jvp(lambda a: of_powers(a, beta), (alpha,), (one,))[1]
@@ -358,7 +539,7 @@ def renyi(student: Array, teacher: Array, alpha: Array) -> Array:
     tiny = jnp.abs(small) < 0.05
     log_over = jnp.where(
         tiny,
-        _polynomial(jnp.where(tiny, small, 0.0), [1.0 / (n + 1) for n in range(11)]),
+        _polynomial(jnp.where(tiny, small, 0.0), [1.0 / (n + 1) for n in _length(small, 11, 14)]),
         -jnp.log1p(-jnp.where(tiny, 0.5, small)) / jnp.where(tiny, 1.0, small),
     )
     not_far = near | infinite

@@ -55,6 +55,9 @@ def run(
     once and keep them. An optimizer made inside a vmapped function, with a traced learning rate,
     works too.
 
+    Vmapped keys must be of ``threefry2x32``, JAX's default, for a run to start as it does alone:
+    of a batch of ``rbg`` or ``unsafe_rbg`` keys JAX draws everything from the first key.
+
     Args:
       model: The student.
       objective: What to minimise.

@@ -101,10 +101,19 @@ def run_group(
       A block is yielded once the next has been started, so that devices do not wait.
 
     Raises:
-      ValueError: if a block, or a single trial, does not fit.
+      ValueError: if a block, or a single trial, does not fit; if trials are to run side by side
+        that would draw other random numbers there.
     """
+    if trial.unlike is not None and limits.mode == "vmap":
+        raise ValueError(
+            f"mode='vmap' needs keys whose draws are the same side by side as alone, and "
+            f"{trial.name!r} draws from keys of {trial.unlike!r}, of which JAX draws a whole batch "
+            "from the first: equal seeds would start unequal. Use jax.random.key(seed, "
+            "impl='threefry2x32'), or leave mode= out to run one trial after another"
+        )
     group = _Group(trial, key, shared, seeds, numbers, limits)
     todo, mode = np.arange(len(seeds)), limits.mode or group.known.mode
+    mode = mode if trial.unlike is None else "sequential"
     if mode is None:
         mode = "sequential"
         program = group.sequential()

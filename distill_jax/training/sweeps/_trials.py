@@ -28,12 +28,15 @@ class Traced:
       program: The trace, with static hyper-parameters and the trial's closure fixed in it.
       words: A hash of what it computes: equal for trials that compute the same, wherever their code
         is; different once code or closure has changed.
+      unlike: The random generator that draws other numbers under ``vmap`` than for a trial alone,
+        None if the trial uses none.
     """
 
     name: str
     metrics: tuple[str, ...]
     program: Any
     words: str
+    unlike: str | None = None
 
     def __call__(self, key: Array, shared: PyTree, seed: Array, numbers: Mapping[str, Array]):
         program = self.program.jaxpr
@@ -75,7 +78,43 @@ def traced(
     constants = _fingerprints.digest(list(_fingerprints.constants(program.jaxpr)))
     made = f"{program.jaxpr} {constants} {_callbacks(program.jaxpr)}"
     words = hashlib.blake2b(made.encode(), digest_size=16).hexdigest()
-    return Traced(who, tuple(names), program, words)
+    made = Traced(who, tuple(names), program, words)
+    return dataclasses.replace(made, unlike=_unlike(made, arguments))
+
+
+def _unlike(trial: Traced, arguments: tuple) -> str | None:
+    """The generator of keys whose batches JAX does not draw key by key, if trials side by side do
+    draw from such a batch: equal seeds would start unequal, and any seed by its place in a block.
+
+    ``rbg`` and ``unsafe_rbg`` draw a whole batch from its first key.
+    """
+    alone = _draws(trial.program.jaxpr)
+    if not alone:
+        return None
+    key, shared, *varying = arguments
+    many = 7919  # unlike any axis of the trial's own
+    stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((many, *x.shape), x.dtype), varying)
+    batched = jax.make_jaxpr(jax.vmap(trial, in_axes=(None, None, 0, 0)))(key, shared, *stacked)
+    return next((draw[0] for draw in sorted(_draws(batched.jaxpr) - alone)), None)
+
+
+def _draws(program: Any) -> set[tuple[str, tuple[tuple[int, ...], ...]]]:
+    """What a program draws from such generators: which, and the shapes."""
+    found = set()
+    for jaxpr in inner_jaxprs(program):
+        for equation in jaxpr.eqns:
+            name = equation.primitive.name
+            kind = str(equation.invars[0].aval.dtype) if equation.invars else ""
+            if name == "rng_bit_generator":
+                generator = "rng_bit_generator"
+            elif kind == "key<urbg>" and name in ("random_bits", "random_split", "random_fold_in"):
+                generator = "unsafe_rbg"
+            elif kind == "key<rbg>" and name == "random_bits":  # it splits and folds in as threefry
+                generator = "rbg"
+            else:
+                continue
+            found.add((generator, tuple(x.aval.shape for x in equation.outvars)))
+    return found
 
 
 def _callbacks(program: Any) -> list[int]:

@@ -79,9 +79,11 @@ def _drawn(
 ) -> list[Any]:
     draw = distribution if callable(distribution) else _choice(name, distribution)
     own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-    bits = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(own, i)))
+    # One after another: under vmap some generators draw a whole batch from its first key.
+    numbers = jnp.arange(start, start + count, dtype=jnp.int32)
+    bits = jax.lax.map(lambda i: jax.random.bits(jax.random.fold_in(own, i)), numbers)
     # On the host and in double precision, so that the values are the same on every device.
-    draws = np.asarray(bits(jnp.arange(start, start + count, dtype=jnp.int32)), np.float64) / 2**32
+    draws = np.asarray(bits, np.float64) / 2**32
     return [draw(float(u)) for u in draws]
 
 

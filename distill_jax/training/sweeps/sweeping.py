@@ -56,7 +56,9 @@ def sweep(
     Which is faster is measured, without compilation: the first trials run one after another, then
     a block side by side, and the rest in the faster way. The process remembers it for later calls.
     If compiling for ``vmap`` would take longer than the remaining work, it is not tried. For
-    bitwise reproducible results, set ``mode``.
+    bitwise reproducible results, set ``mode``. A trial that draws from keys of its own of the
+    generator ``rbg`` or ``unsafe_rbg`` always runs "sequential": JAX draws a batch of such keys
+    from its first, so that equal seeds would start unequal side by side.
 
     Args:
       trial: ``trial(key, **hyper_parameters, **shared) -> {"metric": number or array}``, pure: it
@@ -91,7 +93,8 @@ def sweep(
 
     Raises:
       ValueError: before anything runs, if names do not fit the trial, or file or grid is invalid;
-        if a block does not fit in ``memory``, with the estimate.
+        if a block does not fit in ``memory``, with the estimate; if ``mode`` is "vmap" and the
+        trial draws from keys of ``rbg`` or ``unsafe_rbg``.
       TypeError: if a trial does not return numbers and arrays by name, or an argument has the
         wrong type.
 

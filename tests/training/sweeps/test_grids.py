@@ -106,12 +106,15 @@ def test_names_of_trials_that_are_wrapped_or_open_ended():
     assert trial_name(functools.partial(trial, rate=1.0)) == trial_name(jax.jit(trial)) == "trial"
 
 
-def test_samples_keep_their_values_as_the_grid_grows():
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_samples_keep_their_values_as_the_grid_grows(impl):
     how = {"rate": log_uniform(1e-4, 1e-1), "width": [8, 16, 32], "steps": integers(1, 3)}
-    key = jax.random.key(0)
+    key = jax.random.key(0, impl=impl)
     few, many = sampled(key, 5, **how), sampled(key, 200, extra=uniform(0.0, 1.0), **how)
     assert few == [{name: row[name] for name in how} for row in many[:5]]
-    assert few != sampled(jax.random.key(1), 5, **how)
+    assert few == sampled(key, 100, **how)[:5]
+    assert many[:100] == sampled(key, 100, extra=uniform(0.0, 1.0), **how)
+    assert few != sampled(jax.random.key(1, impl=impl), 5, **how)
     assert len(configurations(many)) == 200
     assert {row["width"] for row in many} == {8, 16, 32}
     assert {row["steps"] for row in many} == {1, 2, 3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -141,6 +142,43 @@ def test_a_sweep_over_run():
 
 
 # How a block is cut, and which way is taken
+
+
+def first_draws(key, *, rate, order=None):
+    init, dropped = jax.random.split(key)
+    shuffled = 0.0 if order is None else jax.random.uniform(order)
+    return {
+        "init": jax.random.normal(init, (3,)),
+        "rate_": rate,
+        "dropped": jax.random.bernoulli(dropped, 0.5, (8,)),
+        "order": shuffled,
+    }
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg", "threefry2x32"])
+def test_equal_seeds_start_equal_whatever_generates_their_bits(impl):
+    key = jax.random.key(3, impl=impl)
+    rows = sweep(first_draws, {"rate": [0.1, 0.2, 0.3]}, key=key, seeds=[5, 2])
+    for row in rows:
+        alone = first_draws(jax.random.fold_in(key, row["seed"]), rate=row["rate"])
+        for name in ("init", "dropped"):
+            np.testing.assert_allclose(row[name], alone[name], rtol=1e-6)
+    side_by_side = functools.partial(
+        sweep, first_draws, {"rate": [0.1, 0.2]}, key=key, seeds=2, mode="vmap"
+    )
+    if impl == "threefry2x32":
+        first, _, second, _ = side_by_side()
+        np.testing.assert_array_equal(first["init"], second["init"])
+    else:
+        with pytest.raises(ValueError, match=f"mode='vmap'.*{impl}.*threefry2x32"):
+            side_by_side()
+
+
+def test_a_shared_key_of_any_generator_may_be_drawn_from_side_by_side():
+    order = jax.random.key(1, impl="rbg")
+    grid = {"rate": [0.1, 0.2]}
+    rows = sweep(first_draws, grid, key=KEY, seeds=2, shared={"order": order}, mode="vmap")
+    assert {row["order"] for row in rows} == {float(jax.random.uniform(order))}
 
 
 def known():
