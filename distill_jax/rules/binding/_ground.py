@@ -73,12 +73,13 @@ class Grounder:
         rules: Sequence[f.Rule],
         definitions: Sequence[f.Rule],
         widths: Mapping[str, float],
+        like: Any = None,
     ):
         self.schema = schema
         self.clauses: dict[str, list[f.Rule]] = {}
         for clause in definitions:
             self.clauses.setdefault(head_of(clause), []).append(clause)
-        self.columns = Columns(schema, tuple(self.clauses), widths)
+        self.columns = Columns(schema, tuple(self.clauses), widths, like)
         self.columns.add_patterns(rules)  # first: registers of arithmetic come after columns
         self.builder = Builder(len(self.columns))
 

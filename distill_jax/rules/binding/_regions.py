@@ -3,7 +3,8 @@
 A region bounds the registers of a circuit (columns, constants, results of arithmetic):
 ``low <= value <= high``. A missing value is represented by inf, so one pair of bounds is enough:
 ``(-MAX, MAX)`` is any number, ``(inf, inf)`` missing, ``(-inf, inf)`` either. Columns of booleans,
-categories and patterns have integer bounds.
+categories and patterns have integer bounds. Other bounds are float32 numbers of thresholds as
+``_places`` has them, or the numbers next to these.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax
 import numpy as np
 
-from distill_jax.rules.binding.book import Book
-from distill_jax.rules.circuits._building import bounds
+from distill_jax.rules.binding._places import Exact, beside, placed_thresholds, unplaced
+from distill_jax.rules.binding._tables import MAX, Cells
+from distill_jax.rules.binding.book import Book, encode_exact, number_of_columns
+from distill_jax.rules.binding.schema import unit_of
 from distill_jax.rules.circuits._graph import nodes_of
 from distill_jax.rules.circuits._registers import registers
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._times import DAY, SECOND
 
-MAX = float(np.finfo(np.float32).max)
 MISSING, NUMBER, ANYTHING = (math.inf, math.inf), (-MAX, MAX), (-math.inf, math.inf)
 WORK = 100_000
 """Maximum number of pairs of boxes to intersect per book, about one second."""
@@ -45,7 +49,10 @@ class Cases:
         self.most = most
         self.work = 0
         self.truncated = False  # whether the last call of ``boxes`` was cut at ``most``
-        columns, constants = _num_columns(book), [float(x) for x in np.asarray(circuit.constants)]
+        columns, constants = (
+            number_of_columns(book),
+            [float(x) for x in np.asarray(circuit.constants)],
+        )
         steps = sum(step.operator.shape[0] for step in circuit.arithmetic)
         self.domains = [_domain(book, i) for i in range(columns)]
         self.domains += [(x, x) for x in constants] + [NUMBER] * steps
@@ -140,46 +147,77 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
     arithmetic and patterns, random rows from a fixed seed are tried.
     """
     ends = {register: (low, high) for register, low, high in box}
-    schema, columns = book.schema, _num_columns(book)
+    schema, plain = book.schema, _number_of_plain_columns(book)
     texts = _fitting_texts(book, ends)
     if texts is None:
         return None
-    computed_bounds = {register: bound for register, bound in ends.items() if register >= columns}
+    computed_bounds = {register: bound for register, bound in ends.items() if register >= plain}
     draws = DRAWS if computed_bounds else 1
-    values = np.zeros((columns, draws), np.float32)
     random = np.random.default_rng(0)
+    exact: dict[str, Cells] = {}
     for i, name in enumerate(schema.encoded):
         bound = ends.get(i, ANYTHING)
         if name in texts:  # a categorical column with a bounded pattern
             code = texts[name]
             bound = MISSING if code is None else (float(code), float(code))
-        values[i] = _sampled_values(
+        values = _sampled_values(
             book, name, bound, draws, random, may_miss=MISSING in computed_bounds.values()
         )
+        missing = np.isnan(values)
+        unit = unit_of(schema.column(name))
+        exact[name] = Cells(
+            _tight(unplaced(values[~missing], book.info.thresholds[i], unit)), missing
+        )
+    chosen = 0
     if computed_bounds:
-        with np.errstate(all="ignore"):
-            computed = registers(jax.tree.map(np.asarray, book.circuit), values.T)
-        fits = np.ones(draws, bool)
-        for register, (low, high) in computed_bounds.items():
-            x = computed[register]
-            fits &= np.isnan(x) if (low, high) == MISSING else (low <= x) & (x <= high)
+        fits = _fits(book, exact, computed_bounds, draws)
         if not fits.any():
             return None
-        values = values[:, [int(fits.argmax())]]
+        chosen = int(fits.argmax())
     row: dict[str, Any] = {}
     for column in schema.columns:
         if column.kind == "text":
             row[column.name] = texts.get(column.name, "")
             continue
-        x = float(values[schema.encoded.index(column.name), 0])
-        row[column.name] = _decoded(column.categories, column.kind, x)
+        present, missing = exact[column.name]
+        value = None if missing[chosen] else present[int((~missing[:chosen]).sum())]
+        row[column.name] = _decoded(column.categories, column.kind, value)
     return row
+
+
+def _fits(
+    book: Book, exact: dict[str, Cells], wanted: Mapping[int, tuple[float, float]], rows: int
+) -> np.ndarray:
+    """Which rows lie within the bounds of registers that are computed, ``[rows]``."""
+    nothing = Cells(np.zeros(0, object), np.ones(rows, bool))  # patterns are chosen beforehand
+    texts = {name: nothing for name, _ in book.info.patterns}
+    fits = np.ones(rows, bool)
+    try:
+        columns = encode_exact(book, exact, texts, rows)
+    except ValueError:  # beyond double precision
+        return ~fits
+    with np.errstate(all="ignore"):
+        computed = registers(jax.tree.map(np.asarray, book.circuit), columns)
+    for register, (low, high) in wanted.items():
+        x = computed[register]
+        fits &= np.isnan(x) if (low, high) == MISSING else (low <= x) & (x <= high)
+    return fits
+
+
+def _tight(values: list[Exact]) -> np.ndarray:
+    """Exact values as an array; of float64 where that holds them."""
+    if all(isinstance(x, float) or x == float(x) for x in values):
+        return np.array(values, np.float64)
+    out = np.empty(len(values), object)
+    out[:] = values
+    return out
 
 
 # The registers of a book's circuit
 
 
-def _num_columns(book: Book) -> int:
+def _number_of_plain_columns(book: Book) -> int:
+    """The number of columns before those of arithmetic."""
     return len(book.schema.encoded) + len(book.info.patterns)
 
 
@@ -187,7 +225,7 @@ def _domain(book: Book, register: int) -> tuple[float, float]:
     """The range of values of a column."""
     encoded = book.schema.encoded
     if register >= len(encoded):
-        return 0.0, 1.0
+        return (0.0, 1.0) if register < _number_of_plain_columns(book) else NUMBER
     column = book.schema.column(encoded[register])
     if column.kind == "categorical":  # the code after the last stands for unknown categories
         return 0.0, float(len(column.categories))
@@ -196,10 +234,12 @@ def _domain(book: Book, register: int) -> tuple[float, float]:
 
 def _expression(book: Book, register: int) -> f.Value:
     """The expression that a register holds."""
-    encoded, columns = book.schema.encoded, _num_columns(book)
+    encoded, plain = book.schema.encoded, _number_of_plain_columns(book)
     if register < len(encoded):
         return f.Name(encoded[register])
-    register -= columns
+    if register < number_of_columns(book):
+        return book.info.computed[register - plain][0]
+    register -= number_of_columns(book)
     constants = np.asarray(book.circuit.constants)
     if register < len(constants):
         return f.Number(_shortest_decimal(constants[register]))
@@ -217,7 +257,7 @@ def _expression(book: Book, register: int) -> f.Value:
 
 def _bound_formula(book: Book, register: int, low: float, high: float) -> f.Formula | None:
     encoded = book.schema.encoded
-    if len(encoded) <= register < _num_columns(book):
+    if len(encoded) <= register < _number_of_plain_columns(book):
         return _pattern_formula(*book.info.patterns[register - len(encoded)], low, high)
     value = _expression(book, register)
     if (low, high) == ANYTHING:
@@ -225,13 +265,13 @@ def _bound_formula(book: Book, register: int, low: float, high: float) -> f.Form
     if (low, high) == MISSING:
         return f.Missing(value)
     column = book.schema.column(encoded[register]) if register < len(encoded) else None
-    if column is not None and column.kind != "numeric":
+    if column is not None and column.kind in ("boolean", "categorical"):
         if (low, high) == _domain(book, register):
             return f.Missing(value, negated=True)
         if column.kind == "boolean":
             return f.Name(column.name) if low == 1 else f.Not(f.Name(column.name))
         return _category_formula(value, column.categories, int(low), int(high))
-    return _range_formula(value, low, high)
+    return _range_formula(book, register, value, low, high)
 
 
 def _pattern_formula(column: str, pattern: str | None, low: float, high: float) -> f.Formula | None:
@@ -254,27 +294,71 @@ def _category_formula(value: f.Value, categories: Sequence[str], low: int, high:
     return f.In(value, tuple(map(f.String, names)), negated=unknown)
 
 
-def _range_formula(value: f.Value, low: float, high: float) -> f.Formula:
-    if low == high:
-        return f.Compare((value, f.Number(_shortest_decimal(low))), ("==",))
+def _range_formula(book: Book, register: int, value: f.Value, low: float, high: float) -> f.Formula:
+    of_column = register < number_of_columns(book)
+
+    def written(x: float, operator: str) -> tuple[f.Value, str]:
+        if of_column:
+            return _threshold(book, register, x, operator)
+        least, sign = _as_written(x, operator)
+        return f.Number(least), sign
+
+    kind = book.schema.column(value.name).kind if isinstance(value, f.Name) else ""
+    if kind == "duration":
+        value = f.Days(value)
     operands, signs = [value], []
     if high < MAX:
-        most, sign = _as_written(high, "<")
-        operands, signs = [value, f.Number(most)], [sign]
+        most, sign = written(high, "<")
+        operands, signs = [value, most], [sign]
     if low > -MAX:
-        least, sign = _as_written(low, ">")
+        least, sign = written(low, ">")
+        if signs == ["<="] and sign == ">=" and least == operands[1]:
+            return _compared(operands, ["=="])
         if not signs:
-            return f.Compare((value, f.Number(least)), (sign,))
-        operands, signs = [f.Number(least), *operands], [sign.replace(">", "<"), *signs]
-    return f.Compare(tuple(operands), tuple(signs)) if signs else f.Missing(value, negated=True)
+            return _compared([value, least], [sign])
+        operands, signs = [least, *operands], [sign.replace(">", "<"), *signs]
+    return _compared(operands, signs) if signs else f.Missing(value, negated=True)
+
+
+def _compared(operands: list[f.Value], signs: list[str]) -> f.Formula:
+    """The comparison; ``a < b`` for a difference of times, which has no other constant than 0."""
+    match operands:
+        case [f.Arithmetic("-", left, right), f.Time()]:
+            return f.Compare((left, right), tuple(signs))
+    return f.Compare(tuple(operands), tuple(signs))
+
+
+def _threshold(book: Book, register: int, x: float, operator: str) -> tuple[f.Value, str]:
+    """The constant at the end of a region, and ``operator`` with or without ``=``."""
+    thresholds, plain = book.info.thresholds[register], _number_of_plain_columns(book)
+    is_time, unit = False, 1
+    if register < len(book.schema.encoded):
+        column = book.schema.column(book.schema.encoded[register])
+        unit, is_time = unit_of(column), column.kind == "datetime"
+    elif register >= plain:
+        tree, unit = book.info.computed[register - plain]
+        is_time = unit != 1 and not isinstance(tree, f.Days)
+    near = placed_thresholds(thresholds, unit)
+    away = beside(near, np.full(len(near), 1 if operator == ">" else -1))
+    for numbers, sign in ((near, operator + "="), (away, operator)):
+        found = np.flatnonzero(numbers == np.float32(x))
+        if len(found):
+            t = thresholds[int(found[0])]
+            if is_time:
+                return f.Time(int(t)), sign
+            days = Fraction(t) / unit if unit != 1 else t
+            if isinstance(days, Fraction):
+                days = int(days) if days.denominator == 1 else float(days)
+            return f.Number(days), sign
+    raise AssertionError(f"no threshold at {x} of register {register}")
 
 
 def _as_written(x: float, operator: str) -> tuple[float, str]:
     """A bound as it was probably written: 60 and > for the float32 after 60."""
-    side = 0 if operator == ">" else 1
-    towards = -np.inf if operator == ">" else np.inf
-    for t in (0.0, _shortest_decimal(np.nextafter(np.float32(x), np.float32(towards)))):
-        if math.isfinite(t) and bounds(operator, t)[0][side] == x:
+    side = 1 if operator == ">" else -1
+    beyond = float(beside(np.array([x], np.float32), np.array([-side]))[0])
+    for t in (0.0, _shortest_decimal(beyond)):
+        if math.isfinite(t) and np.float32(t) == np.float32(beyond):
             if len(repr(t)) < len(repr(_shortest_decimal(x))):
                 return t, operator
     return _shortest_decimal(x), operator + "="
@@ -303,7 +387,7 @@ def _sampled_values(
         return np.full(draws, np.nan, np.float32)
     least, most = _domain(book, book.schema.encoded.index(name))
     low, high = max(bound[0], least), min(bound[1], most)
-    if column.kind != "numeric":
+    if column.kind in ("boolean", "categorical"):
         out = random.integers(int(low), int(high) + 1, draws).astype(np.float32)
         out[0] = low
     else:
@@ -370,11 +454,24 @@ def _within_bound(x: str | None, pattern: str | None, bound: tuple[float, float]
     return bound[0] <= value <= bound[1]
 
 
-def _decoded(categories: Sequence[str], kind: str, x: float) -> Any:
-    if math.isnan(x):
+def _decoded(categories: Sequence[str], kind: str, x: Any) -> Any:
+    """An exact value as a table holds it."""
+    if x is None:
         return None
     if kind == "categorical":
         other = next(name for name in map("other{}".format, ["", *range(99)]) if name not in
                      categories)  # fmt: skip
         return categories[int(x)] if x < len(categories) else other
-    return bool(x) if kind == "boolean" else _shortest_decimal(x)
+    if kind in ("datetime", "duration"):
+        return _as_numpy(int(x), np.datetime64 if kind == "datetime" else np.timedelta64)
+    if kind == "boolean":
+        return bool(x)
+    return float(x) if x == float(x) else x
+
+
+def _as_numpy(nanoseconds: int, kind: Any) -> Any:
+    """A time or duration in the coarsest unit that holds it."""
+    for size, unit in ((DAY, "D"), (SECOND, "s"), (1_000, "us")):
+        if nanoseconds % size == 0:
+            return kind(nanoseconds // size, unit)
+    return kind(nanoseconds, "ns")

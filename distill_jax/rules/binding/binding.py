@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -60,9 +61,9 @@ def bind(
       The book, which the functions of ``distill_jax.rules`` take; ``str`` of it is its text.
 
     Raises:
-      RuleError: for unknown names, mismatched types, cyclic clauses, unsatisfiable rules, hard
-        rules that contradict each other, and parts of the language that are not built yet; with
-        line and caret if the rule was written as text.
+      RuleError: for unknown names, mismatched types, constants beyond double precision, cyclic
+        clauses, unsatisfiable rules, hard rules that contradict each other, and parts of the
+        language that are not built yet; with line and caret if the rule was written as text.
       TypeError: if ``rules`` or ``schema`` is of another type.
       ValueError: for an unknown ``logic`` or ``conflicts``, or ``widths`` that are not positive or
         not used.
@@ -80,6 +81,41 @@ def bind(
       >>> print(book)
       [w=2] smoking: smoker and age > 60 => disease
     """
+    return _bound(rules, schema, logic=logic, widths=widths, conflicts=conflicts)
+
+
+def bind_like(book: Book, rules: Sequence[f.Rule]) -> Book:
+    """Binds rules that read a book's columns as ``encode(book, table)`` places them.
+
+    Their columns are some of the book's, and without views; see ``places_in``.
+
+    Args:
+      book: Its rules compare columns with all the constants that these rules do.
+      rules: Without widths.
+    """
+    schema = dataclasses.replace(book.schema, views=())
+    return _bound(rules, schema, like=book.info)
+
+
+def places_in(book: Book, own: Book) -> tuple[int, ...]:
+    """The places of the columns of ``own`` among those of ``book``, if it was bound like it."""
+    width = len(book.schema.encoded)
+    known = (*book.info.patterns, *book.info.computed)
+    place = {x: width + i for i, x in enumerate(known)}
+    further = (*own.info.patterns, *own.info.computed)
+    return (*range(width), *(place[x] for x in further))
+
+
+def _bound(
+    rules: Any,
+    schema: Schema,
+    *,
+    logic: LogicName | Logic = "product",
+    widths: Mapping[str, float] | None = None,
+    conflicts: Literal["raise", "warn", "ignore"] = "raise",
+    like: Info | None = None,
+) -> Book:
+    """``bind``, to columns as they are encoded for another book if ``like`` is given."""
     chosen = find_logic(logic)
     _check_choices(schema, conflicts)
     written = _as_rules(rules)
@@ -87,15 +123,24 @@ def bind(
     kept = tuple(rule for rule in written if not _defines(rule, schema))
     _check_rules(kept, definitions, schema)
     widths = _checked_widths(widths)
-    grounder = Grounder(schema, written, definitions, widths)
+    grounder = Grounder(schema, written, definitions, widths, like)
     for clause in definitions:
         grounder.check(clause)
     grounded = _grounded(grounder, kept)
     _warn_of_idle_rules(kept, grounded.fires)
     _check_widths_are_used(widths, grounder.columns)
     arrays = _arrays(grounder, kept, grounded)
-    patterns = tuple(grounder.columns.patterns)
-    info = Info(schema, kept, definitions, patterns, chosen, bool(widths))
+    columns = grounder.columns
+    info = Info(
+        schema,
+        kept,
+        definitions,
+        patterns=tuple(columns.patterns),
+        computed=tuple(columns.computed),
+        thresholds=columns.all_thresholds(),
+        logic=chosen,
+        soft=bool(widths),
+    )
     # One call for the whole tree: separate transfers would each compile a program.
     book = jax.device_put(Book(**arrays, info=info))
     if conflicts != "ignore":
@@ -140,7 +185,10 @@ def _arrays(grounder: Grounder, rules: Sequence[f.Rule], grounded: _Grounded) ->
     """The arrays of a book."""
     schema, (fires, violated, pieces) = grounder.schema, grounded
     guards = [piece.guard for _, piece in pieces]
-    circuit, places = grounder.builder.circuit([*fires, *violated, *guards])
+    columns = grounder.columns
+    circuit, places = grounder.builder.circuit(
+        [*fires, *violated, *guards], len(columns.computed), columns.ends
+    )
     fires, violated, guards = np.split(places, np.cumsum([len(fires), len(violated)]))
     classes, views = len(schema.classes), len(schema.views)
     seen = [[classes if s is None else s for s in piece.seen] for _, piece in pieces]
@@ -282,7 +330,7 @@ def _warn_of_idle_rules(rules: Sequence[f.Rule], fires: Sequence[int]) -> None:
             f"{len(idle)} of {len(rules)} rules can never be violated, since their bodies never "
             f"hold or their heads always do: {listed}{more}",
             RuleWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -300,7 +348,7 @@ def _report_contradictions(book: Book, strict: bool) -> None:
                 f"{message}\nmake a rule soft with a strength, as in [w=6], or narrow it; "
                 'bind(…, conflicts="warn") only warns'
             )
-        warnings.warn(message, RuleWarning, stacklevel=3)
+        warnings.warn(message, RuleWarning, stacklevel=4)
 
 
 def _lines_of(book: Book, indices: Sequence[int]) -> str:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from distill_jax.rules.binding._computing import computed
+from distill_jax.rules.binding._places import Exact, placed
 from distill_jax.rules.binding._plans import Plan
-from distill_jax.rules.binding.schema import Schema, encode_columns, missing, read
+from distill_jax.rules.binding._tables import Cells, number_of_rows, numbers, read, text_of
+from distill_jax.rules.binding.schema import (
+    Schema,
+    encoded_array,
+    exact_columns,
+    is_array,
+    unit_of,
+)
 from distill_jax.rules.circuits._circuit import Circuit
 from distill_jax.rules.circuits.fuzzy_logics import Logic
 from distill_jax.rules.language import formulas as f
@@ -19,12 +29,25 @@ from distill_jax.rules.language import formulas as f
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """The static part of a book, on the host. Books with equal info share compiled programs."""
+    """The static part of a book, on the host. Books with equal info share compiled programs.
+
+    Attributes:
+      schema, rules, definitions: What was bound.
+      patterns: Columns computed from text: a column's name and a regular expression, or None for
+        whether the text is missing.
+      computed: Columns computed by arithmetic: an expression, and what one unit of the encoded
+        column is in units of the exact value.
+      thresholds: What each column of the encoded table is compared with, exactly, ascending.
+      logic: For label sets.
+      soft: Whether some comparisons are soft.
+    """
 
     schema: Schema
     rules: tuple[f.Rule, ...]
     definitions: tuple[f.Rule, ...]
     patterns: tuple[tuple[str, str | None], ...]
+    computed: tuple[tuple[f.Value, int], ...]
+    thresholds: tuple[tuple[Exact, ...], ...]
     logic: Logic
     soft: bool
 
@@ -139,18 +162,25 @@ def encode(book: Book, table: Any) -> np.ndarray:
     """Encodes a table as the array of columns that the functions of this package take.
 
     The columns of ``encode_columns``, then a 0/1 column for each regular expression of the rules,
-    which is matched here, on the host. Values are compared in float32, as thresholds are.
+    then the results of arithmetic that rules compare (such as ``a - b`` for ``a < b``): text and
+    arithmetic are read here, on the host. Comparisons are exact: the table's values and the rules'
+    constants are known here in full, and each value is placed in float32 on its own side of every
+    constant (see ``docs/rules_language.md``). So a value may be a few units in the last place of
+    float32 away from its nearest float32 number, and columns are encoded for one book.
 
     Args:
-      book: The rules; determines the columns and patterns.
-      table: A pandas data frame, a dictionary of columns, or a NumPy structured array; or an array
-        ``[batch, columns]`` that is already encoded, if no rule tests text.
+      book: The rules; determines the columns.
+      table: A data frame of pandas, Polars or Arrow, a dictionary of columns, or a NumPy structured
+        array. Or an array: float32 ``[batch, columns]`` from ``encode`` is returned as it is, and
+        the values of ``schema.encoded`` alone, numbers and codes, are placed, if no rule tests text
+        and no column holds times.
 
     Returns:
       The columns, float32 ``[batch, columns]``; NaN where a value is missing.
 
     Raises:
-      ValueError: if a column is missing or does not fit its kind.
+      ValueError: if a column is missing or does not fit its kind, if arithmetic is beyond double
+        precision, or for text that is not UTF-8.
       TypeError: if ``table`` is none of these.
 
     Example:
@@ -162,23 +192,101 @@ def encode(book: Book, table: Any) -> np.ndarray:
        [ 0.]
        [nan]]
     """
-    columns = encode_columns(book.schema, table)
-    if not book.info.patterns:
-        return columns
-    matched = [_pattern_column(read(table, name), pattern) for name, pattern in book.info.patterns]
-    return np.concatenate([columns, np.stack(matched, 1)], 1, dtype=np.float32)
+    if is_array(table):
+        return _encoded_array(book, np.asarray(table))
+    found = exact_columns(book.schema, table)
+    texts = {name: read(table, name) for name, _ in book.info.patterns}
+    lengths = {name: len(own.missing) for name, own in {**texts, **found}.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns of the table must have one length, got {lengths}")
+    rows = next(iter(lengths.values()), None)
+    return encode_exact(book, found, texts, number_of_rows(table) if rows is None else rows)
+
+
+def encode_exact(
+    book: Book, columns: Mapping[str, Cells], texts: Mapping[str, Cells], rows: int
+) -> np.ndarray:
+    """Encodes exact values; see ``encode``.
+
+    Args:
+      book: The rules.
+      columns: Numbers, codes or nanoseconds of each encoded column of the schema.
+      texts: The cells of the columns that rules match.
+      rows: The number of rows.
+    """
+    info = book.info
+    out = np.empty((rows, number_of_columns(book)), np.float32)
+    every: list[tuple[Cells, int]] = [
+        (columns[name], unit_of(book.schema.column(name))) for name in book.schema.encoded
+    ]
+    every += [(_pattern_column(name, texts[name], pattern), 1) for name, pattern in info.patterns]
+    every += [(computed(tree, columns, rows), unit) for tree, unit in info.computed]
+    for i, ((cells, unit), thresholds) in enumerate(zip(every, info.thresholds, strict=True)):
+        out[:, i] = cells.spread(placed(cells.present, thresholds, unit))
+    return out
 
 
 def number_of_columns(book: Book) -> int:
     """The number of columns that ``encode`` returns."""
-    return len(book.schema.encoded) + len(book.info.patterns)
+    return len(book.info.thresholds)
 
 
-def _pattern_column(values: np.ndarray, pattern: str | None) -> np.ndarray:
-    unknown = missing(values)
+def encoded_rows(book: Book, columns: Any) -> np.ndarray:
+    """Columns that ``encode`` made, checked, as float32 ``[batch, columns]``.
+
+    Raises:
+      ValueError: for another shape.
+      TypeError: if they hold more digits than float32, which ``encode`` would have placed.
+    """
+    columns = np.asarray(columns)
+    width = number_of_columns(book)
+    if columns.ndim != 2 or columns.shape[1] != width:
+        raise ValueError(
+            f"expected a table, or columns of shape [batch, {width}] from encode(book, table), got "
+            f"{columns.shape}"
+        )
+    check_placed(columns)
+    return columns.astype(np.float32)
+
+
+def check_placed(columns: Any, name: str = "columns") -> None:
+    """Raises a ``TypeError`` for columns that are not float32, and cannot be."""
+    columns = columns if hasattr(columns, "dtype") else np.asarray(columns)
+    if columns.dtype == np.float32:
+        return
+    if not isinstance(columns, jax.core.Tracer) and columns.dtype == np.float64:
+        columns = np.asarray(columns)
+        if np.array_equal(columns.astype(np.float32), columns, equal_nan=True):
+            return
+    raise TypeError(
+        f"{name} must be float32 as encode(book, table) gives them, got {columns.dtype}: rules "
+        "compare numbers that encode has placed on the right side of each threshold, so encode the "
+        "table, and do not cast its columns"
+    )
+
+
+def _encoded_array(book: Book, table: np.ndarray) -> np.ndarray:
+    """An array as it is if ``encode`` made it, else with its values placed."""
+    if table.dtype == np.float32 and table.ndim == 2 and table.shape[1] == number_of_columns(book):
+        return table
+    schema = book.schema
+    encoded_array(schema, table)
+    kinds = {schema.column(name).kind for name in schema.encoded}
+    if book.info.patterns or kinds & {"datetime", "duration"}:
+        raise TypeError(
+            "table is an array without column names, and the rules or the schema have columns of "
+            "text or times: pass a table with names"
+        )
+    cells = {}
+    for name, values in zip(schema.encoded, table.T, strict=True):
+        own = read({name: values}, name)
+        cells[name] = Cells(numbers(name, own.present), own.missing)
+    return encode_exact(book, cells, {}, len(table))
+
+
+def _pattern_column(name: str, cells: Cells, pattern: str | None) -> Cells:
     if pattern is None:
-        return unknown.astype(np.float32)
-    compiled = re.compile(pattern)
-    found = np.full(len(values), np.nan, np.float32)
-    found[~unknown] = [compiled.search(str(x)) is not None for x in values[~unknown]]
-    return found
+        return Cells(cells.missing.astype(np.int64), np.zeros_like(cells.missing))
+    search = re.compile(pattern).search
+    found = [search(text_of(name, x)) is not None for x in cells.present]
+    return Cells(np.array(found, np.int64), cells.missing)

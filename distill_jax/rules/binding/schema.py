@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
-Kind = Literal["numeric", "categorical", "boolean", "text"]
-KINDS = ("numeric", "categorical", "boolean", "text")
+from distill_jax.rules.binding._places import placed
+from distill_jax.rules.binding._tables import (
+    Cells,
+    cells,
+    column_names,
+    column_of,
+    holds,
+    nearest,
+    number_of_rows,
+    numbers,
+    read,
+    text_of,
+    times,
+)
+from distill_jax.rules.language._times import DAY
+
+Kind = Literal["numeric", "categorical", "boolean", "datetime", "duration", "text"]
+KINDS = ("numeric", "categorical", "boolean", "datetime", "duration", "text")
 
 MOST_CATEGORIES = 50
 """A column of strings with more distinct values is inferred as text."""
@@ -22,10 +39,12 @@ class Column:
 
     Attributes:
       name: Its name in the table and in rules.
-      kind: ``"numeric"``, ``"categorical"`` (one of ``categories``), ``"boolean"`` (0 or 1) or
-        ``"text"`` (for regular expressions only; not an input of models).
+      kind: ``"numeric"``, ``"categorical"`` (one of ``categories``), ``"boolean"`` (0 or 1),
+        ``"datetime"`` (dates and times; without a zone they are UTC), ``"duration"``, or ``"text"``
+        (for regular expressions only; not an input of models).
       categories: The values of a categorical column, in the order of their codes.
-      mean: The mean of a numeric column in the training table; models standardise with it.
+      mean: The mean of a column of numbers in the training table, of times in days since
+        1970-01-01 and of durations in days; models standardise with it.
       std: Its standard deviation, likewise (ddof 0; 1 for a constant column).
 
     Raises:
@@ -151,12 +170,15 @@ def infer_schema(
     """Infers the schema of a table: kinds, categories, means and standard deviations of columns.
 
     Booleans, and numbers that are all 0 or 1, are boolean; other numbers are numeric; strings are
-    categorical up to 50 distinct values, and text beyond that; pandas categoricals are categorical.
-    None and NaN are missing values.
+    categorical up to 50 distinct values, and text beyond that; pandas categoricals are categorical;
+    dates and times are datetime, their differences duration. Bytes are text in UTF-8.
+
+    Missing are None, NaN, NaT, ``pandas.NA``, masked entries, and what a column of pandas, Polars
+    or Arrow calls null. A string never is, not even ``""`` or ``"nan"``.
 
     Args:
-      table: A pandas data frame, a dictionary of columns, or a NumPy structured array. Pass
-        training rows only: models standardise with their means and standard deviations.
+      table: A data frame of pandas, Polars or Arrow, a dictionary of columns, or a NumPy structured
+        array. Pass training rows only: models standardise with their means and standard deviations.
       classes: Names of the classes, in the order of the logits.
       exclusive, target, views: As in ``Schema``. A column named ``target`` is not a feature.
       kinds: Kinds by column name, for columns that would be inferred wrongly.
@@ -182,7 +204,7 @@ def infer_schema(
             raise ValueError(f"kinds names {name!r}, which is not a column; {nearest(name, names)}")
         if kinds[name] not in KINDS:
             raise ValueError(f"kind of column {name!r} must be one of {KINDS}, got {kinds[name]!r}")
-    columns = tuple(_infer_column(name, table[name], kinds.get(name)) for name in names)
+    columns = tuple(_infer_column(name, column_of(table, name), kinds.get(name)) for name in names)
     return Schema(
         columns,
         _checked_names("classes", classes),
@@ -193,11 +215,14 @@ def infer_schema(
 
 
 def encode_columns(schema: Schema, table: Any) -> np.ndarray:
-    """Encodes the columns of a schema as numbers, without the patterns of rules; see ``encode``.
+    """Encodes the columns of a schema as numbers, without regard to rules; see ``encode``.
 
-    Numbers are kept, categories become their code, booleans 0 and 1, missing values NaN. An unknown
-    category gets the code after the last, so it equals no category. Columns that are not in the
-    schema are ignored.
+    Numbers are rounded to float32, categories become their code, booleans 0 and 1, times the days
+    since 1970-01-01T00:00Z, durations days, and missing values NaN. An unknown category gets the
+    code after the last, so it equals no category. Columns that are not in the schema are ignored.
+
+    Rounding may merge values that a rule tells apart. ``encode(book, table)`` knows the rules: use
+    it for whatever compares columns with thresholds.
 
     Args:
       schema: The columns that the table must have.
@@ -210,93 +235,73 @@ def encode_columns(schema: Schema, table: Any) -> np.ndarray:
       ValueError: if a column is missing, does not fit its kind, is infinite, or differs in length.
       TypeError: if ``table`` is none of these.
 
+    Warns:
+      UserWarning: where float32 cannot hold whole numbers or times exactly.
+
     Example:
       >>> schema = Schema((Column("age"), Column("sex", "categorical", ("F", "M"))), ("no", "yes"))
       >>> print(encode_columns(schema, {"age": [50, None], "sex": ["M", "F"]}))
       [[50.  1.]
        [nan  0.]]
     """
-    if isinstance(table, np.ndarray) and table.dtype.names is None:
-        if table.ndim != 2 or table.shape[1] != len(schema.encoded):
-            raise ValueError(
-                f"table must have shape [batch, {len(schema.encoded)}] for the columns "
-                f"{list(schema.encoded)}, got {table.shape}"
-            )
-        if np.isinf(table).any():
-            raise ValueError("table must be finite or NaN (missing), got inf")
-        return table.astype(np.float32)
-    encoded = [
-        _encode_column(column, read(table, column.name))
-        for column in schema.columns
-        if column.kind != "text"
-    ]
-    lengths = {
-        c.name: len(x)
-        for c, x in zip([c for c in schema.columns if c.kind != "text"], encoded, strict=True)
-    }
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"the columns of the table must have one length, got {lengths}")
-    rows = next(iter(lengths.values()), number_of_rows(table))
-    out = np.empty((rows, len(encoded)), np.float32)
-    for i, values in enumerate(encoded):
-        out[:, i] = values
+    if is_array(table):
+        return encoded_array(schema, table)
+    found = exact_columns(schema, table)
+    rows = number_of_rows(table) if not found else len(next(iter(found.values())).missing)
+    out = np.empty((rows, len(schema.encoded)), np.float32)
+    rounded = []
+    for i, name in enumerate(schema.encoded):
+        unit = unit_of(schema.column(name))
+        near = placed(found[name].present, (), unit)
+        rounded += [name] if _is_rounded(found[name].present, near, unit) else []
+        out[:, i] = found[name].spread(near)
+    if rounded:
+        warnings.warn(
+            f"float32 rounds whole numbers or times in the columns {rounded}: use encode(book, "
+            "table) if rules compare them, which places each value on its side of every threshold",
+            stacklevel=2,
+        )
     return out
 
 
-def column_names(table: Any) -> list[str]:
-    """Names of the columns of a data frame, a dictionary or a structured array."""
-    if isinstance(table, np.ndarray):
-        if table.dtype.names is None:
-            raise TypeError(
-                "table is an array without column names: pass a dictionary of columns, or write "
-                "the Schema by hand"
-            )
-        return list(table.dtype.names)
-    if isinstance(table, Mapping) or hasattr(table, "columns"):
-        return list(table if isinstance(table, Mapping) else table.columns)
-    raise TypeError(
-        "table must be a pandas data frame, a dictionary of columns or a NumPy structured array, "
-        f"got {type(table).__name__}"
-    )
+def is_array(table: Any) -> bool:
+    """Whether a table is an array without names for its columns."""
+    return isinstance(table, np.ndarray | jax.Array) and table.dtype.names is None
 
 
-def number_of_rows(table: Any) -> int:
-    """The number of rows of a table."""
-    names = column_names(table)
-    return len(table[names[0]]) if names else 0
+def encoded_array(schema: Schema, table: Any) -> np.ndarray:
+    """An array that is already encoded, checked, as float32 ``[batch, columns]``."""
+    table = np.asarray(table)
+    if table.ndim != 2 or table.shape[1] != len(schema.encoded):
+        raise ValueError(
+            f"table must have shape [batch, {len(schema.encoded)}] for the columns "
+            f"{list(schema.encoded)}, got {table.shape}"
+        )
+    if np.isinf(table).any():
+        raise ValueError("table must be finite or NaN (missing), got inf")
+    return table.astype(np.float32)
 
 
-def read(table: Any, name: str) -> np.ndarray:
-    """The values of a column, ``[batch]``.
+def exact_columns(schema: Schema, table: Any) -> dict[str, Cells]:
+    """The exact values of the columns that are encoded: numbers, codes, or nanoseconds.
 
     Raises:
-      ValueError: if the table has no such column.
+      ValueError: as ``encode_columns``.
     """
-    names = column_names(table)
-    if name not in names:
-        known = [str(x) for x in names]
-        raise ValueError(f"the table has no column {name!r}; {nearest(name, known)}")
-    return np.asarray(table[name])
+    every = {column.name: read(table, column.name) for column in schema.columns
+             if column.kind != "text"}  # fmt: skip
+    lengths = {name: len(own.missing) for name, own in every.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns of the table must have one length, got {lengths}")
+    return {
+        name: Cells(_exact(schema.column(name), own.present), own.missing)
+        for name, own in every.items()
+    }
 
 
-def missing(values: np.ndarray) -> np.ndarray:
-    """Where a value is None or NaN, ``[batch]``."""
-    if values.dtype.kind == "f":
-        return np.isnan(values)
-    if values.dtype.kind != "O":
-        return np.zeros(len(values), bool)
-    return np.array([bool(x is None or x != x) for x in map(_none_if_pandas_na, values)], bool)
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint for an unknown name: the closest known names, or all of them."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    lowered = {k.lower(): k for k in known}
-    if name.lower() in lowered:
-        close = [lowered[name.lower()]]
-    if close:
-        return f"did you mean {' or '.join(repr(x) for x in close)}?"
-    return f"there are {list(known)[:30]}" + (" and more" if len(known) > 30 else "")
+def unit_of(column: Column) -> int:
+    """What one unit of the encoded column is in units of its exact values."""
+    return DAY if column.kind in ("datetime", "duration") else 1
 
 
 def _checked_names(argument: str, values: Any) -> tuple[str, ...]:
@@ -309,82 +314,64 @@ def _checked_names(argument: str, values: Any) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
-def _none_if_pandas_na(x: Any) -> Any:
-    return None if type(x).__name__ in ("NAType", "NaTType") else x
-
-
 def _infer_column(name: str, values: Any, kind: Kind | None) -> Column:
-    if kind is None and str(getattr(values, "dtype", "")) == "category":  # declared in pandas
-        kind = "categorical"
-    values = np.asarray(values)
-    if values.ndim != 1:
-        raise ValueError(f"column {name!r} must have shape [batch], got {values.shape}")
-    present = values[~missing(values)]
+    declared = str(getattr(values, "dtype", getattr(values, "type", ""))).lower()
+    if kind is None and declared.startswith(("category", "categorical", "enum", "dictionary")):
+        kind = "categorical"  # by pandas, Polars or Arrow
+    present = cells(name, values).present
     if not len(present):
         raise ValueError(f"column {name!r} has only missing values: leave it out")
-    holds_strings = present.dtype.kind in "UOS" and any(isinstance(x, str | bytes) for x in present)
+    found = holds(present)
     if kind is None:
-        if holds_strings:
-            kind = "categorical" if len(set(map(str, present))) <= MOST_CATEGORIES else "text"
+        if found == "strings":
+            several = len({text_of(name, x) for x in present}) > MOST_CATEGORIES
+            kind = "text" if several else "categorical"
+        elif found == "numbers":
+            exact = numbers(name, present)
+            kind = "boolean" if all(x in (0, 1) for x in np.unique(exact)[:3]) else "numeric"
         else:
-            numbers = _checked_numbers(name, present)
-            kind = "boolean" if np.isin(numbers, (0, 1)).all() else "numeric"
+            kind = found
     if kind == "text":
         return Column(name, "text")
     if kind == "categorical":
-        return Column(name, "categorical", tuple(sorted({category(x) for x in present})))
-    if holds_strings:
+        return Column(name, "categorical", tuple(sorted({text_of(name, x) for x in present})))
+    if kind == "numeric" and found == "strings":
         raise ValueError(f"column {name!r} must hold numbers to be {kind}, got strings")
-    numbers = _checked_numbers(name, present)
+    column = Column(name, kind)
+    exact = _exact(column, present)
     if kind == "boolean":
-        _check_boolean(name, numbers)
-        return Column(name, "boolean")
-    std = float(numbers.std())
-    return Column(name, "numeric", (), float(numbers.mean()), std if std > 0 else 1.0)
+        return column
+    unit = unit_of(column)
+    values = exact.astype(np.float64) / unit
+    std = float(values.std())
+    return Column(name, kind, (), float(values.mean()), std if std > 0 else 1.0)
 
 
-def _encode_column(column: Column, values: np.ndarray) -> np.ndarray:
-    if values.ndim != 1:
-        raise ValueError(f"column {column.name!r} must have shape [batch], got {values.shape}")
-    out = np.full(len(values), np.nan)
-    present = ~missing(values)
+def _exact(column: Column, present: np.ndarray) -> np.ndarray:
+    """The values of a column as numbers: themselves, codes of categories, or nanoseconds."""
     if column.kind == "categorical":
         codes = {name: code for code, name in enumerate(column.categories)}
-        out[present] = [codes.get(category(x), len(codes)) for x in values[present]]
-        return out
-    out[present] = _checked_numbers(column.name, values[present])
-    if column.kind == "boolean":
-        _check_boolean(column.name, out[present])
-    return out
-
-
-def category(x: Any) -> str:
-    """A category's name: integral floats lose their decimal point."""
-    if isinstance(x, bytes):
-        return x.decode()
-    if isinstance(x, float | np.floating) and float(x).is_integer():
-        return str(int(x))
-    return str(x)
-
-
-def _checked_numbers(name: str, values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind in "mMc":  # dates would silently become counts of nanoseconds
+        found = [codes.get(text_of(column.name, x), len(codes)) for x in present]
+        return np.array(found, np.int64)
+    if column.kind in ("datetime", "duration"):
+        return times(column.name, present, column.kind)
+    if column.kind == "boolean" and holds(present) == "strings":
+        bad = next(x for x in present if isinstance(x, str | bytes | bytearray))
         raise ValueError(
-            f"column {name!r} must hold numbers, got {values.dtype}: convert dates to numbers, "
-            "such as days since a reference date"
+            f"column {column.name!r} must be boolean, 0 or 1, got the string {bad!r}: convert it"
         )
-    try:
-        numbers = values.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"column {name!r} must hold numbers: {error}") from error
-    if not np.isfinite(numbers).all():
-        raise ValueError(f"column {name!r} must be finite or NaN (missing), got inf")
-    if len(numbers) and np.abs(numbers).max() > np.finfo(np.float32).max:
-        raise ValueError(f"column {name!r} must fit float32, got {np.abs(numbers).max()}")
-    return numbers
+    found = numbers(column.name, present)
+    if column.kind == "boolean" and (bad := found[(found != 0) & (found != 1)]).size:
+        raise ValueError(f"column {column.name!r} must be boolean, 0 or 1, got {bad[0]:g}")
+    return found
 
 
-def _check_boolean(name: str, numbers: np.ndarray) -> None:
-    if not np.isin(numbers, (0, 1)).all():
-        bad = numbers[~np.isin(numbers, (0, 1))][0]
-        raise ValueError(f"column {name!r} must be boolean, 0 or 1, got {bad:g}")
+def _is_rounded(exact: np.ndarray, near: np.ndarray, unit: int) -> bool:
+    """Whether float32 changes whole numbers, or merges times that differ."""
+    if unit != 1:
+        return len(np.unique(near)) < len(np.unique(exact))
+    if exact.dtype.kind == "f":  # fractions lose no more than every measurement does
+        exact = exact.astype(np.float64)
+        exact = exact[(np.abs(exact) < 2**53) & (np.floor(exact) == exact)]
+        return bool((exact.astype(np.float32) != exact).any())
+    return bool((near.astype(np.float64).astype(object) != exact.astype(object)).any())

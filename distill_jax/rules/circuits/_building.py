@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,17 +14,24 @@ FAN_IN = 8
 
 
 class Interval(NamedTuple):
-    """A literal on features; see ``Circuit``."""
+    """A literal on features; see ``Circuit``.
+
+    The ends are float32 numbers, or whatever is ordered: ``Builder.circuit`` is told what they are.
+    """
 
     register: int
-    low: float
-    high: float
+    low: Any
+    high: Any
     inverted: bool = False
     width: float = 0.0
 
 
 class Builder:
-    """Builds a circuit on the host. Nodes are numbers, and equal nodes have the same number."""
+    """Builds a circuit on the host. Nodes are numbers, and equal nodes have the same number.
+
+    Registers are numbers, too: the columns from 0, then constants and results of arithmetic.
+    Columns that turn up on the way are -1, -2 and so on; in the circuit they follow the others.
+    """
 
     def __init__(self, columns: int):
         self.columns = columns
@@ -160,8 +166,20 @@ class Builder:
 
     # Arrays
 
-    def circuit(self, outputs: list[int]) -> tuple[Circuit, np.ndarray]:
-        """The circuit that computes ``outputs``, and the outputs' indices among its nodes."""
+    def circuit(
+        self,
+        outputs: list[int],
+        further: int = 0,
+        ends: Callable[[Sequence[Interval]], tuple[Any, Any]] | None = None,
+    ) -> tuple[Circuit, np.ndarray]:
+        """The circuit that computes ``outputs``, and the outputs' indices among its nodes.
+
+        Args:
+          outputs: Nodes.
+          further: The number of columns that turned up on the way.
+          ends: Maps intervals to their lower and upper ends in float32; the default takes their
+            own.
+        """
         nodes, outputs = self._balanced(outputs)
         intervals = [n for n in nodes if isinstance(self.nodes[n], Interval)]
         labels = [n for n in nodes if _is_label(self.nodes[n])]
@@ -183,15 +201,16 @@ class Builder:
             levels.append(level)
             waiting = [n for n in waiting if n not in place]
         literals = [self.nodes[n] for n in intervals]
-        constants, arithmetic, moved = self._program()
-        with np.errstate(over="ignore"):
-            constants = np.asarray(constants, np.float32)
+        constants, arithmetic, moved = self._program(further)
+        low, high = [x.low for x in literals], [x.high for x in literals]
+        if ends is not None:
+            low, high = ends(literals)
         circuit = Circuit(
-            constants=constants,
+            constants=np.asarray(constants, np.float32),
             arithmetic=arithmetic,
             register=np.asarray([moved[x.register] for x in literals], np.int32),
-            low=np.asarray([x.low for x in literals], np.float32),
-            high=np.asarray([x.high for x in literals], np.float32),
+            low=np.asarray(low, np.float32),
+            high=np.asarray(high, np.float32),
             inverted=np.asarray([x.inverted for x in literals], bool),
             width=np.asarray([x.width for x in literals], np.float32),
             label=np.asarray([self.nodes[n][1] for n in labels], np.int32),
@@ -232,13 +251,14 @@ class Builder:
             visit(output)
         return list(order), [new[output] for output in outputs]
 
-    def _program(self) -> tuple[list[float], tuple[Arithmetic, ...], dict[int, int]]:
+    def _program(self, further: int) -> tuple[list[float], tuple[Arithmetic, ...], dict[int, int]]:
         """Constants, one step of arithmetic per depth, and the new index of each register."""
         moved = {i: i for i in range(self.columns)}
+        moved |= {-1 - i: self.columns + i for i in range(further)}
         constants = []
         for i, (key, depth) in enumerate(self._made):
             if depth == 0:
-                moved[self.columns + i] = self.columns + len(constants)
+                moved[self.columns + i] = len(moved)
                 constants.append(key[1])
         steps = []
         for depth in range(1, 1 + max((d for _, d in self._made), default=0)):
@@ -249,35 +269,6 @@ class Builder:
                     moved[self.columns + i] = len(moved)
             steps.append(Arithmetic(*(np.asarray(x, np.int32) for x in zip(*step, strict=True))))
         return constants, tuple(steps), moved
-
-
-def bounds(operator: str, threshold: float) -> list[tuple[float, float]]:
-    """The intervals of float32 numbers for which a comparison holds: one, or two for ``!=``."""
-    with np.errstate(over="ignore"):  # a threshold beyond float32 becomes infinite
-        t = float(np.float32(threshold))
-    ranges = {
-        "<": [(-math.inf, _before(t))],
-        "<=": [(-math.inf, t)],
-        ">": [(_after(t), math.inf)],
-        ">=": [(t, math.inf)],
-        "==": [(t, t)],
-        "!=": [(-math.inf, _before(t)), (_after(t), math.inf)],
-    }
-    return ranges[operator]
-
-
-def _after(t: float) -> float:
-    # Compiled code flushes subnormal numbers to 0, so they are skipped.
-    tiny = float(np.finfo(np.float32).tiny)
-    if -tiny <= t < 0.0:
-        return 0.0
-    if 0.0 <= t < tiny:
-        return tiny
-    return float(np.nextafter(np.float32(t), np.float32(np.inf)))
-
-
-def _before(t: float) -> float:
-    return -_after(-t)
 
 
 def _is_label(node: Any) -> bool:

@@ -54,7 +54,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import _checks
-from distill_jax.rules.binding.book import Book, encode, number_of_columns
+from distill_jax.rules.binding.book import Book, encode, encoded_rows
+from distill_jax.rules.binding.schema import is_array
 from distill_jax.rules.inspection import _sides
 from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic._inputs import Views
@@ -169,16 +170,7 @@ def check(
 
 def _columns(book: Book, table: Any) -> np.ndarray:
     """The encoded columns of a table, or those that were given, ``[batch, columns]``."""
-    if not hasattr(table, "dtype") or getattr(table.dtype, "names", None) is not None:
-        return encode(book, table)
-    columns = np.asarray(table)
-    width = number_of_columns(book)
-    if columns.ndim != 2 or columns.shape[1] != width:
-        raise ValueError(
-            f"table must be a table, or columns of shape [batch, {width}] from encode(book, "
-            f"table), got {columns.shape}"
-        )
-    return columns.astype(np.float32)
+    return encoded_rows(book, table) if is_array(table) else encode(book, table)
 
 
 def _targets(book: Book, labels: Any, where: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:

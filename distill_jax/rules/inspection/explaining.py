@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import _checks
-from distill_jax.rules.binding.book import Book, encode, number_of_columns
+from distill_jax.rules.binding._tables import one_row
+from distill_jax.rules.binding.book import Book, encode, encoded_rows
+from distill_jax.rules.binding.schema import is_array
 from distill_jax.rules.inspection.checking import crisp
 from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic._inputs import Views
@@ -68,8 +70,9 @@ def explain(
 
     Args:
       book: The rules.
-      example: A mapping from columns to values, a table with one row, or columns from ``encode``,
-        ``[columns]`` or ``[1, columns]``.
+      example: A row: a mapping from columns to values, a pandas Series such as ``df.iloc[i]`` (read
+        by its labels), a named tuple or a row of a structured array; or a table with one row; or
+        columns from ``encode``, ``[columns]`` or ``[1, columns]``.
       logits: The model's logits, ``[classes]``.
       strengths: Log-odds of the rules that replace the book's own, ``[rules]``.
       views: The model's logits on other views, ``[classes]`` each, by name, if the rules use them.
@@ -78,7 +81,8 @@ def explain(
       An ``Explanation``: a row per rule that fires or is silent, and a summary.
 
     Raises:
-      ValueError: if there is more than one row, for other shapes, or a missing view.
+      ValueError: if there is more than one row, a column is missing or there twice, for other
+        shapes, or a missing view.
 
     Example:
       >>> from distill_jax.rules import Column, Schema, bind
@@ -130,20 +134,13 @@ def explain(
 
 def _row(book: Book, example: Any) -> np.ndarray:
     """Encoded columns of one example, ``[1, columns]``."""
-    if isinstance(example, Mapping):
-        example = {
-            name: x if np.ndim(x) == 1 else np.array([x], None if isinstance(x, str) else object)
-            for name, x in example.items()
-        }
-    if hasattr(example, "dtype") and getattr(example.dtype, "names", None) is None:
-        columns = np.atleast_2d(np.asarray(example, np.float32))
+    if is_array(example):
+        columns = np.asarray(example)
+        columns = encoded_rows(book, columns[None] if columns.ndim == 1 else columns)
     else:
-        columns = encode(book, example)
-    expected = (1, number_of_columns(book))
-    if columns.shape != expected:
-        raise ValueError(
-            f"example must be one row with {expected[1]} encoded columns, got shape {columns.shape}"
-        )
+        columns = encode(book, one_row(example))
+    if len(columns) != 1:
+        raise ValueError(f"example must be one row, got {len(columns)}")
     return columns
 
 

@@ -6,6 +6,7 @@ import difflib
 from typing import Any, NamedTuple, NoReturn
 
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._times import parse_date, parse_datetime
 from distill_jax.rules.language._tokens import Token, tokenize
 from distill_jax.rules.language.errors import error_at, visible
 
@@ -15,7 +16,8 @@ _LEVELS |= dict.fromkeys([*f.COMPARISONS, "=", "in", "not", "between", "is", "ma
 _LEVELS |= {"+": 7, "-": 7, "*": 8, "/": 8}
 NOT, _COMPARISON, _SUM, _MINUS = 5, 6, 7, 9
 
-_FUNCTIONS = (*f.COUNTS, "view", *f.AVERAGES, *f.TRENDS)
+_FUNCTIONS = (*f.COUNTS, "view", "days", *f.AVERAGES, *f.TRENDS)
+_TIMES = {"date": parse_date, "datetime": parse_datetime}
 _BOOLEANS = ("true", "false", "True", "False")
 
 
@@ -139,7 +141,7 @@ class Parser:
         token = self.take()
         start = token.start
         if token.kind == "number":
-            return Part(f.Number(float(token.value)), start, 1)
+            return Part(f.Number(_number(token.value)), start, 1)
         if token.kind == "string":
             return Part(f.String(token.value), start, 1)
         if token.kind == "quoted":
@@ -147,6 +149,8 @@ class Parser:
         if token.kind == "name":
             if self.current.kind == "(":
                 return self.call(token)
+            if self.current.kind == "string" and token.value in _TIMES:
+                return self.time(token)
             if token.value == "p" and self.current.kind == ".":
                 return self.member(None, token)
             return Part(f.Name(token.value), start, 1)
@@ -156,7 +160,7 @@ class Parser:
             return inner._replace(start=start)
         if token.kind == "-":
             if self.current.kind == "number":
-                return Part(f.Number(-float(self.take().value)), start, 1)
+                return Part(f.Number(-_number(self.take().value)), start, 1)
             inner = self.expression(_MINUS)
             return self.part(f.Negative(self.value(inner)), start, inner)
         if token.kind == "not" and floor <= NOT:
@@ -267,6 +271,14 @@ class Parser:
             self.fail(f"not a regular expression: {problem}", token.start)
         return token.value
 
+    def time(self, word: Token) -> Part:
+        """``date '2024-01-31'`` or ``datetime '…'``, of which ``word`` was read."""
+        text = self.take()
+        try:
+            return Part(f.Time(_TIMES[word.value](text.value)), word.start, 1)
+        except ValueError as error:
+            self.fail(str(error), text.start)
+
     # Calls
 
     def call(self, function: Token) -> Part:
@@ -289,6 +301,9 @@ class Parser:
         if name in f.COUNTS:
             return self.count(function, bracket)
         value = self.expression(_SUM)
+        if name == "days":
+            self.close(bracket)
+            return self.part(f.Days(self.value(value)), function.start, value)
         if name in f.AVERAGES:
             where = self.option("where", 0) if self.current.kind == "," else None
             self.close(bracket)
@@ -329,6 +344,11 @@ class Parser:
         if self.current.kind not in ("name", "quoted"):
             self.fail(f"expected a class or label after {owner}., got {self.show(self.current)}")
         return Part(f.Of(view, self.take().value), start.start, 1)
+
+
+def _number(text: str) -> int | float:
+    """An integer if the text has neither point nor exponent, else a float."""
+    return int(text.lstrip("0") or "0") if text.isdecimal() else float(text)
 
 
 def _shortened(text: str) -> str:

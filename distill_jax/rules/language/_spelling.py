@@ -57,8 +57,10 @@ def quoted(name: str, *, hyphens: bool = False) -> str:
     return name if is_word(name, hyphens=hyphens) else escaped(name, "`")
 
 
-def number(value: float) -> str:
-    """A number as text that parses to the same float."""
+def number(value: int | float) -> str:
+    """A number as text that parses to an equal one."""
+    if isinstance(value, int):
+        return str(value)
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
 
 

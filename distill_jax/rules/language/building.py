@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._times import is_time, nanoseconds
 
 
 class Built:
@@ -106,6 +107,10 @@ class Built:
         """``self is missing``."""
         return Built(f.Missing(_value(self)))
 
+    def days(self) -> Built:
+        """``days(self)``: the number of days of a duration, as of ``col("end") - col("start")``."""
+        return Built(f.Days(_value(self)))
+
     def matches(self, pattern: str) -> Built:
         """``self matches r"pattern"``: the regular expression is found in the text."""
         if (problem := f.pattern_problem(pattern)) is not None:
@@ -121,7 +126,8 @@ def col(name: str) -> Built:
 
     Returns:
       An expression with the operators ``== != < <= > >= + - * /``, the connectives ``& | ~`` and
-      the methods ``is_in``, ``between``, ``is_missing`` and ``matches``.
+      the methods ``is_in``, ``between``, ``is_missing``, ``matches`` and ``days``. Dates and times
+      of Python, NumPy and pandas are compared with columns of times.
 
     Raises:
       TypeError, ValueError: if ``name`` is not a string, or empty.
@@ -342,10 +348,14 @@ def _value(x: Any) -> f.Value:
         return tree
     if isinstance(tree, str):
         return f.String(tree)
-    if isinstance(tree, int | float | np.integer | np.floating) and not isinstance(tree, bool):
+    if isinstance(tree, int | np.integer) and not isinstance(tree, bool):
+        return f.Number(int(tree))
+    if isinstance(tree, float | np.floating):
         return f.Number(float(tree))
+    if is_time(tree) and tree == tree:  # not NaT
+        return f.Time(nanoseconds(tree))
     raise TypeError(
-        f"a formula compares columns, numbers and strings, got {x!r}. Compare two formulas "
+        f"a formula compares columns, numbers, strings and times, got {x!r}. Compare two formulas "
         "with iff, use a boolean column directly, and test for missing values with is_missing()"
     )
 

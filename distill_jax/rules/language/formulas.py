@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 from distill_jax.rules.language._spelling import is_word, number, pattern, quoted, string
+from distill_jax.rules.language._times import spelled
 from distill_jax.rules.language.errors import RuleError
 
 T = TypeVar("T")
@@ -69,16 +70,22 @@ def _node(cls: type[T]) -> type[T]:
 
 @_node
 class Number(Value):
-    """A finite number."""
+    """A finite number: an ``int`` if it was written as one, which is kept exactly, else a float."""
 
-    value: float
+    value: int | float
 
     def __post_init__(self) -> None:
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise TypeError(f"value must be a number, got {self.value!r}")
-        if not math.isfinite(self.value):
-            raise ValueError(f"value must be finite, got {self.value}")
-        object.__setattr__(self, "value", float(self.value))
+        try:
+            finite = math.isfinite(self.value)
+        except OverflowError:  # an integer beyond float64
+            finite = False
+        if not finite:
+            shown = str(self.value) if isinstance(self.value, float) else "an integer beyond 1e308"
+            raise ValueError(f"value must be finite, got {shown}")
+        plain = int if isinstance(self.value, int) else float  # NumPy's float64 is a float, too
+        object.__setattr__(self, "value", plain(self.value))
 
     def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return number(self.value), _MINUS
@@ -92,6 +99,29 @@ class String(Value):
 
     def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return string(self.value), _ATOM
+
+
+@_node
+class Time(Value):
+    """``date '2024-01-31'`` or ``datetime '2024-01-31T12:00:00Z'``, for columns of times."""
+
+    nanoseconds: int
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        try:
+            return spelled(self.nanoseconds), _ATOM
+        except (OverflowError, ValueError):  # beyond the years 1 to 9999
+            return super().text_and_precedence(clause)
+
+
+@_node
+class Days(Value):
+    """``days(value)``: a duration as a number of days, such as ``days(end - start)``."""
+
+    value: Value
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        return f"days({_text(self.value, clause, _SUM)})", _ATOM
 
 
 @_node

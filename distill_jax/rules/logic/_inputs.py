@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
-from distill_jax.rules.binding.book import Book, number_of_columns
+from distill_jax.rules.binding.book import Book, check_placed, number_of_columns
 
 Views = Mapping[str, Any]
 """Logits ``[batch, classes]`` on other views of the examples, or ``Outputs`` with these logits, by
@@ -68,13 +68,18 @@ def prepared(
 def encoded_columns(book: Book, **columns: Any) -> Float[Array, "batch columns"]:
     """Encoded columns in float32 or wider, passed by the name that error messages use.
 
+    Wider ones are for gradients through soft comparisons.
+
     Raises:
+      TypeError: for columns that are not floating point, or not float32 without soft comparisons.
       ValueError: if their number differs from that of ``encode(book, table)``.
     """
     expected = ("batch", number_of_columns(book))
     _checks.shape(expected, hint=" as encode(book, table) gives them", **columns)
     _checks.floating(**columns)
-    (found,) = columns.values()
+    ((name, found),) = columns.items()
+    if not book.info.soft:
+        check_placed(found, name)
     return float32_or_wider(found)
 
 

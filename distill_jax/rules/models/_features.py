@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from distill_jax.rules.binding.binding import RuleWarning, bind
+from distill_jax.rules.binding.binding import RuleWarning, bind_like, places_in
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.binding.schema import Schema
 from distill_jax.rules.language import formulas as f
@@ -51,9 +51,9 @@ class Raw:
                 names.append(str(equal if one_hot else f.Name(column.name)))
                 place.append(i)
                 code.append(float(k) if one_hot else np.nan)
-                numeric = column.kind == "numeric"
-                mean.append(column.mean if numeric else 0.0)
-                std.append(column.std if numeric else 1.0)
+                is_scaled = column.kind in ("numeric", "datetime", "duration")
+                mean.append(column.mean if is_scaled else 0.0)
+                std.append(column.std if is_scaled else 1.0)
         self.names = tuple(names)
         self._place = np.asarray(place, np.int32)
         self._code, self._mean, self._std = (
@@ -125,10 +125,8 @@ def atoms(book: Book, found: Sequence[tuple[f.Formula, bool]]) -> Atoms:
     rules = [f.Rule(f.Implies(formula, head)) for formula in formulas]
     with warnings.catch_warnings():  # binding the rules themselves already gave these warnings
         warnings.simplefilter("ignore", RuleWarning)
-        own = bind(rules, dataclasses.replace(book.schema, views=()))
-    width = len(book.schema.encoded)
-    texts = [width + book.info.patterns.index(pattern) for pattern in own.info.patterns]
-    return Atoms(formulas, tuple(negated), own, (*range(width), *texts))
+        own = bind_like(book, rules)
+    return Atoms(formulas, tuple(negated), own, places_in(book, own))
 
 
 def atoms_in(

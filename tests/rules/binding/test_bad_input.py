@@ -198,7 +198,7 @@ def test_tables(book: Book) -> None:
         one(age=[1.0, 2.0])
     with pytest.raises(ValueError, match=r"'age' must have shape \[batch\]"):
         one(age=[[1.0]])
-    with pytest.raises(TypeError, match="table must be a pandas data frame"):
+    with pytest.raises(TypeError, match="table must be a data frame"):
         encode(book, 3)
     # A category that nobody has seen equals none, and is not missing.
     assert one(sex=["other"])[0, 2] == 2.0 and np.isnan(one(sex=[None])[0, 2])

@@ -102,7 +102,7 @@ def test_a_formula_has_no_truth_value(use) -> None:
         (lambda: (x + 1) & a, TypeError, "a comparison within|A comparison within"),
         (lambda: a & True, TypeError, "a formula was expected, got True"),
         (lambda: a & "b", TypeError, "a formula was expected, got 'b'"),
-        (lambda: (x > 3) + 1, TypeError, "compares columns, numbers and strings"),
+        (lambda: (x > 3) + 1, TypeError, "compares columns, numbers, strings and times"),
         (lambda: (x > 3) == (y > 3), TypeError, "iff"),
         (lambda: x > None, TypeError, "got None"),
         (lambda: x == True, TypeError, "got True"),  # noqa: E712

@@ -35,7 +35,12 @@ words = [
     "p-37",
 ]
 names = st.one_of(st.sampled_from(words), st.text(max_size=5))
-numbers = st.builds(f.Number, st.floats(allow_nan=False, allow_infinity=False) | st.integers(-9, 9))
+numbers = st.builds(
+    f.Number,
+    st.floats(allow_nan=False, allow_infinity=False) | st.integers(-9, 9) | st.integers(-(10**30)),
+)
+nanoseconds = st.integers(-62135596800 * 10**9, 253402300800 * 10**9 - 1)  # the years 1 to 9999
+days = st.integers(-719162, 2932896).map(lambda n: n * 86_400 * 10**9)
 members = st.builds(f.Of, st.none() | names, names)
 # Regular expressions that are sound: literal texts, and a few with operators.
 patterns = st.text(max_size=5).map(re.escape) | st.sampled_from(
@@ -58,11 +63,13 @@ def some(parts: st.SearchStrategy, least: int = 1) -> st.SearchStrategy:
 def values_of(inner: st.SearchStrategy) -> st.SearchStrategy:
     return st.one_of(
         st.builds(f.Negative, inner),
+        st.builds(f.Days, inner),
         st.builds(f.Arithmetic, st.sampled_from(f.ARITHMETIC), inner, inner),
     )
 
 
-atoms = st.one_of(st.builds(f.Name, names), numbers, st.builds(f.String, names), members)
+times = st.builds(f.Time, nanoseconds | days)
+atoms = st.one_of(st.builds(f.Name, names), numbers, st.builds(f.String, names), members, times)
 values = st.recursive(atoms, values_of, max_leaves=5)
 
 

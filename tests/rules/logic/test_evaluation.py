@@ -346,7 +346,7 @@ def test_sums_over_rules_are_the_same_in_tiles(logic: str, squared: bool, monkey
 
 def test_what_is_divided_by_zero_is_unknown() -> None:
     book = bind("x / y > 3 => a\nnot x / y > 3 => a", Schema(COLUMNS[:2], CLASSES))
-    columns = np.array([[5, 0], [0, 0], [5, 1], [1, 1]], np.float32)
+    columns = encode(book, np.array([[5, 0], [0, 0], [5, 1], [1, 1]], np.float32))
     want = [[0, 0], [0, 0], [1, 0], [0, 1]]
     np.testing.assert_array_equal(fires(book, columns), np.array(want, bool))
     assert fires(book, columns, unknown=True)[:2].all()
