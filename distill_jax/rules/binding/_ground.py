@@ -73,12 +73,15 @@ class Grounder:
         rules: Sequence[f.Rule],
         definitions: Sequence[f.Rule],
         widths: Mapping[str, float],
+        patterns: Sequence[tuple[str, str | None]] = (),
     ):
         self.schema = schema
         self.clauses: dict[str, list[f.Rule]] = {}
         for clause in definitions:
             self.clauses.setdefault(head_of(clause), []).append(clause)
         self.columns = Columns(schema, tuple(self.clauses), widths)
+        for column, pattern in patterns:  # of a book, in its order
+            self.columns.place_of_pattern(column, pattern)
         self.columns.add_patterns(rules)  # first: registers of arithmetic come after columns
         self.builder = Builder(len(self.columns))
 

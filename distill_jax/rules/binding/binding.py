@@ -19,6 +19,7 @@ from distill_jax.rules.circuits._circuit import FALSE, TRUE
 from distill_jax.rules.circuits.fuzzy_logics import Logic, LogicName, find_logic
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error
+from distill_jax.rules.language._spelling import quoted
 from distill_jax.rules.language.building import Built, formula
 from distill_jax.rules.language.errors import RuleError
 from distill_jax.rules.language.parsing import parse
@@ -86,7 +87,7 @@ def bind(
     definitions = tuple(rule for rule in written if _defines(rule, schema))
     kept = tuple(rule for rule in written if not _defines(rule, schema))
     _check_rules(kept, definitions, schema)
-    widths = _checked_widths(widths)
+    widths = _checked_widths(widths, schema)
     grounder = Grounder(schema, written, definitions, widths)
     for clause in definitions:
         grounder.check(clause)
@@ -308,9 +309,12 @@ def _lines_of(book: Book, indices: Sequence[int]) -> str:
     return "".join(f"\n  line {r.line}: {r}" for r in written[:5])
 
 
-def _checked_widths(widths: Mapping[str, float] | None) -> dict[str, float]:
-    widths = dict(widths or {})
-    for name, width in widths.items():
+def _checked_widths(widths: Mapping[str, float] | None, schema: Schema) -> dict[str, float]:
+    """The widths by the printed expression; a key that is a column's name stands for the column."""
+    columns = {column.name for column in schema.columns}
+    found = {}
+    for name, width in (widths or {}).items():
         if not (np.isfinite(width) and width > 0):
             raise ValueError(f"widths[{name!r}] must be finite and > 0, got {width}")
-    return widths
+        found[quoted(name) if name in columns else name] = width
+    return found

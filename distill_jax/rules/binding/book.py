@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -139,8 +140,9 @@ def encode(book: Book, table: Any) -> np.ndarray:
 
     Args:
       book: The rules; determines the columns and patterns.
-      table: A pandas data frame, a dictionary of columns, or a NumPy structured array; or an array
-        ``[batch, columns]`` that is already encoded, if no rule tests text.
+      table: A pandas data frame, a dictionary of columns, or a NumPy structured array; one row as a
+        dictionary of single values, such as the ``example`` of a conflict; or an array ``[batch,
+        columns]`` that is already encoded, if no rule tests text.
 
     Returns:
       The columns, float32 ``[batch, columns]``; NaN where a value is missing.
@@ -158,6 +160,8 @@ def encode(book: Book, table: Any) -> np.ndarray:
        [ 0.]
        [nan]]
     """
+    if isinstance(table, Mapping) and table and all(np.ndim(x) == 0 for x in table.values()):
+        table = {name: [x] for name, x in table.items()}
     columns = encode_columns(book.schema, table)
     if not book.info.patterns:
         return columns
