@@ -19,7 +19,7 @@ from distill_jax.rules.circuits._circuit import FALSE, TRUE
 from distill_jax.rules.circuits.fuzzy_logics import Logic, LogicName, find_logic
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error
-from distill_jax.rules.language._spelling import quoted
+from distill_jax.rules.language._spelling import is_word, quoted
 from distill_jax.rules.language.building import Built, formula
 from distill_jax.rules.language.errors import RuleError
 from distill_jax.rules.language.parsing import parse
@@ -246,6 +246,7 @@ def _check_rules(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: 
                 f"rules may have {f.MAX_DEPTH} levels of nesting, got one with "
                 f"{f.depth(rule.formula)}: define parts of it as predicates by clauses"
             )
+    _check_arithmetic(rules=(*kept, *definitions), columns=columns)
     names: set[str] = set()
     for rule in kept:
         if rule.name in names:
@@ -253,6 +254,21 @@ def _check_rules(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: 
         names |= {rule.name} if rule.name else set()
         if rule.strength.kind == "budget":
             raise rule_error(rule, "[budget] is parsed but not built yet")
+
+
+def _check_arithmetic(rules: Sequence[f.Rule], columns: set[str]) -> None:
+    """Raises where ``x-1`` is written for a difference, and is the name of a column as well."""
+    odd = {name.replace(" ", ""): name for name in columns if not is_word(name)}
+    for rule in rules if odd else ():
+        for tree in f.trees(rule.formula):
+            if isinstance(tree, f.Arithmetic):
+                name = odd.get(str(tree).replace(" ", ""))
+                if name is not None and name in rule.source.replace(quoted(name), ""):
+                    raise rule_error(
+                        rule,
+                        f"{name} is arithmetic here, and there is a column of that name: write "
+                        f"{quoted(name)} for the column, or other spaces for arithmetic",
+                    )
 
 
 def _check_satisfiable(
