@@ -67,8 +67,8 @@ class Columns:
         self.places = {name: i for i, name in enumerate(schema.encoded)}
         self.by_name = {column.name: column for column in schema.columns}
         self.defined = tuple(defined)
-        self.patterns: list[tuple[str, str | None]] = []
-        self.computed: list[tuple[f.Value, int]] = []
+        self.patterns: list[tuple[str, str | None]] = list(like.patterns) if like else []
+        self.computed: list[tuple[f.Value, int]] = list(like.computed) if like else []
         self.thresholds: dict[int, set[Exact]] = {
             place: {0, 1}
             for name, place in self.places.items()
@@ -78,9 +78,10 @@ class Columns:
         self.softened: set[str] = set()
         self.compared: set[str] = set()
         self._like = like  # the Info of a book whose encoded columns these are, too
-        self._places: dict[Any, int] = {}  # of patterns and of expressions
-        known = (*like.patterns, *like.computed) if like else ()
-        self._places_there = {x: len(self.places) + i for i, x in enumerate(known)}
+        self._places: dict[Any, int] = {  # of patterns and of expressions
+            **{key: len(self.places) + i for i, key in enumerate(self.patterns)},
+            **{key: -1 - i for i, key in enumerate(self.computed)},
+        }
 
     def __len__(self) -> int:
         return len(self.places) + len(self.patterns)
@@ -111,9 +112,9 @@ class Columns:
         None if the columns are those of another book, which lacks it.
         """
         key = (tree, unit)
-        if self._like is not None and key not in self._places_there:
-            return None
         if key not in self._places:
+            if self._like is not None:
+                return None
             self.computed.append(key)
             self._places[key] = -len(self.computed)
         return self._places[key]
@@ -151,11 +152,7 @@ class Columns:
     def _ascending(self, place: int) -> tuple[Exact, ...]:
         if self._like is None:
             return tuple(sorted(self.thresholds.get(place, ())))
-        if place < 0:
-            place = self._places_there[self.computed[-1 - place]]
-        elif place >= len(self.places):
-            place = self._places_there[self.patterns[place - len(self.places)]]
-        return self._like.thresholds[place]
+        return self._like.thresholds[place if place >= 0 else len(self) - 1 - place]
 
     def _unit(self, place: int) -> int:
         if place < 0:

@@ -365,8 +365,9 @@ def _as_written(x: float, operator: str) -> tuple[float, str]:
 
 
 def _shortest_decimal(x: Any) -> float:
-    """The shortest decimal number that rounds to this float32."""
-    return float(str(np.float32(x)))
+    """The shortest decimal number that rounds to this float32, and lies in its range."""
+    shortest = float(str(np.float32(x)))
+    return shortest if abs(shortest) <= MAX else float(np.float32(x))
 
 
 # Rows

@@ -20,6 +20,7 @@ from distill_jax.rules.circuits._circuit import FALSE, TRUE
 from distill_jax.rules.circuits.fuzzy_logics import Logic, LogicName, find_logic
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error
+from distill_jax.rules.language._spelling import is_word, quoted
 from distill_jax.rules.language.building import Built, formula
 from distill_jax.rules.language.errors import RuleError
 from distill_jax.rules.language.parsing import parse
@@ -85,9 +86,7 @@ def bind(
 
 
 def bind_like(book: Book, rules: Sequence[f.Rule]) -> Book:
-    """Binds rules that read a book's columns as ``encode(book, table)`` places them.
-
-    Their columns are some of the book's, and without views; see ``places_in``.
+    """Binds rules that read a book's columns as ``encode(book, table)`` gives them, without views.
 
     Args:
       book: Its rules compare columns with all the constants that these rules do.
@@ -95,15 +94,6 @@ def bind_like(book: Book, rules: Sequence[f.Rule]) -> Book:
     """
     schema = dataclasses.replace(book.schema, views=())
     return _bound(rules, schema, like=book.info)
-
-
-def places_in(book: Book, own: Book) -> tuple[int, ...]:
-    """The places of the columns of ``own`` among those of ``book``, if it was bound like it."""
-    width = len(book.schema.encoded)
-    known = (*book.info.patterns, *book.info.computed)
-    place = {x: width + i for i, x in enumerate(known)}
-    further = (*own.info.patterns, *own.info.computed)
-    return (*range(width), *(place[x] for x in further))
 
 
 def _bound(
@@ -122,7 +112,7 @@ def _bound(
     definitions = tuple(rule for rule in written if _defines(rule, schema))
     kept = tuple(rule for rule in written if not _defines(rule, schema))
     _check_rules(kept, definitions, schema)
-    widths = _checked_widths(widths)
+    widths = _checked_widths(widths, schema)
     grounder = Grounder(schema, written, definitions, widths, like)
     for clause in definitions:
         grounder.check(clause)
@@ -186,9 +176,7 @@ def _arrays(grounder: Grounder, rules: Sequence[f.Rule], grounded: _Grounded) ->
     schema, (fires, violated, pieces) = grounder.schema, grounded
     guards = [piece.guard for _, piece in pieces]
     columns = grounder.columns
-    circuit, places = grounder.builder.circuit(
-        [*fires, *violated, *guards], len(columns.computed), columns.ends
-    )
+    circuit, places = grounder.circuit([*fires, *violated, *guards])
     fires, violated, guards = np.split(places, np.cumsum([len(fires), len(violated)]))
     classes, views = len(schema.classes), len(schema.views)
     seen = [[classes if s is None else s for s in piece.seen] for _, piece in pieces]
@@ -293,6 +281,7 @@ def _check_rules(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: 
                 f"rules may have {f.MAX_DEPTH} levels of nesting, got one with "
                 f"{f.depth(rule.formula)}: define parts of it as predicates by clauses"
             )
+    _check_arithmetic(rules=(*kept, *definitions), columns=columns)
     names: set[str] = set()
     for rule in kept:
         if rule.name in names:
@@ -300,6 +289,21 @@ def _check_rules(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: 
         names |= {rule.name} if rule.name else set()
         if rule.strength.kind == "budget":
             raise rule_error(rule, "[budget] is parsed but not built yet")
+
+
+def _check_arithmetic(rules: Sequence[f.Rule], columns: set[str]) -> None:
+    """Raises where ``x-1`` is written for a difference, and is the name of a column as well."""
+    odd = {name.replace(" ", ""): name for name in columns if not is_word(name)}
+    for rule in rules if odd else ():
+        for tree in f.trees(rule.formula):
+            if isinstance(tree, f.Arithmetic):
+                name = odd.get(str(tree).replace(" ", ""))
+                if name is not None and name in rule.source.replace(quoted(name), ""):
+                    raise rule_error(
+                        rule,
+                        f"{name} is arithmetic here, and there is a column of that name: write "
+                        f"{quoted(name)} for the column, or other spaces for arithmetic",
+                    )
 
 
 def _check_satisfiable(
@@ -356,9 +360,12 @@ def _lines_of(book: Book, indices: Sequence[int]) -> str:
     return "".join(f"\n  line {r.line}: {r}" for r in written[:5])
 
 
-def _checked_widths(widths: Mapping[str, float] | None) -> dict[str, float]:
-    widths = dict(widths or {})
-    for name, width in widths.items():
+def _checked_widths(widths: Mapping[str, float] | None, schema: Schema) -> dict[str, float]:
+    """The widths by the printed expression; a key that is a column's name stands for the column."""
+    columns = {column.name for column in schema.columns}
+    found = {}
+    for name, width in (widths or {}).items():
         if not (np.isfinite(width) and width > 0):
             raise ValueError(f"widths[{name!r}] must be finite and > 0, got {width}")
-    return widths
+        found[quoted(name) if name in columns else name] = width
+    return found

@@ -171,9 +171,10 @@ def encode(book: Book, table: Any) -> np.ndarray:
     Args:
       book: The rules; determines the columns.
       table: A data frame of pandas, Polars or Arrow, a dictionary of columns, or a NumPy structured
-        array. Or an array: float32 ``[batch, columns]`` from ``encode`` is returned as it is, and
-        the values of ``schema.encoded`` alone, numbers and codes, are placed, if no rule tests text
-        and no column holds times.
+        array; one row as a dictionary of single values, such as the ``example`` of a conflict. Or
+        an array: float32 ``[batch, columns]`` from ``encode`` is returned as it is, and the values
+        of ``schema.encoded`` alone, numbers and codes, are placed, if no rule tests text and no
+        column holds times.
 
     Returns:
       The columns, float32 ``[batch, columns]``; NaN where a value is missing.
@@ -192,6 +193,8 @@ def encode(book: Book, table: Any) -> np.ndarray:
        [ 0.]
        [nan]]
     """
+    if isinstance(table, Mapping) and table and all(np.ndim(x) == 0 for x in table.values()):
+        table = {name: [x] for name, x in table.items()}
     if is_array(table):
         return _encoded_array(book, np.asarray(table))
     found = exact_columns(book.schema, table)

@@ -18,7 +18,7 @@ from distill_jax import _files
 from distill_jax.rules.exchange._dimacs import from_dimacs, to_dimacs
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language.errors import RuleError, error_at
-from distill_jax.rules.language.parsing import parse
+from distill_jax.rules.language.parsing import parse, parse_clauses
 
 COLUMNS: tuple[str, ...] = ("rule", "name", "strength")
 
@@ -180,7 +180,7 @@ def _suffix(path: pathlib.Path) -> str:
 
 def _clauses(text: str) -> tuple[f.Rule, ...]:
     """The Horn clauses of a text, which must hold nothing else."""
-    rules = parse(text)
+    rules = parse_clauses(text)
     for rule in rules:
         if not rule.definition:
             start = len(rule.source) - len(rule.source.lstrip())

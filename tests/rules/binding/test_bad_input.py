@@ -238,3 +238,10 @@ def test_arguments_of_explain(book: Book) -> None:
         explain(book, {k: v * 2 for k, v in ROW.items()}, logits)
     with pytest.raises(ValueError, match=r"strengths must have shape \(2,\), got \(1,\)"):
         explain(book, ROW, logits, strengths=np.ones(1, np.float32))
+
+
+def test_arithmetic_that_is_written_like_a_column_is_refused():
+    schema = Schema((Column("x-1"), Column("x"), Column("a / b")), ("no", "yes"))
+    with pytest.raises(RuleError, match="x-1 is arithmetic here, and there is a column of that"):
+        bind("x-1 > 0.5 => yes", schema)
+    bind("x - 1 > 0.5 => yes\n`x-1` > x+1 => yes\n`x-1` > x - 1 => yes", schema)
