@@ -175,7 +175,6 @@ def _arrays(grounder: Grounder, rules: Sequence[f.Rule], grounded: _Grounded) ->
     """The arrays of a book."""
     schema, (fires, violated, pieces) = grounder.schema, grounded
     guards = [piece.guard for _, piece in pieces]
-    columns = grounder.columns
     circuit, places = grounder.circuit([*fires, *violated, *guards])
     fires, violated, guards = np.split(places, np.cumsum([len(fires), len(violated)]))
     classes, views = len(schema.classes), len(schema.views)
