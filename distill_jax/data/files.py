@@ -6,6 +6,7 @@ user's cache, ``~/.cache/distill_jax``, or below ``XDG_CACHE_HOME`` if that is s
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import pathlib
@@ -24,9 +25,21 @@ Path: TypeAlias = str | os.PathLike[str]
 
 
 def cache() -> pathlib.Path:
-    """The folder that downloads go to. It need not exist yet."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (pathlib.Path(home) if home else pathlib.Path.home() / ".cache") / "distill_jax"
+    """The folder that downloads go to. It need not exist yet.
+
+    Raises:
+      FileNotFoundError: if this user has no home, as in a container without ``HOME`` whose user is
+        not in ``/etc/passwd``.
+    """
+    place = os.environ.get("XDG_CACHE_HOME")
+    try:
+        home = pathlib.Path(place) if place else pathlib.Path.home() / ".cache"
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            "there is no cache, since this user has no home folder: set HOME or XDG_CACHE_HOME, "
+            f"or {VARIABLE} to a folder that has the data sets"
+        ) from error
+    return home / "distill_jax"
 
 
 def folder(name: str) -> pathlib.Path:
@@ -45,14 +58,17 @@ def folder(name: str) -> pathlib.Path:
     if not name or name in (".", "..") or pathlib.PurePath(name).name != name:
         raise ValueError(f"name must be the name of one folder, such as 'mnist', got {name!r}")
     root = os.environ.get(VARIABLE)
-    places = ([pathlib.Path(root) / name] if root else []) + [cache() / name]
+    places = [pathlib.Path(root) / name] if root else []
+    with contextlib.suppress(FileNotFoundError):  # no home
+        places.append(cache() / name)
     for place in places:
         if place.is_dir():
             return place
     unset = "" if root else f" ({VARIABLE} is not set)"
+    looked = " and ".join(map(str, places)) or "nothing, as this user has no home"
     raise FileNotFoundError(
         f"data set {name!r} was found neither below ${VARIABLE}{unset} nor in the cache: looked "
-        f"for {' and '.join(str(place) for place in places)}; set {VARIABLE} to a folder that has "
+        f"for {looked}; set {VARIABLE} to a folder that has "
         f"a sub-folder {name!r}, or run `python -m distill_jax.data {name}` if it is one of those "
         "that can be downloaded"
     )

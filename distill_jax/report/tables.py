@@ -13,6 +13,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from distill_jax._text import printable
+
 
 def table(
     rows: Sequence[Mapping[str, Any]],
@@ -31,7 +33,7 @@ def table(
         names in the order in which they first occur, except those of lists and other nested values.
 
     Returns:
-      A :class:`rich.table.Table`.
+      A :class:`rich.table.Table`. Control characters in names and values are escaped.
 
     Raises:
       ValueError: if one of the ``columns`` is in no row.
@@ -41,16 +43,29 @@ def table(
       >>> str(list(table(rows).columns[1].cells)[0])
       '0.9877 ± 0.0021'
     """
+    return _table(rows, title, columns, "utf-8")
+
+
+def _table(
+    rows: Sequence[Mapping[str, Any]],
+    title: str | None,
+    columns: Sequence[str] | Mapping[str, str] | None,
+    encoding: str,
+) -> Table:
     headings = _headings(rows, columns)
-    made = Table(title=None if title is None else Text(title))
+
+    # Text, since rich reads square brackets in a string as markup.
+    def text(x: str) -> Text:
+        return Text(printable(x, encoding))
+
+    made = Table(title=None if title is None else text(title))
     for name, heading in headings.items():
         values = [row[name] for row in rows if row.get(name) is not None]
         right = all(_is_number(x) or _is_spread(x) for x in values)
-        # Text, since rich reads square brackets in a string as markup.
         justify = "right" if right else "left"
-        made.add_column(Text(heading), justify=justify, overflow="fold")
+        made.add_column(text(heading), justify=justify, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(_text(row.get(name))) for name in headings))
+        made.add_row(*(text(_text(row.get(name))) for name in headings))
     return made
 
 
@@ -68,7 +83,7 @@ def show(
       title: Shown above the table.
       columns: As for :func:`table`.
       console: Where to print; standard output by default. If that is not a terminal, the table gets
-        its full width.
+        its full width; if its encoding lacks a character, that is escaped.
 
     Example:
       >>> show([{"model": "student", "errors": 74}, {"model": "teacher", "errors": 67}])
@@ -79,13 +94,12 @@ def show(
       │ teacher │     67 │
       └─────────┴────────┘
     """
-    made = table(rows, title=title, columns=columns)
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            options = console.options.update(max_width=10_000)
-            console.width = max(console.width, Measurement.get(console, options, made).maximum)
-    console.print(made)
+    out = Console() if console is None else console
+    made = _table(rows, title, columns, out.encoding)
+    if console is None and not out.is_terminal:
+        options = out.options.update(max_width=10_000)
+        out.width = max(out.width, Measurement.get(out, options, made).maximum)
+    out.print(made)
 
 
 def _headings(

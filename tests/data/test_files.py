@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distill_jax.data import files, folder, mnist
+from distill_jax.data.__main__ import main
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,25 @@ def test_the_cache_is_in_the_home_folder_by_default(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert files.cache() == tmp_path / ".cache" / "distill_jax"
+
+
+def test_without_a_home_only_the_cache_is_missing(monkeypatch, tmp_path, capsys):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(files.pathlib.Path, "home", homeless)
+    monkeypatch.setenv("DISTILL_JAX_DATA", str(tmp_path / "sets"))
+    with pytest.raises(FileNotFoundError, match="mnist' was found neither .*sets"):
+        folder("mnist")
+    (tmp_path / "sets" / "mnist").mkdir(parents=True)
+    assert folder("mnist") == tmp_path / "sets" / "mnist"
+    monkeypatch.delenv("DISTILL_JAX_DATA")
+    with pytest.raises(FileNotFoundError, match="this user has no home"):
+        folder("mnist")
+    with pytest.raises(FileNotFoundError, match="set HOME or XDG_CACHE_HOME"):
+        files.cache()
+    assert main(["mnist"]) == 1 and "set HOME or XDG_CACHE_HOME" in capsys.readouterr().err
 
 
 def test_a_missing_folder_says_where_it_looked(tmp_path, own_cache, monkeypatch):

@@ -87,6 +87,20 @@ def test_a_narrow_console_folds_and_loses_nothing():
     assert "".join(c for c in printed if c.isdigit()) == "123456"
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_any_encoding_prints_every_table(encoding, monkeypatch):
+    rows = [{"größe": {"mean": 0.5, "std": 0.01}, "日": None, "n": "a\x1b[31m", "+": -1.5}]
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", file)
+    show(rows, title="“title”…")
+    file.flush()
+    printed = file.buffer.getvalue().decode(encoding)
+    monkeypatch.undo()
+    assert "\x1b" not in printed and r"a\x1b[31m" in printed and "-1.5" in printed
+    assert ("0.500 +/- 0.010" if encoding == "ascii" else "0.500") in printed
+    assert ("日" in printed) == (encoding == "utf-8") != (r"\u65e5" in printed)
+
+
 def test_no_rows_are_an_empty_table():
     assert table([]).row_count == 0
     assert [c.header.plain for c in table([], columns=["a"]).columns] == ["a"]

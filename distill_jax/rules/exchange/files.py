@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from distill_jax import _files
+from distill_jax import _files, _text
 from distill_jax.rules.exchange._dimacs import from_dimacs, to_dimacs
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language.errors import RuleError, error_at
@@ -22,8 +22,8 @@ from distill_jax.rules.language.parsing import parse, parse_clauses
 
 COLUMNS: tuple[str, ...] = ("rule", "name", "strength")
 
-_TEXT, _HORN = (".rules", ".txt"), (".pl", ".horn")
-_SUFFIXES = (*_TEXT, *_HORN, ".csv", ".json", ".cnf", ".tsv")
+_PLAIN, _HORN = (".rules", ".txt"), (".pl", ".horn")
+_SUFFIXES = (*_PLAIN, *_HORN, ".csv", ".json", ".cnf", ".tsv")
 
 
 def read_rules(
@@ -62,7 +62,7 @@ def read_rules(
         raise ValueError(f"column must name the text column for {path.name}, got None")
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        if suffix in _TEXT:
+        if suffix in _PLAIN:
             return parse(text)
         if suffix in _HORN:
             return _clauses(text)
@@ -108,7 +108,8 @@ def write_rules(rules: Sequence[f.Rule], path: str | pathlib.Path) -> None:
         out = io.StringIO(newline="")
         writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(to_table(rules))
+        cells = [{n: x and _text.to_cell(x) for n, x in row.items()} for row in to_table(rules)]
+        writer.writerows(cells)
         text = out.getvalue()
     elif suffix == ".json":
         text = json.dumps(to_table(rules), ensure_ascii=False, indent=1) + "\n"
@@ -261,7 +262,8 @@ def _csv_rows(text: str) -> Iterable[tuple[str, int, Any]]:
                 got = f"{len(cells)} cells under {len(header)} columns"
                 raise RuleError(f"{where}: {got}: quote a rule that contains a comma")
             else:
-                yield where, reader.line_num, dict(zip(header, cells, strict=True))
+                values = map(_text.from_cell, cells)
+                yield where, reader.line_num, dict(zip(header, values, strict=True))
     except csv.Error as error:
         raise RuleError(f"line {reader.line_num}: not valid CSV: {error}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import pathlib
 
@@ -167,6 +168,18 @@ def test_a_spreadsheet_s_file(tmp_path: pathlib.Path) -> None:
     rules = read_rules(path)
     assert rules == parse("[w=2] n: at_most(1, 'a' == x, b)\na => b")
     assert [rule.line for rule in rules] == [2, 4]
+
+
+def test_no_cell_is_a_formula(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "book.csv"
+    rules = parse("-x > 5 => cat\n'=a' == y => cat\n[w=-2] a => b")
+    write_rules(rules, path)
+    cells = [cell for row in csv.reader(path.read_text().splitlines()) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+    assert cells[3] == "'-x > 5 => cat"
+    assert read_rules(path) == rules
+    path.write_text("rule\n-x > 5 => cat\n")  # without the mark, as others write it
+    assert read_rules(path) == rules[:1]
 
 
 def test_json_is_readable(tmp_path: pathlib.Path) -> None:

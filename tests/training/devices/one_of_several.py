@@ -19,11 +19,13 @@ import optax
 from jax.experimental import multihost_utils
 
 from distill_jax import models, teachers
+from distill_jax._fingerprints import digest
 from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.objectives import term, weighted_sum
 from distill_jax.training import Checkpoints, data_parallel, fit, fsdp
 
 ROWS, STEPS, EVERY = 16, 12, 3
+FOLDER = "run[0.1]"  # no pattern
 STUDENT, BIG = models.mlp([32], 3, dropout=0.1), models.mlp([64], 3)
 SGD = optax.sgd(0.1, momentum=0.9)
 
@@ -119,6 +121,10 @@ def job_stream(folder, process, processes):
     found = trained(stream(process, processes), layout=layout)
     kernel = found[0].params["hidden"]["0"]["kernel"]
     held = [kernel.shape, kernel.addressable_shards[0].data.shape]
+    # A hash is that of the whole arrays, which no process holds.
+    whole = multihost_utils.process_allgather(found[0].params, tiled=True)
+    assert not kernel.is_fully_addressable
+    assert digest(found[0].params) == digest(jax.tree.map(np.asarray, whole))
     return {**numbers(found), "held": held}
 
 
@@ -127,7 +133,7 @@ def job_resumable(folder, process, processes, pause=0.0):
     found = trained(
         stream(process, processes, pause),
         layout=fsdp(least=16),
-        checkpoints=Checkpoints(folder / "run", every=EVERY, asynchronous=pause == 0.0),
+        checkpoints=Checkpoints(folder / FOLDER, every=EVERY, asynchronous=pause == 0.0),
         callbacks=[lambda state, metrics: print("step", int(state.step), flush=True)],
     )
     return numbers(found)

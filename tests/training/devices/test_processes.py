@@ -18,7 +18,15 @@ import pytest
 
 from distill_jax.training import Checkpoints
 from distill_jax.training.devices import _hosts
-from tests.training.devices.one_of_several import EVERY, STEPS, arrays, numbers, stream, trained
+from tests.training.devices.one_of_several import (
+    EVERY,
+    FOLDER,
+    STEPS,
+    arrays,
+    numbers,
+    stream,
+    trained,
+)
 
 ROOT = pathlib.Path(__file__).parents[3]
 PATIENCE = 300  # seconds until a test gives up
@@ -102,7 +110,7 @@ def close(got, want):
 
 def resumed(folder):
     """The run that others began, ended by this process alone; how many steps that took."""
-    found = numbers(trained(stream(), checkpoints=Checkpoints(folder / "run", every=EVERY)))
+    found = numbers(trained(stream(), checkpoints=Checkpoints(folder / FOLDER, every=EVERY)))
     return found["params"], len(found["loss"])
 
 
@@ -141,7 +149,7 @@ def test_sigterm_to_one_stops_both_at_one_step(tmp_path, alone):
         assert two.wait() == [143, 143], two.said()
         last = [two.said(i).split("step ")[-1].split()[0] for i in range(2)]
         assert last[0] == last[1]
-        assert (tmp_path / "run" / last[0]).is_dir()
+        assert (tmp_path / FOLDER / last[0]).is_dir()
     params, steps = resumed(tmp_path)
     assert steps == STEPS - int(last[0]) > 0
     close({"params": params}, {"params": alone["params"]})
