@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
     @property
     def mean(self) -> Float[Array, ""]:
-        return self.sum / jnp.maximum(self.count, 1.0)
+        return _divided(self.sum, self.count)
 
 
 @jax.tree_util.register_dataclass
@@ -96,11 +96,11 @@ class Objective:
             rows, own = t.rows(params.get(t.name), state.get(t.name), context)
             if t.init is not None:
                 new_state[t.name] = own
-            parts[t.name] = Part(rows.sum(), counts[t.name])
-            mean = parts[t.name].sum / jnp.maximum(divisors[t.name], 1.0)
+            wide = rows.dtype if rows.dtype.itemsize >= 4 else jnp.float32
+            parts[t.name] = Part(rows.sum(dtype=wide), counts[t.name])
+            mean = _divided(parts[t.name].sum, divisors[t.name])
             weight = t.weight_at(context.step)
-            dtype = jnp.result_type(weight, mean)
-            total += weighted(jnp.asarray(weight, dtype), jnp.asarray(mean, dtype))
+            total += weighted(jnp.asarray(weight, total.dtype), jnp.asarray(mean, total.dtype))
         return total, (parts, new_state)
 
     def check(self, data: Batch, num_classes: int) -> None:
@@ -153,6 +153,10 @@ class Objective:
                     f"term {t.name!r} counts none of the {len(known)} rows of the data: {what} is "
                     "False in all. Fix the mask, leave the term out, or set its weight to 0"
                 )
+
+
+def _divided(total: Array, count: Any) -> Array:
+    return total / jnp.maximum(jnp.asarray(count, total.dtype), 1.0)
 
 
 def _by_entry(name: str, column: Any, mask: Any) -> dict[str, Any]:

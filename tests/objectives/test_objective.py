@@ -196,6 +196,33 @@ def test_columns_of_terms_with_parameters_are_checked_beforehand():
         objective.check({"inputs": jnp.zeros((2, 1)), "labels": jnp.array([0, 3])}, 3)
 
 
+def test_low_precision_rows_are_summed_in_float32():
+    def loss(student_logits):
+        return jnp.full(len(student_logits), 1.0078125, jnp.bfloat16)
+
+    batch, kernel = example()
+    _, (parts, _) = weighted_sum(term("low", 1.0, loss))({}, {}, context_of(kernel, batch))
+    assert parts["low"].sum.dtype == jnp.float32 and parts["low"].mean == 1.0078125
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_strict_promotion_of_dtypes(x64):
+    batch, kernel = example()
+
+    def squares(student_logits, teacher_logits):
+        return ((student_logits - teacher_logits) ** 2).sum(-1)
+
+    with jax.numpy_dtype_promotion("strict"), jax.enable_x64(x64):
+        objective = weighted_sum(
+            term("squares", 0.5, squares, where="labelled"),
+            term("off", lambda step: step * 0.0, squares),
+        )
+        value = jax.jit(lambda o: o({}, {}, context_of(kernel, batch))[0])(objective)
+    want = ((batch["inputs"] @ kernel - batch["teacher_logits"]) ** 2).sum(-1)
+    kept = batch["labelled"] & batch["where"]
+    np.testing.assert_allclose(value, 0.5 * want[kept].mean(), rtol=1e-6)
+
+
 @pytest.mark.usefixtures("library_errors")
 class TestMessages:
     def test_two_terms_of_one_name(self):
