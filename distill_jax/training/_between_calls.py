@@ -6,10 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from distill_jax.training.checkpoints.saving import Saver
 from distill_jax.training.devices._preemption import EXIT_CODE
@@ -28,6 +25,7 @@ class BetweenCalls:
       save_evaluated: Whether every evaluated state is saved.
       stop: Whether to stop at a step, which counts from the first run's start.
       done: Steps taken.
+      evaluated, checked: The last step whose state was evaluated, and looked at.
     """
 
     first: int
@@ -42,6 +40,7 @@ class BetweenCalls:
     stop: Callable[[int], bool]
     done: int = 0
     evaluated: int = -1
+    checked: int = -1
 
     @property
     def step(self) -> int:
@@ -82,16 +81,23 @@ class BetweenCalls:
 
     def end(self, state: TrainState, position: Any) -> None:
         """After the last call; if the data ended early, evaluates and saves the last state."""
-        self.history.settle()
+        self._check(state)
         self.bar.update(self.done, self.history.latest)
         if self.done < self.steps:
             values = None if self.evaluated == self.done else self._evaluated(state)
             self._save(state, position, values)
 
+    def _check(self, state: TrainState) -> None:
+        """Raises NonFiniteLoss for the losses up to this state, or for its parameters."""
+        self.history.settle()
+        if self.checked != self.done:
+            self.history.check(self.step, (state.params, state.term_params))
+            self.checked = self.done
+
     def _evaluated(self, state: TrainState) -> dict[str, float] | None:
         if self.evaluate is None:
             return None
-        self.history.settle()
+        self._check(state)
         values, self.evaluated = _numbers(self.evaluate(state)), self.done
         self.history.evaluated(self.step, values)
         return values
@@ -100,16 +106,8 @@ class BetweenCalls:
         """Saves a state, unless it is not finite: a run resumed from it would fail again."""
         if self.saver is None:
             return
-        self.history.settle()
-        if not _is_finite((state.params, state.term_params)):
-            self.history.refuse(self.step)
+        self._check(state)
         self.saver.save(self.step, state, position, values)
-
-
-@jax.jit
-def _is_finite(tree: Any) -> Array:
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.array([jnp.isfinite(x).all() for x in floats]).all()
 
 
 def _numbers(values: Any) -> dict[str, float]:

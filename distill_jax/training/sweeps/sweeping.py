@@ -86,8 +86,9 @@ def sweep(
       :func:`best` and ``report.show``.
 
     Raises:
-      ValueError: before anything runs, if names do not fit the trial, or file or grid is invalid;
-        if a block does not fit in ``memory``, with the estimate.
+      ValueError: before anything runs, if names do not fit the trial, file or grid is invalid, or
+        JAX may not compile (``jax_disable_jit``); if a block does not fit in ``memory``, with the
+        estimate.
       TypeError: if a trial does not return numbers and arrays by name, or an argument has the
         wrong type.
 
@@ -107,6 +108,7 @@ def sweep(
       >>> best(rows, by="error", better="lower")["rate"]
       0.1
     """
+    _checks.compiles("sweep", "call the trial itself to debug it")
     made = configurations(grid)
     names, given = list(made[0]), dict(shared or {})
     static = (static,) if isinstance(static, str) else tuple(static)

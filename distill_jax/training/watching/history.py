@@ -1,21 +1,27 @@
-"""The metrics of a run, read from the device one call late."""
+"""The metrics of a run, read from the device one call late.
+
+Steps are counted as logs count them: by the number of optimizer steps taken, 1 after the first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from distill_jax.training.watching import logs as logs_
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss became NaN or infinite.
+    """A loss became NaN or infinite, or parameters did in a step whose losses are finite.
 
     Attributes:
-      step: The step at which it did, an integer.
-      terms: Names of the terms that are not finite.
+      step: The step in which it did, an integer. The first step is 1, as in logs.
+      terms: Names of the terms that are not finite; none if it was parameters.
       history: Metrics up to that step, ``[steps]`` each.
     """
 
@@ -55,16 +61,23 @@ class History:
             bad = ~np.isfinite(np.stack(list(metrics.values()))).all(0)
             if bad.any():
                 i = int(bad.argmax())
-                self._refuse(first + i, {name: float(x[i]) for name, x in metrics.items()})
+                self._refuse(first + i + 1, {name: float(x[i]) for name, x in metrics.items()})
         return self.calls[-1] if self.calls else {}
 
-    def refuse(self, step: int) -> None:
-        """Raises NonFiniteLoss for parameters that are not finite although the losses were."""
-        raise NonFiniteLoss(
-            f"training stopped after step {step}: the losses are finite, but parameters are not: a "
-            "gradient was not finite. Look for square roots and logarithms at 0 in your losses",
-            step, [], self.arrays(),
-        )  # fmt: skip
+    def check(self, step: int, params: Any) -> None:
+        """Raises NonFiniteLoss for parameters that are not finite after ``step`` steps.
+
+        No loss says so if it was the last step: it was computed before the update. Waits for the
+        device.
+        """
+        if not _is_finite(params):
+            raise NonFiniteLoss(
+                f"training stopped after step {step}: the losses are finite, but parameters are "
+                "not: a gradient was not finite, or an update too large. Look for square roots and "
+                "logarithms at 0 in your losses, or try a smaller learning rate or gradient "
+                "clipping",
+                step, [], self.arrays(),
+            )  # fmt: skip
 
     def _refuse(self, step: int, values: dict[str, float]) -> None:
         terms = [n for n, x in values.items() if n != "loss" and not np.isfinite(x)]
@@ -101,3 +114,9 @@ class History:
             for name in self.evaluations[0][1]:
                 out[name] = np.array([values[name] for _, values in self.evaluations])
         return out
+
+
+@jax.jit
+def _is_finite(tree: Any) -> Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.array([jnp.isfinite(x).all() for x in floats]).all()
