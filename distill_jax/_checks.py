@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import chex
+import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
@@ -199,6 +200,24 @@ def compute_dtype(dtype: Any, name: str = "dtype") -> np.dtype:
     if jax.dtypes.canonicalize_dtype(found) != found:
         raise ValueError(f"{name} {found} needs jax.config.update('jax_enable_x64', True)")
     return found
+
+
+def compiles(who: str, instead: str) -> None:
+    """Raises ValueError where JAX is told not to compile, and a function cannot do without."""
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(
+            f"{who} compiles its programs beforehand, which JAX_DISABLE_JIT (jax_disable_jit) "
+            f"forbids: switch that off for it, or {instead}"
+        )
+
+
+def wide_dtype(*values: Any, least: Any = jnp.float32) -> np.dtype:
+    """The common dtype of arrays or dtypes, float32 or better, in which they are computed.
+
+    This promotion is meant, so that ``jax_numpy_dtype_promotion="strict"`` does not refuse it.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(jnp.result_type(*values), least)
 
 
 @contextlib.contextmanager

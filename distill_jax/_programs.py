@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array
 
+from distill_jax import _checks
+
 
 class Program(NamedTuple):
     """A function as a list of equations.
@@ -136,7 +138,7 @@ def after(values: Any, arrived: Any) -> Any:
         # XLA's CPU backend drops barriers before it schedules. No number is above inf, nor is NaN,
         # so nothing is ever replaced, but the compiler cannot know that. All of them are compared,
         # since some may be constants.
-        firsts = [jnp.ravel(x)[0].astype(jnp.promote_types(x.dtype, jnp.float32)) for x in found]
+        firsts = [jnp.ravel(x)[0].astype(_checks.wide_dtype(x)) for x in found]
         never = functools.reduce(operator.or_, [x > jnp.inf for x in firsts])
         late = jax.tree.map(functools.partial(_unless, never), late)
     # In a shard_map, what is the same on all devices has to stay so, and does not wait.

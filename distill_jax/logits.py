@@ -69,7 +69,7 @@ def rows(
     _checks.floating(student_logits=student_logits, teacher_logits=teacher_logits)
     _checks.classes_axis(student_logits=student_logits)
     _checks.same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
-    dtype = jnp.promote_types(jnp.result_type(student_logits, teacher_logits), jnp.float32)
+    dtype = _checks.wide_dtype(student_logits, teacher_logits)
     student, teacher = (jnp.asarray(x, dtype) for x in (student_logits, teacher_logits))
     scalars = (jnp.asarray(option, dtype) for option in options)
     if where is None:
@@ -136,7 +136,7 @@ def total(
         _checks.positive(chunk=chunk)
     # Checked here, where options are still concrete; in the blocks they are traced.
     jax.eval_shape(lambda s, a, m: loss(s, a, where=m, **options), student_logits, against, where)
-    dtype = jnp.promote_types(student_logits.dtype, jnp.float32)
+    dtype = _checks.wide_dtype(student_logits)
     count = math.prod(batch)
     if count == 0:
         return jnp.zeros((), dtype), jnp.zeros(batch, dtype)

@@ -42,7 +42,7 @@ def cost(
         compiler does not report it.
 
     Raises:
-      ValueError: if ``inputs`` has no rows, or ``repeats`` is below 1.
+      ValueError: if ``inputs`` has no rows, ``repeats`` is below 1, or under ``jax_disable_jit``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,6 +51,7 @@ def cost(
       >>> cost(model, *model.init(jax.random.key(0), inputs), inputs)["parameters"]
       15
     """
+    _checks.compiles("cost", "count parameters with jax.tree.leaves(params)")
     repeats = _checks.count("repeats", repeats)
     if not inputs.ndim or not len(inputs):
         raise ValueError(f"inputs must have at least one row, got shape {inputs.shape}")

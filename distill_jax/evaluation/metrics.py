@@ -189,9 +189,10 @@ def _where(batch: Batch, shape: tuple[int, ...]) -> Array:
 
 def _label_sums(logits: Array, labels: Array, where: Array, bins: int) -> dict[str, Array]:
     predicted, valid = _predicted(logits)
+    labels = labels.astype(_checks.wide_dtype(labels, least=jnp.int32))
     nll = jnp.where(where & ~valid, jnp.nan, cross_entropy(logits, labels, where=where))
-    correct = valid & (predicted == labels) & where
-    wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    correct = valid & (predicted.astype(labels.dtype) == labels) & where
+    wide = logits.astype(_checks.wide_dtype(logits))
     confidence = jnp.where(where, jax.nn.softmax(wide, axis=-1).max(axis=-1), 0.0)
     # Closed on the right. A row that is not a distribution goes to the first bin, and makes it NaN.
     place = jnp.where(valid, jnp.ceil(confidence * bins) - 1, 0).astype(jnp.int32)

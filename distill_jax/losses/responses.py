@@ -64,8 +64,8 @@ def cross_entropy(
         _checks.shape(student_logits.shape[:-1], where=where)
         labels = jnp.where(where, labels, 0)
     # A narrow integer type may be unable to hold the number of classes that labels are compared to.
-    labels = jnp.asarray(labels).astype(jnp.promote_types(jnp.result_type(labels), jnp.int32))
-    dtype = jnp.promote_types(jnp.result_type(student_logits), jnp.float32)
+    labels = jnp.asarray(labels).astype(_checks.wide_dtype(labels, least=jnp.int32))
+    dtype = _checks.wide_dtype(student_logits)
     smoothing = jnp.asarray(label_smoothing, dtype)
     student = jnp.asarray(student_logits, dtype)
     if where is not None:

@@ -93,7 +93,7 @@ class _Cast:
         after = jax.tree.map(
             lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), after, state
         )
-        wide = jnp.promote_types(outputs.logits.dtype, jnp.float32)
+        wide = _checks.wide_dtype(outputs.logits)
         return outputs._replace(logits=outputs.logits.astype(wide)), after
 
 

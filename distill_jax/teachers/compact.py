@@ -133,7 +133,7 @@ def quantize(teacher: Teacher, *, smallest: int = 1024) -> Teacher:
 
 
 def _quantized(path: Any, x: Array) -> Quantized:
-    kernel = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+    kernel = jnp.asarray(x, _checks.wide_dtype(x))
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     _checks.finite(**{f"the kernel {name!r} of teacher": kernel})
     widest = jnp.abs(kernel).max(axis=tuple(range(kernel.ndim - 1)), keepdims=True)
@@ -163,7 +163,7 @@ class _Cast:
         # Params are cast here too: a caller may pass others, in float32.
         params, inputs = jax.tree.map(lambda x: _to(x, self.dtype), (params, inputs))
         outputs = self.predict(params, state, inputs)
-        wide = jnp.promote_types(outputs.logits.dtype, jnp.float32)
+        wide = _checks.wide_dtype(outputs.logits)
         return outputs._replace(logits=outputs.logits.astype(wide))
 
 

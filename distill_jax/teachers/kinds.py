@@ -363,4 +363,4 @@ def _wide(x: Any) -> Array:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(_checks.wide_dtype(x))

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from distill_jax.training.checkpoints.saving import CheckpointError, Saver
 from distill_jax.training.devices._preemption import Stopping
@@ -30,6 +28,7 @@ class BetweenCalls:
       stop: Whether to stop at a step, which counts from the first run's start.
       done: Steps taken.
       last: The state after them and the position in the data, once this run has taken any.
+      evaluated, checked: The last step whose state was evaluated, and looked at.
     """
 
     first: int
@@ -45,6 +44,7 @@ class BetweenCalls:
     done: int = 0
     evaluated: int = -1
     last: tuple[TrainState, Any] | None = None
+    checked: int = -1
 
     @property
     def step(self) -> int:
@@ -87,7 +87,7 @@ class BetweenCalls:
 
     def end(self, state: TrainState, position: Any) -> None:
         """After the last call; if the data ended early, evaluates and saves the last state."""
-        self.history.settle()
+        self._check(state)
         self.bar.update(self.done, self.history.latest)
         if self.done < self.steps:
             values = None if self.evaluated == self.done else self._evaluated(state)
@@ -121,10 +121,17 @@ class BetweenCalls:
                 f"The state after step {self.step} is saved: the same call resumes from there."
             )
 
+    def _check(self, state: TrainState) -> None:
+        """Raises NonFiniteLoss for the losses up to this state, or for its parameters."""
+        self.history.settle()
+        if self.checked != self.done:
+            self.history.check(self.step, (state.params, state.term_params))
+            self.checked = self.done
+
     def _evaluated(self, state: TrainState) -> dict[str, float] | None:
         if self.evaluate is None:
             return None
-        self.history.settle()
+        self._check(state)
         with self.stop.at_once():
             values = _numbers(self.evaluate(state))
         self.evaluated = self.done
@@ -135,16 +142,8 @@ class BetweenCalls:
         """Saves a state, unless it is not finite: a run resumed from it would fail again."""
         if self.saver is None:
             return
-        self.history.settle()
-        if not _is_finite((state.params, state.term_params)):
-            self.history.refuse(self.step)
+        self._check(state)
         self.saver.save(self.step, state, position, values)
-
-
-@jax.jit
-def _is_finite(tree: Any) -> Array:
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.array([jnp.isfinite(x).all() for x in floats]).all()
 
 
 def _numbers(values: Any) -> dict[str, float]:

@@ -119,8 +119,8 @@ def fit(
       ``evaluated_at``, the steps at which it did.
 
     Raises:
-      NonFiniteLoss: as soon as a loss is NaN or infinite, naming step and terms; with checkpoints,
-        also if parameters to be saved are not finite.
+      NonFiniteLoss: as soon as a loss is NaN or infinite, naming step and terms; also for
+        parameters that are not finite before an evaluation, a save, and at the end.
       CheckpointError: if a checkpoint cannot be written or read.
       ValueError: before the first step, as in ``run``; if the checkpoints belong to another
         configuration, processes disagree, or the devices of ``layout`` do not divide the batch.
@@ -207,7 +207,7 @@ def fit(
         rest = ready.objective, ready.teachers, ready.decay
         with watch.saving():
             for group, position in _groups(_waited_for(batches, stop), steps_per_call):
-                state, metrics = tracer.call(watch.step, call, state, group, *rest)
+                state, metrics = tracer.call(watch.step + 1, call, state, group, *rest)
                 watch.after_call(len(group), state, metrics, position)
             if watch.done < steps:
                 watch.history.settle()  # a loss that is not finite comes first

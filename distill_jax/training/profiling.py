@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from distill_jax import _checks
 from distill_jax.objectives import Context, Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _preparing
@@ -97,12 +98,14 @@ def breakdown(
 
     Raises:
       TypeError, ValueError: as in ``fit``, if the arguments do not fit together.
+      ValueError: under ``jax_disable_jit``.
 
     Example::
 
         found = training.breakdown(model, objective, optimizer, data, key=key, batch_size=128)
         report.show(found.rows())
     """
+    _checks.compiles("breakdown", "time run or fit, which do not need it")
     with _preparing.opened(data, batch_size) as source:
         ready = _preparing.prepared(
             model,

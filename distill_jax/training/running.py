@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +14,11 @@ from distill_jax import data as data_
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _preparing
-from distill_jax.training.step import Recipe, TrainState
-from distill_jax.training.step._compiled import step, steps_of
+from distill_jax.training.step import TrainState
+from distill_jax.training.step._compiled import scanned, steps_of
 from distill_jax.training.step._forward import Augment
 from distill_jax.training.step._updating import Optimizer
+from distill_jax.training.watching.history import History
 from distill_jax.types import Batch, Model
 
 Metrics = dict[str, Float[Array, " steps"]]
@@ -96,6 +96,8 @@ def run(
       The state after the last step, and metrics, each ``[steps]``: ``loss`` and every term's mean.
 
     Raises:
+      NonFiniteLoss: if a loss, or a parameter at the end, is NaN or infinite; names step and terms.
+        Inside another program (``jit``, ``vmap``) nothing is raised: look at the metrics.
       ValueError: before the first step, for data, teachers or terms that do not fit together; see
         ``data.check``. Traced values are not checked.
     """
@@ -124,22 +126,24 @@ def run(
     if per_step is None:
         per_step = ready.is_slow_in_a_scan()
     if not per_step or _preparing.has_tracers((state, index, data, rest)):
-        return _scanned(ready.recipe, unroll, state, index, data, *rest)
+        state, metrics = scanned(ready.recipe, unroll, state, index, data, *rest)
+        return _finite(ready, state, metrics)
     history = []
     state = jax.tree.map(jnp.copy, state)  # the first step takes its memory
     for rows in index:
         batch = data_.take(data, rows)
         state, metrics = steps_of(ready.recipe, 1, None, state, [batch], *rest)
         history.append(metrics)
-    return state, jax.tree.map(lambda *x: jnp.concatenate(x), *history)
+    return _finite(ready, state, jax.tree.map(lambda *x: jnp.concatenate(x), *history))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _scanned(recipe: Recipe, unroll: int, state, index, data, objective, teachers, decay):
-    """One scan over all steps; ``index`` holds the rows of each, ``[steps, batch]``."""
-
-    def body(state, rows):
-        batch = {name: column[rows] for name, column in data.items()}
-        return step(recipe, state, batch, objective, teachers, decay)
-
-    return jax.lax.scan(body, state, index, unroll=unroll)
+def _finite(
+    ready: _preparing.Prepared, state: TrainState, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+    """The same, or NonFiniteLoss where a value is known and not finite."""
+    if not _preparing.has_tracers((state, metrics)):
+        watch = History(ready.steps_before, (), ready.objective)
+        watch.add(metrics)
+        watch.settle()
+        watch.check(int(state.step), (state.params, state.term_params))
+    return state, metrics

@@ -170,7 +170,7 @@ def test_logs_get_floats_of_each_step_a_call_late(tmp_path):
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     objective = weighted_sum(term("bad", lambda step: jnp.where(step < 3, 1.0, jnp.inf), positive))
     checkpoints = Checkpoints(tmp_path, every=2)
-    with pytest.raises(NonFiniteLoss, match="step 3"):
+    with pytest.raises(NonFiniteLoss, match="step 4"):
         fit(STUDENT, objective, ADAM, DATA, **ARRAYS, steps=8, checkpoints=checkpoints)
     saved = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
     assert saved == [2]

@@ -318,10 +318,48 @@ def test_stops_on_a_loss_that_is_not_finite_and_names_the_term():
         return bad * context.student.logits.sum(-1)
 
     objective = weighted_sum(term("labels", 1.0, cross_entropy), term("breaks", 1.0, breaks))
-    with pytest.raises(NonFiniteLoss, match=r"step 5: term 'breaks' is nan \(labels ") as info:
+    with pytest.raises(NonFiniteLoss, match=r"step 6: term 'breaks' is nan \(labels ") as info:
         fit(STUDENT, objective, ADAM, DATA, **SMALL, steps_per_call=2)
-    assert (info.value.step, info.value.terms) == (5, ["breaks"])
+    assert (info.value.step, info.value.terms) == (6, ["breaks"])
     assert len(info.value.history["loss"]) == 6
+
+
+def test_the_message_counts_steps_as_logs_do():
+    def breaks(context):
+        return jnp.where(context.step == 2, jnp.inf, context.student.logits.sum(-1) ** 2)
+
+    objective, logged = weighted_sum(term("breaks", 1.0, breaks)), []
+    for train, more in (
+        (run, {}),
+        (fit, {"log": lambda step, x: logged.append((step, x["loss"]))}),
+    ):
+        with pytest.raises(NonFiniteLoss, match="at step 3: term 'breaks' is inf") as info:
+            train(STUDENT, objective, ADAM, DATA, **SMALL, **more)
+        assert info.value.step == 3 and len(info.value.history["loss"]) in (3, 10)
+    assert [step for step, loss in logged if np.isfinite(loss)][:2] == [1, 2]
+    assert logged[2] == (3, np.inf)
+
+
+@pytest.mark.parametrize("term_owns_it", [False, True], ids=["student", "term"])
+@pytest.mark.parametrize("train", [run, fit])
+def test_an_update_that_overflows_in_the_last_step_is_an_error(train, term_owns_it):
+    """Its loss was finite: it was computed before the update."""
+    objective, optimizer = LABELS, optax.sgd(lambda step: jnp.where(step == 9, jnp.inf, 0.1))
+    if term_owns_it:
+        own = term(
+            "own", 1.0, lambda params, state, labels: (labels * params**2, state),
+            init=lambda key: (jnp.ones(()), None),
+        )  # fmt: skip
+        objective = weighted_sum(*LABELS.terms, own)
+        optimizer = {"student": optax.sgd(0.1), "terms": optimizer}
+    evaluations = []
+    more = {} if train is run else {"evaluate": lambda state: evaluations.append(1) or {"a": 1}}
+    with pytest.raises(NonFiniteLoss, match="after step 10: .* an update too large") as info:
+        train(STUDENT, objective, optimizer, DATA, **SMALL, **more)
+    assert info.value.step == 10 and info.value.terms == []
+    assert np.isfinite(info.value.history["loss"]).all() and len(info.value.history["loss"]) == 10
+    assert not evaluations, "such a state is not evaluated"
+    jax.jit(lambda key: run(STUDENT, LABELS, ADAM, DATA, **SMALL | {"key": key})[1])(KEY)
 
 
 @pytest.mark.usefixtures("library_errors")

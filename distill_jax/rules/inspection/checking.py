@@ -315,7 +315,7 @@ def _sums(
         }
     if book.schema.exclusive:
         allowed = ~forbidden(book, columns) & valid[:, None]
-        left = allowed.sum(1, keepdims=True)
+        left = allowed.sum(1, keepdims=True, dtype=jnp.float32)
         # The violation is linear in the probabilities: this is the number of allowed classes that
         # violate the rule.
         violating = broken(allowed.astype(jnp.float32))

@@ -103,7 +103,7 @@ def view_logits(book: Book, views: Views | None, shape: tuple[Any, ...]) -> dict
 def float32_or_wider(x: Any) -> Array:
     """An array in float32, or in its own dtype where that is wider."""
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(_checks.wide_dtype(x))
 
 
 def rows_that_count(rows: Array, where: Any) -> Bool[Array, " batch"]:

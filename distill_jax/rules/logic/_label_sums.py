@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+from distill_jax import _checks
 from distill_jax._programs import vary_alike
 from distill_jax.rules.binding._plans import Join, Plan, Sums
 from distill_jax.rules.circuits._algebra import BITS, each_child, evaluate, take
@@ -57,7 +58,7 @@ def weighted(
     Returns:
       ``[batch]``, float32 or wider.
     """
-    p, w = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (probabilities, weights))
+    p, w = (x.astype(_checks.wide_dtype(x)) for x in (probabilities, weights))
     seen = jnp.zeros((p.shape[0], 0), p.dtype) if views is None else views.astype(p.dtype)
     rescale = Squared(logic.rescale) if squared else logic.rescale
     return _weighted((logic.algebra, rescale), *vary_alike((plan, circuit, columns, seen, p, w)))

@@ -223,7 +223,7 @@ def forbidden(book: Book, columns: Float[Any, "batch columns"]) -> Bool[Array, "
     """
     _inputs.check_exclusive(book, "forbidden")
     guards = _held(book, _columns(book, columns), book.pieces.guard, False)
-    hard = book.hard[book.pieces.rule][:, None] * book.pieces.table
+    hard = jnp.where(book.hard[book.pieces.rule][:, None], book.pieces.table, 0)
     return (guards.astype(hard.dtype) @ hard) > 0
 
 

@@ -63,7 +63,8 @@ class Raw:
     def __call__(self, columns: Float[Array, "batch columns"]) -> Float[Array, "batch features"]:
         values = columns[:, self._place]
         standard = (values - self._mean) / self._std
-        features = jnp.where(np.isnan(self._code), standard, values == self._code)
+        equal = (values == self._code).astype(values.dtype)
+        features = jnp.where(np.isnan(self._code), standard, equal)
         return jnp.where(jnp.isnan(values), 0.0, features)
 
 

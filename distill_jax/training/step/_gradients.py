@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from distill_jax import _checks
 from distill_jax._programs import has_convolution
 from distill_jax.objectives import Context, Objective, Part
 from distill_jax.training.step._forward import Forward
@@ -187,9 +188,7 @@ def _summed(piece: Callable, state: Any, cut: PyTree, pieces: int) -> tuple[Any,
 
     first = jax.tree.map(lambda x: x[0], cut)
     _, shapes = jax.eval_shape(piece, state, jnp.zeros((), jnp.int32), first)
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes
-    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, _checks.wide_dtype(x.dtype)), shapes)
     scan = (jnp.arange(pieces), cut)
     start = (state, zeros)
     (state, total), _ = jax.lax.scan(body, start, scan, unroll=_unroll(body, start, scan))

@@ -175,7 +175,7 @@ def _seen(trainable: Mapping[str, PyTree]) -> PyTree:
 
 def _start(optimizer: Any, params: PyTree, what: str) -> Any:
     try:
-        with _without_advice():
+        with _without_advice(), _standard_promotion():
             state = optimizer.init(params)
     except Exception as error:
         error.add_note(
@@ -191,7 +191,8 @@ def _start(optimizer: Any, params: PyTree, what: str) -> Any:
     if not _holds(state, optax.LookaheadState):
         return state
     both = optax.LookaheadParams.init_synced(params)
-    return SlowState(optimizer.init(both), jax.tree.map(jnp.copy, params))
+    with _standard_promotion():
+        return SlowState(optimizer.init(both), jax.tree.map(jnp.copy, params))
 
 
 def _holds(state: Any, kind: type) -> bool:
@@ -240,7 +241,8 @@ def _call(optimizer: Any, grads: PyTree, state: Any, params: PyTree, offered: di
         optimizer = optax.with_extra_args_support(optimizer)
     while True:
         try:
-            return optimizer.update(grads, state, params, **offered)
+            with _standard_promotion():
+                return optimizer.update(grads, state, params, **offered)
         except TypeError as error:
             text = str(error)
             refused = [name for name in offered if f"'{name}'" in text]
@@ -271,6 +273,11 @@ def _differentiable(evaluate: Callable[[PyTree], tuple[Array, PyTree]]) -> Calla
         return value, slope
 
     return value_fn
+
+
+def _standard_promotion() -> contextlib.AbstractContextManager:
+    """Optax's own optimizers, Adam among them, do not run under strict promotion of dtypes."""
+    return jax.numpy_dtype_promotion("standard")
 
 
 @contextlib.contextmanager

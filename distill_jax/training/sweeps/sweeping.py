@@ -92,9 +92,9 @@ def sweep(
     attribute ``rows``.
 
     Raises:
-      ValueError: before anything runs, if names do not fit the trial, or file or grid is invalid;
-        if a block does not fit in ``memory``, with the estimate; if ``mode`` is "vmap" and the
-        trial draws from keys of ``rbg`` or ``unsafe_rbg``.
+      ValueError: before anything runs, if names do not fit the trial, file or grid is invalid, or
+        JAX may not compile (``jax_disable_jit``); if a block does not fit in ``memory``, with the
+        estimate; if ``mode`` is "vmap" and the trial draws from keys of ``rbg`` or ``unsafe_rbg``.
       TypeError: if a trial does not return numbers and arrays by name, or an argument has the
         wrong type.
 
@@ -114,6 +114,7 @@ def sweep(
       >>> best(rows, by="error", better="lower")["rate"]
       0.1
     """
+    _checks.compiles("sweep", "call the trial itself to debug it")
     made = configurations(grid)
     names, given = list(made[0]), dict(shared or {})
     static = (static,) if isinstance(static, str) else tuple(static)

@@ -1,23 +1,31 @@
-"""The metrics of a run, read from the device one call late."""
+"""The metrics of a run, read from the device one call late.
+
+Steps are counted as logs count them: by the number of optimizer steps taken, 1 after the first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from distill_jax.objectives import Objective
 from distill_jax.training.watching import logs as logs_
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss became NaN or infinite. A term of weight 0 may be either without being an error.
+    """A loss became NaN or infinite, or parameters did in a step whose losses are finite.
+
+    A term of weight 0 may be either without being an error.
 
     Attributes:
-      step: The step at which it did, an integer.
-      terms: Names of the terms that are not finite and have a weight other than 0.
+      step: The step in which it did, an integer. The first step is 1, as in logs.
+      terms: Names of the terms that are not finite and have a weight other than 0; none if it was
+        parameters.
       history: Metrics up to that step, ``[steps]`` each.
     """
 
@@ -60,19 +68,26 @@ class History:
             bad = ~np.isfinite(metrics["loss"])  # a term of weight 0 may be NaN or infinite
             if bad.any():
                 i = int(bad.argmax())
-                self._refuse(first + i, {name: float(x[i]) for name, x in metrics.items()})
+                self._refuse(first + i + 1, {name: float(x[i]) for name, x in metrics.items()})
         return self.calls[-1] if self.calls else {}
 
-    def refuse(self, step: int) -> None:
-        """Raises NonFiniteLoss for parameters that are not finite although the losses were."""
-        raise NonFiniteLoss(
-            f"training stopped after step {step}: the losses are finite, but parameters are not: a "
-            "gradient was not finite. Look for square roots and logarithms at 0 in your losses",
-            step, [], self.arrays(),
-        )  # fmt: skip
+    def check(self, step: int, params: Any) -> None:
+        """Raises NonFiniteLoss for parameters that are not finite after ``step`` steps.
+
+        No loss says so if it was the last step: it was computed before the update. Waits for the
+        device.
+        """
+        if not _is_finite(params):
+            raise NonFiniteLoss(
+                f"training stopped after step {step}: the losses are finite, but parameters are "
+                "not: a gradient was not finite, or an update too large. Look for square roots and "
+                "logarithms at 0 in your losses, or try a smaller learning rate or gradient "
+                "clipping",
+                step, [], self.arrays(),
+            )  # fmt: skip
 
     def _refuse(self, step: int, values: dict[str, float]) -> None:
-        ignored = self._terms_of_weight_0(step)
+        ignored = self._terms_of_weight_0(step - 1)
         terms = [n for n, x in values.items() if n not in ("loss", *ignored) and not np.isfinite(x)]
         rest = ", ".join(f"{n} {x:.4g}" for n, x in values.items() if n not in (*terms, "loss"))
         if terms:
@@ -85,9 +100,10 @@ class History:
             step, terms, self.arrays(),
         )  # fmt: skip
 
-    def _terms_of_weight_0(self, step: int) -> list[str]:
+    def _terms_of_weight_0(self, taken: int) -> list[str]:
+        """Names of the terms whose weight is 0 after ``taken`` steps."""
         terms = () if self.objective is None else self.objective.terms
-        return [t.name for t in terms if t.weight_at(jnp.asarray(step, jnp.int32)) == 0]
+        return [t.name for t in terms if t.weight_at(jnp.asarray(taken, jnp.int32)) == 0]
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         taken = {"evaluated_at", *(self.calls[0] if self.calls else ())} & values.keys()
@@ -111,3 +127,9 @@ class History:
             for name in self.evaluations[0][1]:
                 out[name] = np.array([values[name] for _, values in self.evaluations])
         return out
+
+
+@jax.jit
+def _is_finite(tree: Any) -> Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.array([jnp.isfinite(x).all() for x in floats]).all()
