@@ -543,7 +543,8 @@ def gradients_near_equality(entry: Entry) -> None:
             assert (error < 1e-5 * np.abs(y).max(-1)).all(), error / np.abs(y).max(-1)
         if size > 1e-4:
             for name, slope in want[2].items():
-                close(got[2][name], slope, rtol=1e-4, atol=1e-12, what=name)
+                size = entry.reference(student, teacher).sum()  # some slopes are far smaller
+                close(got[2][name], slope, rtol=1e-4, atol=1e-6 * size + 1e-12, what=name)
 
 
 def near_equality_many_classes(entry: Entry) -> None:

@@ -219,7 +219,8 @@ def _teacher_sums(logits: Array, teacher: Array, where: Array, top_k: int) -> di
     (ours, valid), (theirs, teacher_valid) = _predicted(logits), _predicted(teacher)
     where_valid = where & valid & teacher_valid
     k = min(top_k, logits.shape[-1])
-    top, teacher_top = (jax.lax.top_k(x, k)[1] for x in (logits, teacher))
+    # top_k orders -0.0 before 0.0; argmax, of agreement, takes them for equal.
+    top, teacher_top = (jax.lax.top_k(jnp.where(x == 0, 0.0, x), k)[1] for x in (logits, teacher))
     shared = (teacher_top[..., :, None] == top[..., None, :]).any(-1) & where_valid[..., None]
     return {
         "agree": (where_valid & (ours == theirs)).sum(dtype=jnp.int32),

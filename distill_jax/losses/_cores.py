@@ -49,7 +49,12 @@ def _length(x: Array, single: int, double: int) -> range:
 
 def _phi_over_square(d: Array) -> Array:
     """``(d + exp(-d) - 1) / d**2`` for absolute d below 0.7; smooth, and 1/2 at 0."""
-    return _polynomial(d, [(-1.0) ** n / math.factorial(n + 2) for n in _length(d, 10, 18)])
+    return _polynomial(d, [(-1.0) ** n / math.factorial(n + 2) for n in _length(d, 8, 18)])
+
+
+def _small_expm1_ratio(y: Array) -> Array:
+    """``expm1(y) / y`` for absolute y below 0.1."""
+    return _polynomial(y, [1.0 / math.factorial(n + 1) for n in _length(y, 5, 11)])
 
 
 def _phi(d: Array) -> tuple[Array, Array, Array]:
@@ -78,8 +83,8 @@ class _Pair(NamedTuple):
     Attributes:
       p: The teacher's.
       q: The student's.
-      d: ``log(p / q)``: infinite where one side excludes a class, 0 where both do. A constant added
-        to all logits costs no precision, and near equality its relative error is that of float.
+      d: ``log(p / q)``: infinite where one side excludes a class, any number where both do. A
+        constant added to all logits costs no precision, nor does equality: it is 0 there.
       gap: ``q - p``, as accurate as ``d``.
       log_ratio: Of the sums of both sides' exponentials, ``[..., 1]``.
     """
@@ -97,25 +102,23 @@ def _pair(student: Array, teacher: Array, temperature: Array) -> _Pair:
     t, top_t = _centre(teacher)
     exp_s, exp_t = jnp.exp(s / temperature), jnp.exp(t / temperature)
     sum_s, sum_t = (x.sum(-1, keepdims=True) for x in (exp_s, exp_t))
-    neither = jnp.isneginf(student) & jnp.isneginf(teacher)
-
-    def difference(ours: Array, theirs: Array) -> Array:
-        return jnp.where(neither, 0.0, theirs) - jnp.where(neither, 0.0, ours)
 
     # If the two are close, so are their raw logits, whose difference is then exact. If they are far
     # apart, raw logits may be large, and the centred ones keep more digits.
     shift = top_t - top_s
-    d = (
-        jnp.where(jnp.abs(shift) < 1.0, difference(student, teacher) - shift, difference(s, t))
-        / temperature
-    )
-    # The ratio of the sums is 1 + excess, without the rounding of the sums. (expm1(-d) is phi - d.)
-    near, small, phi = _phi(-d)
-    terms = jnp.where(near, exp_s * (phi - small), exp_t - exp_s)
+    raw = jnp.abs(shift) < 1.0
+    ours, theirs = (x - jnp.where(raw, 0.0, top) for x, top in ((student, top_s), (teacher, top_t)))
+    d = jnp.where(ours == theirs, 0.0, theirs - ours)  # also where both are -inf
+    d = (d - jnp.where(raw, shift, 0.0)) / temperature
+
+    # The ratio of the sums is 1 + excess, without the rounding of the sums.
+    near = jnp.abs(d) < 0.1
+    small = jnp.where(near, d, 0.0)
+    terms = jnp.where(near, exp_s * small * _small_expm1_ratio(small), exp_t - exp_s)
     excess = terms.sum(-1, keepdims=True) / sum_s
-    near = jnp.abs(excess) < 0.5
-    log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, excess, 0.0)), jnp.log(sum_t / sum_s))
-    d = jnp.where(neither, 0.0, d - log_ratio)
+    close = jnp.abs(excess) < 0.5
+    log_ratio = jnp.where(close, jnp.log1p(jnp.where(close, excess, 0.0)), jnp.log(sum_t / sum_s))
+    d = d - log_ratio
     p, q = exp_t / sum_t, exp_s / sum_s
     near, small, phi = _phi(d)
     return _Pair(p, q, d, jnp.where(near, p * (phi - small), q - p), log_ratio)
@@ -152,46 +155,41 @@ def _log_slope(logits: Array, probabilities: Array, tangent: Any) -> tuple[Array
 _pair.defjvp(_pair_jvp, symbolic_zeros=True)
 
 
-def _kl_terms(pair: _Pair) -> Array:
+def _kl_terms(p: Array, d: Array, gap: Array) -> Array:
     """The non-negative terms ``p (d + exp(-d) - 1)`` of ``KL(p || q)``; p exp(-d) is q."""
-    p, _, d, gap, _ = pair
     near, _, phi = _phi(d)
-    far = p * jnp.where((p == 0) | jnp.isinf(d), 0.0, d) + gap
-    far = jnp.where((p > 0) & jnp.isposinf(d), jnp.inf, far)
-    return jnp.where(near, p * phi, far)
+    return jnp.where(near, p * phi, jnp.where(p == 0, gap, p * d + gap))
 
 
 @jax.custom_jvp
 def soft_targets(student: Array, teacher: Array, temperature: Array) -> Array:
     """``T**2 KL(p || q)``, ``[...]``, with both distributions softened by the temperature T."""
-    return temperature * temperature * _kl_terms(_pair(student, teacher, temperature)).sum(-1)
+    pair = _pair(student, teacher, temperature)
+    return temperature * temperature * _kl_terms(pair.p, pair.d, pair.gap).sum(-1)
 
 
 def _soft_targets_jvp(primals, tangents):
     value = soft_targets(*primals)
     student, teacher, temperature = primals
-    p, _, d, gap, log_ratio = pair = _pair(*primals)
+    p, _, d, gap, log_ratio = _pair(*primals)
     slope = jnp.zeros_like(value)
     if not _is_zero(tangents[0]):
         slope += temperature * (gap * tangents[0]).sum(-1)
     if not _is_zero(tangents[1]):
-        # A constant added to d changes nothing. Without d of the teacher's first choice, which may
-        # be large, a peaked teacher keeps its digits.
-        finite = jnp.isfinite(d)
-        first = jnp.where(finite & (teacher == teacher.max(-1, keepdims=True)), d, -jnp.inf)
-        pivot = _zero_if_infinite(jax.lax.stop_gradient(first.max(-1, keepdims=True)))
-        to_teacher = _through_softmax(p * jnp.where(finite, d - pivot, 0.0), p)
+        mean = _zero_if_infinite(value) / (temperature * temperature)
+        to_teacher = p * (_zero_if_infinite(d) - mean[..., None])
         slope += temperature * (to_teacher * tangents[1]).sum(-1)
     if not _is_zero(tangents[2]):
-        terms = _zero_if_infinite(_kl_terms(pair))
+        # An infinite term counts as 0; a class that only the student allows, as one far away.
+        d = jnp.where(jnp.isposinf(d), 0.0, jnp.where(jnp.isneginf(d), -1.0, d))
+        terms = _kl_terms(p, d, gap)
         mean = terms.sum(-1)
-        s, t = (_zero_if_infinite(_centre(x)[0]) for x in (student, teacher))
-        d = _zero_if_infinite(d)
+        s, t = (jnp.where(jnp.isneginf(x), 0.0, _centre(x)[0]) for x in (student, teacher))
         # Both sides' gradients times their logits. Where the sides are close, the student's logit
         # is t - T d up to a constant, and what is of first order in d cancels.
         near = terms * t - temperature * gap * d
         far = gap * (s + temperature * log_ratio) + p * d * t
-        by_logits = jnp.where(jnp.abs(pair.d) < _NEAR, near, far).sum(-1) - mean * (p * t).sum(-1)
+        by_logits = jnp.where(jnp.abs(d) < _NEAR, near, far).sum(-1) - mean * (p * t).sum(-1)
         slope += (2.0 * temperature * mean - by_logits) * tangents[2]
     return value, slope
 
@@ -416,8 +414,7 @@ def _expm1_ratio(y: Array) -> Array:
     """``expm1(y) / y``; smooth, and 1 at 0."""
     near = jnp.abs(y) < 0.1
     small, large = jnp.where(near, y, 0.0), jnp.where(near, 1.0, y)
-    series = _polynomial(small, [1.0 / math.factorial(n + 1) for n in _length(y, 7, 12)])
-    return jnp.where(near, series, jnp.expm1(large) / large)
+    return jnp.where(near, _small_expm1_ratio(small), jnp.expm1(large) / large)
 
 
 def _log_probabilities(student: Array, teacher: Array) -> tuple[Array, ...]:

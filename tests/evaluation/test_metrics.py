@@ -85,6 +85,12 @@ def compare(got, want, rtol=1e-5):
     assert list(got) == list(want)
 
 
+def test_minus_zero_ties_with_zero_in_every_metric():
+    ours, theirs = jnp.array([[-0.0, 0.0, -1.0]] * 4), jnp.array([[0.0, -0.0, -1.0]] * 4)
+    got = SUMS(Outputs(ours), {}, theirs, top_k=1)
+    assert (int(got["agree"]), got["overlap"].tolist()) == (4, [4])
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("top_k", "bins"), [(2, 15), (9, 4)])
 def test_agrees_with_the_reference(seed, top_k, bins):

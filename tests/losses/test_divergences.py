@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.test_util import check_grads
 from scipy.spatial.distance import jensenshannon
-from scipy.special import expit, softmax
+from scipy.special import expit, log_softmax, softmax
 from scipy.stats import entropy
 
 from distill_jax import losses
@@ -165,6 +165,60 @@ def test_derivatives_of_both_orders_in_both_modes():
         return losses.soft_targets(student, teacher, temperature=temperature).sum()
 
     check_grads(call, (student, teacher, jnp.float32(2.0)), order=2, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("nats", [5.0, 19.0, 40.0])
+def test_slopes_at_the_ends_are_chi_squares_however_steep(nats):
+    """Too steep for difference quotients: a class that the student all but excludes."""
+    student, teacher = np.array([0.0, 1.0, 0.3 - nats]), np.array([1.0, 0.5, 0.2])
+    p, q = softmax(teacher), softmax(student)
+    chi = ((p - q) ** 2 / q).sum()
+    inputs = jnp.float32(student), jnp.float32(teacher)
+
+    def slope(loss, student, teacher, end):
+        return jax.grad(lambda x: loss(student, teacher, x))(jnp.float32(end))
+
+    def scaled(student, teacher, beta):
+        return losses.scaled_jensen_shannon(student, teacher, beta=beta)
+
+    def skewed(student, teacher, alpha):
+        return losses.skew_kl(student, teacher, alpha=alpha)
+
+    half = entropy(p, q) - chi / 2
+    laws.close(slope(scaled, *inputs, 0.0), half, rtol=1e-5)
+    laws.close(slope(scaled, *inputs[::-1], 1.0), -half, rtol=1e-5)
+    laws.close(slope(skewed, *inputs, 0.0), -chi, rtol=1e-5)
+
+
+def test_a_power_near_0_keeps_its_digits_at_large_gaps():
+    student, teacher = np.array([0.0, -9e4, 1.0]), np.array([0.5, 0.2, -9e4])
+    small = float(np.float32(1e-6))
+    log_p, log_q = log_softmax(teacher), log_softmax(student)
+    c = np.exp((1 + small) * log_q) - np.exp(small * log_q + log_p)
+    want = c - np.exp(log_q) * c.sum()
+    inputs = jnp.float32(student), jnp.float32(teacher)
+    for swap in (False, True):
+        powers = {"alpha": 1.0, "beta": small} if not swap else {"alpha": small, "beta": 1.0}
+        argument = int(swap)
+        got = jax.grad(losses.alpha_beta, argument)(*inputs[:: -1 if swap else 1], **powers)
+        laws.close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_student_that_starts_as_its_teacher_stays():
+    """Adam divides by the size of the gradient, so any gradient but 0 would move it."""
+    teacher = jnp.asarray(laws.data(laws.LOSSES[0])[1])
+    adam = optax.adam(1e-2)
+
+    @jax.jit
+    def step(student, state):
+        gradient = jax.grad(lambda s: losses.forward_kl(s, teacher).sum())(student)
+        updates, state = adam.update(gradient, state)
+        return optax.apply_updates(student, updates), state
+
+    student, state = teacher, adam.init(teacher)
+    for _ in range(3):
+        student, state = step(student, state)
+    np.testing.assert_array_equal(student, teacher)
 
 
 @pytest.mark.usefixtures("library_errors")
