@@ -80,7 +80,7 @@ class Columns:
         self._like = like  # the Info of a book whose encoded columns these are, too
         self._places: dict[Any, int] = {}  # of patterns and of expressions
         known = (*like.patterns, *like.computed) if like else ()
-        self._places_there = {x: len(self.places) + i for i, x in enumerate(known)}
+        self._places_there: dict[Any, int] = {x: len(self.places) + i for i, x in enumerate(known)}
 
     def __len__(self) -> int:
         return len(self.places) + len(self.patterns)

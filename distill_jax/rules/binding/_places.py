@@ -117,7 +117,7 @@ def _number_at(step: np.ndarray) -> np.ndarray:
     return np.copysign(bits.view(np.float32), np.where(step < 0, -1, 1).astype(np.float32))
 
 
-_MOST = int(_step_of(np.float32([np.finfo(np.float32).max]))[0])
+_MOST = int(_step_of(np.array([np.finfo(np.float32).max], np.float32))[0])
 
 
 def _near(values: Any, unit: int) -> np.ndarray:

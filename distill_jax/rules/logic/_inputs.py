@@ -75,7 +75,11 @@ def encoded_columns(book: Book, **columns: Any) -> Float[Array, "batch columns"]
       ValueError: if their number differs from that of ``encode(book, table)``.
     """
     expected = ("batch", number_of_columns(book))
-    _checks.shape(expected, hint=" as encode(book, table) gives them", **columns)
+    hint = " as encode(book, table) gives them"
+    if book.info.computed:
+        found = [str(tree) for tree, _ in book.info.computed[:5]]
+        hint += f", with a column for each result of arithmetic (the last ones are {found})"
+    _checks.shape(expected, hint=hint, **columns)
     _checks.floating(**columns)
     ((name, found),) = columns.items()
     if not book.info.soft:
