@@ -22,6 +22,7 @@ from distill_jax.rules.binding.schema import (
     exact_columns,
     is_array,
     unit_of,
+    unmasked,
 )
 from distill_jax.rules.circuits._circuit import Circuit
 from distill_jax.rules.circuits.fuzzy_logics import Logic
@@ -190,7 +191,7 @@ def encode(book: Book, table: Any) -> np.ndarray:
        [nan]]
     """
     if is_array(table):
-        return _encoded_array(book, np.asarray(table))
+        return _encoded_array(book, np.asarray(unmasked(table)))
     found = exact_columns(book.schema, table)
     texts = {name: read(table, name) for name, _ in book.info.patterns}
     lengths = {name: len(own.missing) for name, own in {**texts, **found}.items()}
@@ -235,7 +236,7 @@ def encoded_rows(book: Book, columns: Any) -> np.ndarray:
       ValueError: for another shape.
       TypeError: if they hold more digits than float32, which ``encode`` would have placed.
     """
-    columns = np.asarray(columns)
+    columns = np.asarray(unmasked(columns))
     width = number_of_columns(book)
     if columns.ndim != 2 or columns.shape[1] != width:
         raise ValueError(
