@@ -100,6 +100,18 @@ def unplaced(numbers: np.ndarray, thresholds: Sequence[Exact], unit: int = 1) ->
     return found
 
 
+def unheld(values: np.ndarray, thresholds: Sequence[Exact]) -> list[int]:
+    """Whole thresholds among floats whose dtype holds them only rounded.
+
+    A value that was meant to be one of these is another number by now.
+    """
+    if values.dtype.kind != "f" or not len(values):
+        return []
+    low, high = float(values.min()), float(values.max())
+    inside = [t for t in thresholds if isinstance(t, int) and low <= t <= high]
+    return [t for t in inside if int(values.dtype.type(float(t))) != t]
+
+
 # Float32 numbers, counted from 0
 
 

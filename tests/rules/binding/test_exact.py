@@ -303,6 +303,16 @@ def test_what_cannot_be_kept_is_named(library_errors: None) -> None:
         encode_columns(schema, {"x": [20240103], "y": [0.1]})
 
 
+def test_a_column_that_was_rounded_before_is_named() -> None:
+    book = bind("day == 20240103 => ill", Schema((Column("day"),), CLASSES))
+    days = np.array([20240102, 20240103, 20240104])
+    for table in ({"day": days.astype(np.float32)}, days.astype(np.float32)[:, None]):
+        with pytest.warns(UserWarning, match=r"'day' is float32, which cannot hold \[20240103\]"):
+            assert not np.asarray(fires(book, encode(book, table))).any()  # the 4th, all of them
+    for table in ({"day": days}, {"day": days.astype(float)}, days[:, None]):
+        assert np.asarray(fires(book, encode(book, table)))[:, 0].tolist() == [False, True, False]
+
+
 # Times
 
 DAY = datetime.date(2024, 1, 31)
