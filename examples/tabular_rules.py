@@ -174,14 +174,15 @@ def draw(
 
 
 def student(schema: rules.Schema) -> Model:
-    """An MLP that standardises its inputs, the encoded table."""
+    """An MLP that standardises its inputs, the columns of the schema in the encoded table."""
     columns = [schema.column(name) for name in schema.encoded]
     mean = np.array([[column.mean for column in columns]], np.float32)
     std = np.array([[column.std for column in columns]], np.float32)
     inner = models.mlp([32], num_classes=2)
+    k = len(columns)  # what follows is arithmetic of the rules
     return models.from_function(
-        lambda key, inputs: inner.init(key, inputs)[0],
-        lambda params, inputs: inner.predict(params, {}, (inputs - mean) / std),
+        lambda key, inputs: inner.init(key, inputs[:, :k])[0],
+        lambda params, inputs: inner.predict(params, {}, (inputs[:, :k] - mean) / std),
         classes=schema.classes,
     )
 
@@ -331,8 +332,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         trained[level] = model, jax.tree.map(lambda x: x[0], params)
 
     inputs = columns[drawn["new"]]
-    raised = inputs + np.float32(10) * np.isin(schema.encoded, ["sbp"])
-    before, after = (answers(book, trained, x) for x in (inputs, raised.astype(np.float32)))
+    raised = rules.encode(book, table | {"sbp": table["sbp"] + 10})[drawn["new"]]
+    before, after = (answers(book, trained, x) for x in (inputs, raised))
     truth, counted = labels[drawn["new"]], drawn["counted"]
     found = {
         level: jax.device_get(measure(book, before[level], after[level], inputs, truth, counted))

@@ -64,7 +64,11 @@ def _evaluated(
         found, undefined = _in_python(tree, arrays, rows)
     else:
         found, undefined = _in_numpy(tree, arrays, rows, np.float64)
-        if not any(isinstance(x, f.Days) for x in parts) and all(x.dtype.kind == "f" for x in own):
+        if (
+            own
+            and not any(isinstance(x, f.Days) for x in parts)
+            and all(x.dtype.kind == "f" for x in own)
+        ):
             with np.errstate(over="ignore"):
                 rounded = found.astype(np.result_type(*own))
             if np.isfinite(rounded[~undefined]).all():

@@ -100,6 +100,18 @@ def unplaced(numbers: np.ndarray, thresholds: Sequence[Exact], unit: int = 1) ->
     return found
 
 
+def unheld(values: np.ndarray, thresholds: Sequence[Exact]) -> list[int]:
+    """Whole thresholds among floats whose dtype holds them only rounded.
+
+    A value that was meant to be one of these is another number by now.
+    """
+    if values.dtype.kind != "f" or not len(values):
+        return []
+    low, high = float(values.min()), float(values.max())
+    inside = [t for t in thresholds if isinstance(t, int) and low <= t <= high]
+    return [t for t in inside if int(values.dtype.type(float(t))) != t]
+
+
 # Float32 numbers, counted from 0
 
 
@@ -117,7 +129,7 @@ def _number_at(step: np.ndarray) -> np.ndarray:
     return np.copysign(bits.view(np.float32), np.where(step < 0, -1, 1).astype(np.float32))
 
 
-_MOST = int(_step_of(np.float32([np.finfo(np.float32).max]))[0])
+_MOST = int(_step_of(np.array([np.finfo(np.float32).max], np.float32))[0])
 
 
 def _near(values: Any, unit: int) -> np.ndarray:

@@ -190,6 +190,8 @@ def _dates_in_utc(column: Any) -> Any:
 
 def _split(name: str, column: Any) -> Cells:
     """The cells of a column whose library has no notion of null, or whose nulls are gone."""
+    if isinstance(column, list | tuple) and any(isinstance(x, list | tuple) for x in column):
+        raise ValueError(f"column {name!r} must have shape [batch], got a list of lists")
     values = _array(column)
     if values.ndim != 1:
         raise ValueError(f"column {name!r} must have shape [batch], got {values.shape}")
@@ -216,10 +218,6 @@ def _array(column: Any) -> np.ndarray:
             values = np.asarray(column)
             if values.dtype.kind in "biuO" or kinds == {float}:
                 return values
-        if any(isinstance(x, list | tuple | np.ndarray) and np.ndim(x) for x in column):
-            return np.asarray(
-                column, dtype=object if len({np.shape(x) for x in column}) > 1 else None
-            )
         values = np.empty(len(column), object)
         for i, x in enumerate(column):
             values[i] = None if x is np.ma.masked else x  # it would become 0.0

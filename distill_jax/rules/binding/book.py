@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 
 from distill_jax.rules.binding._computing import computed
-from distill_jax.rules.binding._places import Exact, placed
+from distill_jax.rules.binding._places import Exact, placed, unheld
 from distill_jax.rules.binding._plans import Plan
 from distill_jax.rules.binding._tables import Cells, number_of_rows, numbers, read, text_of
 from distill_jax.rules.binding.schema import (
@@ -21,6 +23,7 @@ from distill_jax.rules.binding.schema import (
     exact_columns,
     is_array,
     unit_of,
+    unmasked,
 )
 from distill_jax.rules.circuits._circuit import Circuit
 from distill_jax.rules.circuits.fuzzy_logics import Logic
@@ -172,9 +175,8 @@ def encode(book: Book, table: Any) -> np.ndarray:
       book: The rules; determines the columns.
       table: A data frame of pandas, Polars or Arrow, a dictionary of columns, or a NumPy structured
         array; one row as a dictionary of single values, such as the ``example`` of a conflict. Or
-        an array: float32 ``[batch, columns]`` from ``encode`` is returned as it is, and the values
-        of ``schema.encoded`` alone, numbers and codes, are placed, if no rule tests text and no
-        column holds times.
+        an array ``[batch, columns]`` with the values of ``schema.encoded``, numbers and codes, if
+        no rule tests text and no column holds times.
 
     Returns:
       The columns, float32 ``[batch, columns]``; NaN where a value is missing.
@@ -183,6 +185,10 @@ def encode(book: Book, table: Any) -> np.ndarray:
       ValueError: if a column is missing or does not fit its kind, if arithmetic is beyond double
         precision, or for text that is not UTF-8.
       TypeError: if ``table`` is none of these.
+
+    Warns:
+      UserWarning: where a column of floats cannot hold a whole number that rules compare it with,
+        such as a code of 18 digits in float64: its values were rounded before they came here.
 
     Example:
       >>> from distill_jax.rules import Column, Schema, bind
@@ -196,8 +202,11 @@ def encode(book: Book, table: Any) -> np.ndarray:
     if isinstance(table, Mapping) and table and all(np.ndim(x) == 0 for x in table.values()):
         table = {name: [x] for name, x in table.items()}
     if is_array(table):
-        return _encoded_array(book, np.asarray(table))
+        found = _cells_of_array(book, np.asarray(unmasked(table)))
+        _warn_of_rounded_columns(book, found)
+        return encode_exact(book, found, {}, len(table))
     found = exact_columns(book.schema, table)
+    _warn_of_rounded_columns(book, found)
     texts = {name: read(table, name) for name, _ in book.info.patterns}
     lengths = {name: len(own.missing) for name, own in {**texts, **found}.items()}
     if len(set(lengths.values())) > 1:
@@ -241,7 +250,7 @@ def encoded_rows(book: Book, columns: Any) -> np.ndarray:
       ValueError: for another shape.
       TypeError: if they hold more digits than float32, which ``encode`` would have placed.
     """
-    columns = np.asarray(columns)
+    columns = np.asarray(unmasked(columns))
     width = number_of_columns(book)
     if columns.ndim != 2 or columns.shape[1] != width:
         raise ValueError(
@@ -268,10 +277,8 @@ def check_placed(columns: Any, name: str = "columns") -> None:
     )
 
 
-def _encoded_array(book: Book, table: np.ndarray) -> np.ndarray:
-    """An array as it is if ``encode`` made it, else with its values placed."""
-    if table.dtype == np.float32 and table.ndim == 2 and table.shape[1] == number_of_columns(book):
-        return table
+def _cells_of_array(book: Book, table: np.ndarray) -> dict[str, Cells]:
+    """The exact values of an array, by column."""
     schema = book.schema
     encoded_array(schema, table)
     kinds = {schema.column(name).kind for name in schema.encoded}
@@ -284,7 +291,19 @@ def _encoded_array(book: Book, table: np.ndarray) -> np.ndarray:
     for name, values in zip(schema.encoded, table.T, strict=True):
         own = read({name: values}, name)
         cells[name] = Cells(numbers(name, own.present), own.missing)
-    return encode_exact(book, cells, {}, len(table))
+    return cells
+
+
+def _warn_of_rounded_columns(book: Book, columns: Mapping[str, Cells]) -> None:
+    for name, thresholds in zip(book.schema.encoded, book.info.thresholds, strict=False):
+        present = columns[name].present
+        if lost := unheld(present, thresholds):
+            warnings.warn(
+                f"column {name!r} is {present.dtype}, which cannot hold {lost[:3]}, with which "
+                "rules compare it: its values were rounded before, so load it as integers "
+                "(nullable ones if some are missing) or wider floats",
+                stacklevel=3,
+            )
 
 
 def _pattern_column(name: str, cells: Cells, pattern: str | None) -> Cells:

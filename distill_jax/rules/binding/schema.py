@@ -269,9 +269,17 @@ def is_array(table: Any) -> bool:
     return isinstance(table, np.ndarray | jax.Array) and table.dtype.names is None
 
 
+def unmasked(columns: Any) -> Any:
+    """An array of columns with NaN in place of masked entries; any other array unchanged."""
+    if not isinstance(columns, np.ma.MaskedArray):
+        return columns
+    floats = columns if columns.dtype.kind == "f" else columns.astype(np.float64)
+    return floats.filled(np.nan)
+
+
 def encoded_array(schema: Schema, table: Any) -> np.ndarray:
     """An array that is already encoded, checked, as float32 ``[batch, columns]``."""
-    table = np.asarray(table)
+    table = np.asarray(unmasked(table))
     if table.ndim != 2 or table.shape[1] != len(schema.encoded):
         raise ValueError(
             f"table must have shape [batch, {len(schema.encoded)}] for the columns "

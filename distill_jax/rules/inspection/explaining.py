@@ -13,7 +13,7 @@ import numpy as np
 from distill_jax import _checks
 from distill_jax.rules.binding._tables import one_row
 from distill_jax.rules.binding.book import Book, encode, encoded_rows
-from distill_jax.rules.binding.schema import is_array
+from distill_jax.rules.binding.schema import is_array, unmasked
 from distill_jax.rules.inspection.checking import crisp
 from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic._inputs import Views
@@ -135,7 +135,7 @@ def explain(
 def _row(book: Book, example: Any) -> np.ndarray:
     """Encoded columns of one example, ``[1, columns]``."""
     if is_array(example):
-        columns = np.asarray(example)
+        columns = np.asarray(unmasked(example))
         columns = encoded_rows(book, columns[None] if columns.ndim == 1 else columns)
     else:
         columns = encode(book, one_row(example))

@@ -233,7 +233,7 @@ class Parser:
             sign = self.take().kind
             signs.append("==" if sign == "=" else sign)
             bare = sign == "=" and self.current.kind == "name"
-            if bare and self.peek(1).kind not in ("(", "."):
+            if bare and self.peek(1).kind not in ("(", ".", "string"):
                 word = self.take()
                 parts.append(Part(f.String(word.value), word.start, 1))
             else:
@@ -283,6 +283,8 @@ class Parser:
 
     def call(self, function: Token) -> Part:
         name, bracket = function.value, self.take()
+        if name in _TIMES:
+            self.fail(f"write {name} '…' without parentheses", function.start)
         if name not in _FUNCTIONS:
             near = difflib.get_close_matches(name, _FUNCTIONS, n=1)
             advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(_FUNCTIONS)}"

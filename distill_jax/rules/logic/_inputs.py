@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
 from distill_jax.rules.binding.book import Book, check_placed, number_of_columns
+from distill_jax.rules.binding.schema import unmasked
 
 Views = Mapping[str, Any]
 """Logits ``[batch, classes]`` on other views of the examples, or ``Outputs`` with these logits, by
@@ -75,7 +76,12 @@ def encoded_columns(book: Book, **columns: Any) -> Float[Array, "batch columns"]
       ValueError: if their number differs from that of ``encode(book, table)``.
     """
     expected = ("batch", number_of_columns(book))
-    _checks.shape(expected, hint=" as encode(book, table) gives them", **columns)
+    columns = {name: unmasked(x) for name, x in columns.items()}
+    hint = " as encode(book, table) gives them"
+    if book.info.computed:
+        found = [str(tree) for tree, _ in book.info.computed[:5]]
+        hint += f", with a column for each result of arithmetic (the last ones are {found})"
+    _checks.shape(expected, hint=hint, **columns)
     _checks.floating(**columns)
     ((name, found),) = columns.items()
     if not book.info.soft:

@@ -51,10 +51,11 @@ def to_network(
     """A network initialised from a theory of Horn clauses, to be trained further (KBANN).
 
     The model's inputs are encoded columns ``[batch, columns]``, from ``encode_columns(schema,
-    table)``, or from ``encode(book, table)`` if clauses match text. The network computes its own
-    features from them: numbers are standardised, categories are one-hot, and every other atom of
-    the theory is 0 or 1. An atom over a missing value does not hold, and neither does its negation.
-    ``not`` before a predicate is negation as failure: it holds if no clause for the predicate does.
+    table)``, or from ``encode(book, table)`` for the exact values of what clauses compare, which is
+    needed if clauses match text or do arithmetic. The network computes its own features from them:
+    numbers are standardised, categories are one-hot, and every other atom of the theory is 0 or 1.
+    An atom over a missing value does not hold, and neither does its negation. ``not`` before a
+    predicate is negation as failure: it holds if no clause for the predicate does.
 
     With two exclusive classes of which one has clauses, the network has a single output ``z``, and
     the logits are 0 and z. Otherwise each class or label has a unit; the weights and the bias of

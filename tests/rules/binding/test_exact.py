@@ -28,8 +28,11 @@ from distill_jax.rules import (
     fires,
     infer_schema,
     to_logistic_regression,
+    violation,
 )
+from distill_jax.rules.binding._computing import computed
 from distill_jax.rules.binding._places import placed, placed_thresholds, unplaced
+from distill_jax.rules.binding._tables import Cells
 from distill_jax.rules.circuits._registers import registers
 from distill_jax.rules.language import formulas as f
 
@@ -183,6 +186,63 @@ def test_a_book_compares_as_python_does() -> None:
     law()
 
 
+def test_arithmetic_is_exact_over_integers_and_float64_otherwise() -> None:
+    tree = st.recursive(
+        st.sampled_from([f.Name("a"), f.Name("b")]) | st.integers(-9, 2**40).map(f.Number),
+        lambda x: st.builds(f.Arithmetic, st.sampled_from("+-*/"), x, x) | x.map(f.Negative),
+        max_leaves=5,
+    )
+
+    def value(x: Any, row: dict[str, Any]) -> Any:
+        if isinstance(x, f.Number):
+            return x.value
+        if isinstance(x, f.Name):
+            return row[x.name]
+        if isinstance(x, f.Negative):
+            return -value(x.value, row)
+        left, right = value(x.left, row), value(x.right, row)
+        if x.operator == "/":
+            exact = isinstance(left, float) or isinstance(right, float)
+            return left / right if exact else Fraction(left) / right
+        return {"+": operator.add, "-": operator.sub, "*": operator.mul}[x.operator](left, right)
+
+    @given(tree, st.lists(st.tuples(dense, dense | st.just(0)), min_size=1, max_size=4))
+    @settings(max_examples=100, database=None)
+    def whole(tree: Any, rows: list[tuple[int, int]]) -> None:
+        columns = {name: np.array(x, np.int64)
+                   for name, x in zip("ab", zip(*rows, strict=True), strict=True)}  # fmt: skip
+        cells = {name: Cells(x, np.zeros(len(x), bool)) for name, x in columns.items()}
+        found = computed(tree, cells, len(rows))
+        want = []
+        for a, b in rows:
+            try:
+                want.append(value(tree, {"a": a, "b": b}))
+            except ZeroDivisionError:
+                want.append(None)
+        assert found.missing.tolist() == [x is None for x in want]
+        divides = any(getattr(x, "operator", "") == "/" for x in f.trees(tree))
+        for got, exact in zip(found.present.tolist(), [x for x in want if x is not None],
+                              strict=True):  # fmt: skip
+            assert got == exact or (divides and isinstance(got, float) and got == pytest.approx(
+                float(exact), rel=1e-9, abs=1e-9))  # fmt: skip
+
+    whole()
+
+
+def test_soft_arithmetic_is_computed_where_gradients_need_it() -> None:
+    schema = Schema((Column("x"), Column("y")), CLASSES)
+    book = bind("[w=1] x + y > 1 => ill", schema, widths={"x + y": 1.0})
+    columns = jnp.array([[1.0, 2.0]])
+    slope = jax.grad(lambda c: violation(book, c, jnp.array([[1.0, 0.0]])).sum())(columns)
+    np.testing.assert_allclose(
+        slope, np.full((1, 2), np.exp(-2) / (1 + np.exp(-2)) ** 2), rtol=1e-5
+    )
+    model = to_logistic_regression(book, features="atoms")
+    params, state = model.init(jax.random.key(0), columns)
+    z = model.predict(params, state, columns).logits
+    assert z[0, 1] > z[0, 0]
+
+
 def test_rules_that_never_meet_are_told_apart() -> None:
     schema = Schema((Column("day"),), CLASSES)
     assert not conflicts(
@@ -243,6 +303,16 @@ def test_what_cannot_be_kept_is_named(library_errors: None) -> None:
         encode_columns(schema, {"x": [20240103], "y": [0.1]})
 
 
+def test_a_column_that_was_rounded_before_is_named() -> None:
+    book = bind("day == 20240103 => ill", Schema((Column("day"),), CLASSES))
+    days = np.array([20240102, 20240103, 20240104])
+    for table in ({"day": days.astype(np.float32)}, days.astype(np.float32)[:, None]):
+        with pytest.warns(UserWarning, match=r"'day' is float32, which cannot hold \[20240103\]"):
+            assert not np.asarray(fires(book, encode(book, table))).any()  # the 4th, all of them
+    for table in ({"day": days}, {"day": days.astype(float)}, days[:, None]):
+        assert np.asarray(fires(book, encode(book, table)))[:, 0].tolist() == [False, True, False]
+
+
 # Times
 
 DAY = datetime.date(2024, 1, 31)
@@ -284,6 +354,13 @@ def test_times_are_compared_to_the_nanosecond(text: str, want: list[int]) -> Non
     book = bind(f"{text} => ill", TIMES)
     np.testing.assert_array_equal(held(book, ROWS)[:, 0], np.array(want, bool))
     assert bind(str(book), TIMES).rules == book.rules
+    clause = bind(f"ill :- {text}.", TIMES)
+    assert held(clause, ROWS)[:, 0].tolist() == held(book, ROWS)[:, 0].tolist()
+
+
+def test_a_time_in_a_clause() -> None:
+    (rule,) = bind("ill :- start=date '2024-01-31', n > 1.", TIMES).rules
+    assert str(rule) == "ill :- start == date '2024-01-31', n > 1."
 
 
 def zoned(texts: list[Any], zone: str) -> pd.Series:
@@ -357,6 +434,7 @@ def test_regions_of_times_read_as_they_were_written() -> None:
         ("start > date '2024-01-31T12:00'", "datetime with a time of day"),
         ("start > datetime '2024-01-31T25:00'", "no such time of day"),
         ("start > datetime '2024-01-31'", "write datetime"),
+        ("start > date('2024-01-31')", "without parentheses"),
         ("start matches r'2024'", "holds no text"),
     ],
 )

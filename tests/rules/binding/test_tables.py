@@ -155,6 +155,18 @@ def test_a_missing_time_and_a_missing_boolean() -> None:
     np.testing.assert_array_equal(encode_columns(schema, {"x": flags}), [[1], [np.nan], [0]])
 
 
+def test_masked_entries_of_encoded_columns_are_missing() -> None:
+    book = bind("x > 5 => ill", Schema((Column("x"),), CLASSES))
+    for dtype in (np.float32, np.float64, np.int64):
+        columns = np.ma.array([[7], [999]], mask=[[0], [1]], dtype=dtype)
+        np.testing.assert_array_equal(encode(book, columns), [[7], [np.nan]])
+        np.testing.assert_array_equal(encode_columns(book.schema, columns), [[7], [np.nan]])
+        if columns.dtype.kind == "f":
+            np.testing.assert_array_equal(fires(book, columns), [[True], [False]])
+        assert check(book, columns).rows[0]["silent"] == 1
+        assert explain(book, columns[1], jnp.zeros(2)).rows[0]["silent"]
+
+
 def test_what_is_not_missing() -> None:
     for x in ("", "nan", "NA", b"", 0, False, 0.0, np.inf, [np.nan, 1.0], np.array([np.nan, 1.0])):
         assert not is_missing(x)
