@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -92,7 +93,8 @@ def run(
         ``data.check``. Traced values are not checked.
     """
     steps = _checks.count("steps", steps)
-    data = {name: jnp.asarray(column) for name, column in data.items()}
+    data = {n: x if isinstance(x, jax.Array) else np.asarray(x) for n, x in data.items()}
+    # Checked as the host has it: cast, a label of 2**32 + 1 would be 1.
     ready = _preparing.prepared(
         model,
         objective,
@@ -108,6 +110,7 @@ def run(
         compute_dtype=compute_dtype,
         remat=remat,
     )
+    data = {name: jnp.asarray(column) for name, column in data.items()}
     state = ready.start(copied=False)
     index = data_.batch_indices(
         ready.key_order, len(data["inputs"]), batch_size, steps, start=ready.steps_before
