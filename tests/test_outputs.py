@@ -17,7 +17,7 @@ from scipy.special import expit, logit
 from distill_jax import losses, models, teachers, term, weighted_sum
 from distill_jax.data import check
 from distill_jax.rules import Column, Schema, bind, encourage, enforce
-from distill_jax.training import fit, run
+from distill_jax.training import fit, run, sweep
 from distill_jax.types import Model
 
 ROWS = 8
@@ -353,6 +353,14 @@ def test_what_nothing_reads_may_be_of_any_size():
     batch = {"inputs": INPUTS, "labels": with_huge(), "where": MASKED, "id": np.full(ROWS, HUGE)}
     hard = weighted_sum(term("labels", 1.0, losses.cross_entropy))
     fit(CLASSES, hard, optax.sgd(0.1), iter([batch] * 2), key=KEY, steps=2)
+
+
+def test_what_a_sweep_shares_is_checked_before_the_cast():
+    def trial(key, *, labels):
+        return {"first": labels[0]}
+
+    with pytest.raises(ValueError, match=r"shared\['labels'\] has the value 4294967297"):
+        sweep(trial, {}, key=KEY, seeds=1, shared={"labels": with_huge()})
 
 
 def test_losses_and_precompute_check_before_the_cast_too(library_errors):

@@ -208,7 +208,7 @@ def ordinal_cross_entropy(
     predicts is the number of its logits above 0. Logits that share one score and differ by learned
     thresholds, ``score - thresholds``, are ordered like the ranks (the paper's CORAL); free logits
     need not be. The value is the ``binary_cross_entropy`` of the K - 1 answers; the paper's weights
-    of levels are all 1.
+    of levels are all 1. ``evaluate`` takes the answers too, as ``labels[:, None] > arange(K - 1)``.
 
     Args:
       student_logits: ``[..., levels]``, one level or more.
