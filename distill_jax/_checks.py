@@ -40,6 +40,13 @@ def integer(**arrays: Any) -> None:
             raise TypeError(f"{name} must be integers, got {jnp.result_type(x)}")
 
 
+def integer_or_boolean(**arrays: Any) -> None:
+    for name, x in arrays.items():
+        dtype = jnp.result_type(x)
+        if not (jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_):
+            raise TypeError(f"{name} must be integers or booleans, got {dtype}")
+
+
 def boolean(**arrays: Any) -> None:
     for name, x in arrays.items():
         if jnp.result_type(x) != jnp.bool_:
@@ -87,9 +94,11 @@ def same_tree(expected: Any, **trees: Any) -> None:
                 alike(expected, tree)
 
 
-def classes_axis(**arrays: Any) -> None:
+def classes_axis(*, least: int = 2, **arrays: Any) -> None:
     for name, x in arrays.items():
-        if np.ndim(x) < 1 or np.shape(x)[-1] < 2:
+        if np.ndim(x) < 1 or np.shape(x)[-1] < least:
+            if least < 2:
+                raise ValueError(f"{name} must have shape [..., outputs], got {np.shape(x)}")
             raise ValueError(
                 f"{name} must have shape [..., classes] with two classes or more, got "
                 f"{np.shape(x)}: a single output z is the two classes [0, z], see two_class"
@@ -162,6 +171,14 @@ def count(name: str, value: Any, *, least: int = 1) -> int:
     return number
 
 
+def choice(allowed: tuple[str, ...], **values: Any) -> None:
+    """One of a few words."""
+    for name, value in values.items():
+        if not isinstance(value, str) or value not in allowed:
+            words = ", ".join(map(repr, allowed))
+            raise ValueError(f"{name} must be one of {words}, got {value!r}")
+
+
 def labels_below(num_classes: int, **arrays: Any) -> None:
     for name, labels in arrays.items():
         x = known(labels)
@@ -182,6 +199,51 @@ def class_order(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None, wh
             f"bring it to the student's order with teachers.reorder({who}, {list(ours)})"
         )
     raise ValueError(f"{who} has the classes {list(theirs)}, the student {list(ours)}")
+
+
+def same_outputs(ours: str, theirs: str, who: str) -> None:
+    """What a teacher, say, predicts must be what the student does."""
+    if ours != theirs:
+        raise ValueError(
+            f"{who} has outputs={theirs!r}, the student outputs={ours!r}: they must mean the same. "
+            "Say what they are where the two are made, such as mlp(..., outputs='regression') and "
+            "teachers.from_function(..., outputs='regression')"
+        )
+
+
+def fits_device(**columns: Any) -> None:
+    """Numbers of the host keep their value where JAX holds them in fewer bits.
+
+    Without ``jax_enable_x64``, 2**32 + 1 would become 1, and 1e300 inf.
+
+    Arrays that JAX already holds pass.
+    """
+    for name, column in columns.items():
+        found = outside_device(column)
+        if found is not None:
+            value, held = found
+            raise ValueError(
+                f"{name} has the value {value}, which does not fit in {held}, the type in which "
+                f"JAX holds {column.dtype}: renumber or rescale the column, or enable 64 bits with "
+                "jax.config.update('jax_enable_x64', True)"
+            )
+
+
+def outside_device(column: Any) -> tuple[Any, np.dtype] | None:
+    """A value that does not fit in the dtype in which JAX holds it, and that dtype."""
+    if not isinstance(column, np.ndarray) or column.dtype.kind not in "iuf":
+        return None
+    held = jax.dtypes.canonicalize_dtype(column.dtype)
+    if held == column.dtype or not column.size:
+        return None
+    bounds = jnp.finfo(held) if column.dtype.kind == "f" else jnp.iinfo(held)
+    least, most = float(bounds.min), float(bounds.max)
+    # Without a copy of the column where all is well. fmin and fmax leave NaN out.
+    low, high = np.fmin.reduce(column, axis=None), np.fmax.reduce(column, axis=None)
+    if low >= least and high <= most:
+        return None
+    bad = np.isfinite(column) & ((column < least) | (column > most))
+    return (column[bad][0], held) if bad.any() else None
 
 
 def compute_dtype(dtype: Any, name: str = "dtype") -> np.dtype:

@@ -124,6 +124,16 @@ def has_convolution(program: Any) -> bool:
     )
 
 
+def pairs_rows(program: Any, rows: int) -> bool:
+    """Whether a jaxpr makes an array with two axes of ``rows``, one for each pair of them."""
+    return any(
+        getattr(variable.aval, "shape", ()).count(rows) > 1
+        for jaxpr in inner_jaxprs(program)
+        for equation in jaxpr.eqns
+        for variable in equation.outvars
+    )
+
+
 def after(values: Any, arrived: Any) -> Any:
     """The same values, available only once all of ``arrived`` is.
 

@@ -15,10 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
 from distill_jax._programs import vary_alike
+from distill_jax.types import OutputKind
 
 Core = Callable[..., Array]
 
@@ -44,12 +46,41 @@ def two_class(logits: Float[Array, "*batch outputs"]) -> Float[Array, "*batch cl
     return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
 
 
+def as_logits(outputs: Any, kind: OutputKind) -> Array:
+    """What a forward pass returned, as the logits that ``kind`` has.
+
+    Args:
+      outputs: ``[batch, ..., outputs]``.
+      kind: What they mean.
+
+    Returns:
+      ``[batch, ..., classes]``, with two classes for a single output of kind ``"softmax"``.
+
+    Raises:
+      TypeError: if ``outputs`` is not one array.
+      ValueError: if it has no axis besides the batch.
+    """
+    if not isinstance(outputs, jax.Array | np.ndarray):
+        raise TypeError(
+            "a model must return its logits as one array [batch, ..., classes] or as Outputs, "
+            f"got {type(outputs).__name__}"
+        )
+    if outputs.ndim < 2:
+        raise ValueError(
+            "a model must return logits [batch, ..., classes], one number per row as [batch, 1], "
+            f"got shape {outputs.shape}"
+        )
+    logits = jnp.asarray(outputs)
+    return two_class(logits) if kind == "softmax" else logits
+
+
 def rows(
     core: Core,
     student_logits: Float[Array, "*batch classes"],
     teacher_logits: Float[Array, "*batch classes"],
     *options: Any,
     where: Bool[Array, "*batch"] | None = None,
+    least: int = 2,
 ) -> Float[Array, "*batch"]:
     """Runs a core over two dense arrays: checks, float32 or better, masks.
 
@@ -62,12 +93,13 @@ def rows(
       teacher_logits: Same shape.
       *options: Scalars, cast to the dtype of the arithmetic.
       where: Rows to count, ``[...]``; the others have value 0 and gradient 0.
+      least: How many outputs there must be: one, for a core that is not about a softmax.
 
     Returns:
       One value per row, ``[...]``, float32 or better.
     """
     _checks.floating(student_logits=student_logits, teacher_logits=teacher_logits)
-    _checks.classes_axis(student_logits=student_logits)
+    _checks.classes_axis(least=least, student_logits=student_logits)
     _checks.same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
     dtype = _checks.wide_dtype(student_logits, teacher_logits)
     student, teacher = (jnp.asarray(x, dtype) for x in (student_logits, teacher_logits))
@@ -123,7 +155,7 @@ def total(
       True
     """
     _checks.floating(student_logits=student_logits)
-    _checks.classes_axis(student_logits=student_logits)
+    _checks.classes_axis(least=1, student_logits=student_logits)  # the loss may want two
     batch, classes = student_logits.shape[:-1], student_logits.shape[-1]
     if against.shape[: len(batch)] != batch:
         raise ValueError(

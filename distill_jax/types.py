@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from jaxtyping import Array, PyTree
+
+from distill_jax import _checks
 
 Batch = Mapping[str, Any]
 """Named arrays, of JAX or NumPy, with one leading axis: ``inputs``, often ``labels`` or
@@ -18,6 +20,16 @@ of another view of the examples, named ``clause``."""
 Params = PyTree
 """Arrays that gradients reach."""
 
+OutputKind = Literal["softmax", "multi_label", "regression", "embedding"]
+"""What the outputs of a model mean, which decides how they are averaged, compared and measured:
+
+- ``"softmax"``: logits of classes that exclude each other. A single output ``z`` stands for the
+  logits ``[0, z]`` of two classes.
+- ``"multi_label"``: log-odds of labels, each of which holds or not, whatever the others do; one
+  label or more. The levels of an ordinal scale are labels too ("above level k").
+- ``"regression"``: predicted numbers, one or more per row.
+- ``"embedding"``: coordinates of a vector."""
+
 State = PyTree
 """Arrays that a forward pass in training mode replaces, batch statistics for example."""
 
@@ -26,9 +38,12 @@ class Outputs(NamedTuple):
     """What a model returns for a batch.
 
     Attributes:
-      logits: Unnormalised log-probabilities, ``[batch, ..., classes]``. There are always two
-        classes or more: a model with one output ``z`` has the logits ``[0, z]``.
-      features: Hidden arrays by the path of the module that made them (``"blocks/0"``).
+      logits: What the model predicts, ``[batch, ..., outputs]``; ``Model.outputs`` says what the
+        numbers mean. By default they are unnormalised log-probabilities of two classes or more: a
+        model with one output ``z`` has the logits ``[0, z]``.
+      features: Hidden arrays by the path of the module that made them (``"blocks/0"``). The
+        features ``"log_variance"`` or ``"variance"`` of a regression model, of the shape of its
+        logits, are the variances that it predicts, which ``evaluate`` compares with its errors.
     """
 
     logits: Array
@@ -52,6 +67,7 @@ class Model:
       missing: Whether ``inputs`` may hold NaN, for missing values.
       exact_inputs: Whether ``inputs`` must not be rounded to a smaller dtype, because the model
         compares them with written thresholds.
+      outputs: What the logits mean, an :data:`OutputKind`.
     """
 
     init: Callable[[Array, Any], tuple[Params, State]]
@@ -59,8 +75,10 @@ class Model:
     classes: tuple[str, ...] | None = None
     missing: bool = False
     exact_inputs: bool = False
+    outputs: OutputKind = "softmax"
 
     def __post_init__(self) -> None:
+        _checks.choice(get_args(OutputKind), outputs=self.outputs)
         if self.classes is not None:  # a list would have no hash
             object.__setattr__(self, "classes", tuple(self.classes))
 

@@ -40,7 +40,9 @@ class Entry:
     Attributes:
       loss: ``loss(student_logits, against, *, where=None, **options)``.
       options: Scalar options by name.
-      kind: What comes second: ``"teacher"`` logits, ``"targets"`` or ``"labels"``.
+      kind: What comes second: ``"teacher"`` logits, ``"targets"`` (probabilities), ``"labels"``,
+        ``"answers"`` (0 or 1 for each output), ``"ranks"`` (0 to the number of outputs) or
+        ``"numbers"``.
       swapped: The loss and its options that give the same value with student and teacher swapped;
         None where there are none.
       bound: No value lies above it.
@@ -48,6 +50,7 @@ class Entry:
       t2_scaled: Carries T², so the gradient's size does not move with the temperature.
       couples_examples: An example's loss depends on the others of its batch.
       smooth: Has second derivatives everywhere.
+      one_output: Takes a single output too.
       refused: Values that an option must refuse, by option.
     """
 
@@ -60,6 +63,7 @@ class Entry:
     t2_scaled: bool = False
     couples_examples: bool = False
     smooth: bool = True
+    one_output: bool = False
     refused: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -73,6 +77,21 @@ class Entry:
     def scores(self) -> bool:
         """Compares two rows of logits, so that 0 means equal."""
         return self.kind == "teacher"
+
+    @property
+    def integers(self) -> bool:
+        """What comes second has no gradient."""
+        return self.kind in ("labels", "answers", "ranks")
+
+    def second(self, rng: np.random.Generator, numbers: np.ndarray) -> np.ndarray:
+        """What comes second, made of logits ``[..., classes]``."""
+        classes = numbers.shape[-1]
+        if self.kind == "answers":
+            return (numbers > 0).astype(np.int32)
+        if self.integers:
+            most = classes + (self.kind == "ranks")
+            return rng.integers(0, most, numbers.shape[:-1]).astype(np.int32)
+        return softmax(numbers, -1) if self.kind == "targets" else numbers
 
     def reference(self, student: Any, against: Any) -> np.ndarray:
         return getattr(references, self.name)(student, against, **self.options)
@@ -89,7 +108,12 @@ def _entries() -> Iterable[Entry]:
     yield Entry(
         losses.total_variation, swapped=(losses.total_variation, {}), bound=1.0, smooth=False
     )
-    yield Entry(losses.squared_error, swapped=(losses.squared_error, {}), shift_invariant=False)
+    yield Entry(
+        losses.squared_error,
+        swapped=(losses.squared_error, {}),
+        shift_invariant=False,
+        one_output=True,
+    )
     outside = (-0.1, 1.5, math.nan)
     for beta in (0.0, 1e-4, 0.1, 0.5, 0.9, 1.0):
         other = {"beta": 1.0 - beta}
@@ -138,6 +162,7 @@ def _entries() -> Iterable[Entry]:
             option,
             shift_invariant=False,
             t2_scaled=True,
+            one_output=True,
             refused=refused,
         )
     for smoothing in (0.0, 0.1, 1.0):
@@ -148,6 +173,14 @@ def _entries() -> Iterable[Entry]:
             refused={"label_smoothing": outside},
         )
     yield Entry(losses.cross_entropy_with_targets, kind="targets")
+    plain = functools.partial(Entry, shift_invariant=False, one_output=True)
+    yield plain(losses.binary_cross_entropy, kind="answers")
+    yield plain(losses.ordinal_cross_entropy, kind="ranks")
+    yield plain(losses.squared_error_with_targets, kind="numbers")
+    yield plain(losses.absolute_error, kind="numbers", smooth=False)
+    for delta in (0.5, 3.0):
+        refused = {"delta": (0.0, -1.0, math.inf)}
+        yield plain(losses.huber, {"delta": delta}, kind="numbers", smooth=False, refused=refused)
 
 
 LOSSES: list[Entry] = list(_entries())
@@ -160,9 +193,7 @@ def data(entry: Entry, seed: int = 0, *, shape=SHAPE, scale: float = 2.0) -> tup
     """Student logits and what they are compared with, float32 NumPy."""
     rng = np.random.default_rng(seed)
     student, teacher = (scale * rng.standard_normal((2, *shape))).astype(np.float32)
-    if entry.kind == "labels":
-        return student, rng.integers(0, shape[-1], shape[:-1]).astype(np.int32)
-    return student, softmax(teacher, -1) if entry.kind == "targets" else teacher
+    return student, entry.second(rng, teacher)
 
 
 def arrays(options: Mapping[str, float]) -> dict[str, jax.Array]:
@@ -196,7 +227,7 @@ def probe(entry: Entry, student, against, where=None, options=None) -> tuple[Any
     student, against = jnp.asarray(student), jnp.asarray(against)
     where = jnp.ones(student.shape[:-1], bool) if where is None else jnp.asarray(where)
     tag = f"{student.dtype} {student.shape}"
-    run = _probe(entry.loss, tag, entry.kind != "labels")
+    run = _probe(entry.loss, tag, not entry.integers)
     options = entry.options if options is None else options
     return jax.tree.map(np.asarray, run(student, against, arrays(options), where))
 
@@ -238,7 +269,7 @@ def numerical_gradients(
         -1,
     )
     to_against = None
-    if entry.kind != "labels":
+    if not entry.integers:
         wide = np.asarray(against).astype(np.float64)
         to_against = np.stack(
             [derivative(lambda h, e=e: entry.reference(student, wide + h * e), step) for e in unit],
@@ -306,8 +337,8 @@ def reference(entry: Entry) -> None:
         against = teacher
         if entry.kind == "targets":
             against = softmax(teacher, -1)
-        elif entry.kind == "labels":
-            against = teacher.argmax(-1).astype(np.int32)
+        elif entry.integers:
+            against = entry.second(np.random.default_rng(0), teacher)
         rows, grads = probe(entry, student, against)
         want = entry.reference(student, against)
         assert rows.dtype == np.float32
@@ -352,7 +383,7 @@ def _transforms(loss: Callable, differentiable: bool) -> Callable:
 
 
 def run_transforms(entry: Entry, student, against, direction) -> tuple:
-    run = _transforms(entry.loss, entry.kind != "labels")
+    run = _transforms(entry.loss, not entry.integers)
     return run(jnp.asarray(student), jnp.asarray(against), arrays(entry.options), tuple(direction))
 
 
@@ -361,7 +392,7 @@ def transforms(entry: Entry) -> None:
     function as called plainly, and with numerical second derivatives."""
     student, against = data(entry)
     rng = np.random.default_rng(7)
-    differentiable = entry.kind != "labels"
+    differentiable = not entry.integers
     direction = (
         rng.standard_normal(SHAPE).astype(np.float32),
         (0.1 * rng.standard_normal(SHAPE if differentiable else ())).astype(np.float32),
@@ -413,20 +444,24 @@ def second_order(entry: Entry) -> None:
         against[against == 3] = 4
     elif entry.kind == "targets":
         against[1:, 3] = 0.0
+    elif entry.kind == "answers":
+        against[:, 3] = 0
+    elif entry.kind == "ranks":
+        against = np.minimum(against, 3)
     else:
         against[:, 3] -= below
     ends = {name: side_of(entry, name) for name in entry.options}
     steps = {n: 0.1 * ends[n] or 0.5 * min(x, 1.0) for n, x in entry.options.items()}
     rng = np.random.default_rng(12)
     direction = [rng.standard_normal(SHAPE), rng.standard_normal(SHAPE), steps]
-    if entry.kind == "labels":
+    if entry.integers:
         direction[1] = np.zeros(())
     elif entry.kind == "targets":
         direction[1] = direction[1] * (against > 0)
 
     def gradients(h: float) -> tuple:
         options = {n: x + h * steps[n] for n, x in entry.options.items()}
-        moved = against if entry.kind == "labels" else against + h * direction[1]
+        moved = against if entry.integers else against + h * direction[1]
         at = dataclasses.replace(entry, options=options)
         moved = student + h * direction[0], moved
         to_student, to_against, _ = numerical_gradients(at, *moved)
@@ -440,7 +475,7 @@ def second_order(entry: Entry) -> None:
     with_options = [*(jnp.asarray(x, jnp.float32) for x in direction[:2]), arrays(steps)]
     turn = jax.tree.map(np.asarray, run_transforms(entry, student, against, with_options)[-1])
     finite(turn, "second derivative")
-    parts = [turn[0], *([] if entry.kind == "labels" else [turn[1]])]
+    parts = [turn[0], *([] if entry.integers else [turn[1]])]
     got = [*(np.ravel(x) for x in parts), np.array([turn[2][n] for n in sorted(entry.options)])]
     rounding = 1e-6 * max(1e-3, np.abs(want[np.isfinite(want)]).max())
     for block in np.split(np.arange(len(want)), np.cumsum([len(x) for x in got])[:-1]):
@@ -628,9 +663,8 @@ def permutation(entry: Entry) -> None:
     student, against = data(entry)
     order = np.random.default_rng(3).permutation(SHAPE[-1])
     rows, (to_student, to_against, _) = probe(entry, student, against)
-    renamed = (
-        np.argsort(order)[against].astype(np.int32) if entry.kind == "labels" else against[:, order]
-    )
+    by_number = entry.kind == "labels"
+    renamed = np.argsort(order)[against].astype(np.int32) if by_number else against[:, order]
     other, (to_other, to_renamed, _) = probe(entry, student[:, order], renamed)
     close(other, rows, rtol=1e-5, atol=1e-6)
     close(to_other, to_student[:, order], rtol=1e-5, atol=1e-6)
@@ -665,7 +699,7 @@ def padding(entry: Entry) -> None:
     for junk in (np.nan, np.inf, -np.inf):
         dirty, junk_against = student.copy(), against.copy()
         dirty[~keep] = junk
-        junk_against[~keep] = 999 if entry.kind == "labels" else junk
+        junk_against[~keep] = 999 if entry.integers else junk
         got, got_grads = probe(entry, dirty, junk_against, where=keep)
         chex.assert_trees_all_equal((got, got_grads), (rows, grads))
         assert (got[~keep] == 0).all() and (got_grads[0][~keep] == 0).all()
@@ -714,6 +748,10 @@ def forbidden_classes(entry: Entry) -> None:
         elif entry.kind == "targets":
             against[1:3, dead_teacher] = 0.0
             against[3] = np.eye(10)[0]
+        elif entry.kind == "answers":
+            against[1:3, dead_teacher], against[3] = 0, np.eye(10)[0]
+        elif entry.kind == "ranks":
+            against[1:] = [0, 3, 1] if dead_teacher else [9, 3, 1]
         else:
             against[1:] = [dead_teacher[0] if dead_teacher else 0, 1, 0]
         want = entry.reference(student, against)
@@ -775,7 +813,7 @@ def low_precision(entry: Entry) -> None:
     for dtype, rounding in ((jnp.bfloat16, 2.0**-8), (jnp.float16, 2.0**-11)):
         student, against = (jnp.asarray(x) for x in data(entry))
         student = student.astype(dtype)
-        against = against if entry.kind == "labels" else against.astype(dtype)
+        against = against if entry.integers else against.astype(dtype)
         rows, (to_student, to_against, to_options) = probe(entry, student, against)
         assert rows.dtype == np.float32 and to_student.dtype == student.dtype
         plain = [
@@ -794,7 +832,7 @@ def double_precision(entry: Entry) -> None:
     with jax.enable_x64(True):
         student, against = data(entry)
         student = jnp.asarray(student, jnp.float64)
-        against = jnp.asarray(against, jnp.int32 if entry.kind == "labels" else jnp.float64)
+        against = jnp.asarray(against, jnp.int32 if entry.integers else jnp.float64)
         options = {name: jnp.asarray(x, jnp.float64) for name, x in entry.options.items()}
         got = _value(entry.loss, "float64")(student, against, options)
         assert got.dtype == np.float64
@@ -817,7 +855,8 @@ def temperature(entry: Entry) -> None:
 def complaints(entry: Entry) -> None:
     """Wrong shapes, dtypes and options raise, and the message names the argument."""
     student, against = (jnp.asarray(x) for x in data(entry))
-    second = {"teacher": "teacher_logits", "targets": "targets", "labels": "labels"}[entry.kind]
+    names = {"teacher": "teacher_logits", "targets": "targets", "numbers": "targets"}
+    second = names.get(entry.kind, "labels")
 
     def refuses(error, match, *args, **kwargs):
         with pytest.raises(error, match=match):
@@ -828,13 +867,16 @@ def complaints(entry: Entry) -> None:
     refuses(TypeError, "student_logits", student.astype(jnp.int32), against)
     refuses(TypeError, "where", student, against, where=jnp.ones(4))
     refuses(ValueError, "where", student, against, where=jnp.ones((4, 1), bool))
-    if entry.kind == "labels":
-        refuses(TypeError, second, student, against.astype(jnp.float32))
-        refuses(ValueError, "student_logits", student[:, :1], against)
-    else:
-        refuses(TypeError, second, student, against.astype(jnp.int32))
+    wrong = against.astype(jnp.float32 if entry.integers else jnp.int32)
+    refuses(TypeError, second, student, wrong)
+    if against.ndim == 2:
         refuses(ValueError, second, student, against[:, :9])
-        refuses(ValueError, "student_logits", student[:, :1], against[:, :1])
+    few = (student[:, :1], against[:, :1] if against.ndim == 2 else against * 0)
+    if entry.one_output:
+        close(entry.loss(*few, **entry.options), entry.reference(*few), rtol=1e-5, atol=1e-6)
+    else:
+        refuses(ValueError, "student_logits", *few)
+    refuses(ValueError, "student_logits", student[:, :0], few[1])
     for name, values in entry.refused.items():
         for x in values:
             refuses(ValueError, name, student, against, **{name: x})
@@ -857,12 +899,12 @@ LAWS: list[tuple[Callable[[Entry], None], Callable[[Entry], bool]]] = [
     (bounded, lambda e: math.isfinite(e.bound)),
     (swap, lambda e: e.swapped is not None),
     (shift, lambda e: e.shift_invariant),
-    (permutation, lambda e: True),
+    (permutation, lambda e: e.kind != "ranks"),  # ordered
     (masked_rows, lambda e: True),
     (padding, lambda e: True),
     (splits, lambda e: not e.couples_examples),
     (any_batch, lambda e: True),
-    (forbidden_classes, lambda e: True),
+    (forbidden_classes, lambda e: e.kind != "numbers"),
     (no_distribution, lambda e: e.shift_invariant),
     (extreme_gaps, lambda e: True),
     (low_precision, lambda e: True),

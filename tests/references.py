@@ -175,3 +175,36 @@ def cross_entropy(student, labels, label_smoothing):
 @_float64
 def cross_entropy_with_targets(student, targets):
     return -np.where(targets == 0, 0.0, targets * log_softmax(student, axis=-1)).sum(-1)
+
+
+def _bernoulli(logits, answers):
+    return -np.where(answers, log_expit(logits), log_expit(-logits)).sum(-1)
+
+
+@_float64
+def binary_cross_entropy(student, labels):
+    return _bernoulli(student, labels == 1)
+
+
+@_float64
+def ordinal_cross_entropy(student, labels):
+    """Cao et al. 2020 (CORAL), equation 4: one question per level, is the rank above it?"""
+    levels = np.arange(student.shape[-1])
+    return _bernoulli(student, np.asarray(labels)[..., None] > levels)
+
+
+@_float64
+def squared_error_with_targets(student, targets):
+    return 0.5 * ((student - targets) ** 2).sum(-1)
+
+
+@_float64
+def absolute_error(student, targets):
+    return np.abs(student - targets).sum(-1)
+
+
+@_float64
+def huber(student, targets, delta):
+    """Huber 1964."""
+    d = np.abs(student - targets)
+    return np.where(d <= delta, 0.5 * d**2, delta * (d - 0.5 * delta)).sum(-1)

@@ -71,6 +71,28 @@ REFUSED = [
         ValueError,
         "teacher has the classes ['a', 'c'], the student ['a', 'b']",
     ),
+    (lambda: _checks.classes_axis(least=1, x=jnp.zeros((4, 0))), ValueError, "[..., outputs], got"),
+    (
+        lambda: _checks.integer_or_boolean(x=jnp.zeros(2)),
+        TypeError,
+        "integers or booleans, got",
+    ),
+    (lambda: _checks.choice(("a", "b"), x="c"), ValueError, "x must be one of 'a', 'b', got 'c'"),
+    (
+        lambda: _checks.same_outputs("softmax", "regression", "teacher"),
+        ValueError,
+        "teacher has outputs='regression', the student outputs='softmax'",
+    ),
+    (
+        lambda: _checks.fits_device(x=np.array([1, -(2**31) - 1])),
+        ValueError,
+        "x has the value -2147483649, which does not fit in int32, the type in which JAX",
+    ),
+    (
+        lambda: _checks.fits_device(x=np.array([np.nan, -np.inf, 1e39])),
+        ValueError,
+        "x has the value 1e+39, which does not fit in float32",
+    ),
 ]
 
 
@@ -96,6 +118,14 @@ def test_lets_good_values_pass():
     _checks.labels_below(3, x=np.array([0, 2]), y=np.zeros(0, int))
     _checks.class_order(("a", "b"), ("a", "b"), "teacher")
     _checks.class_order(None, ("a", "b"), "teacher")
+    _checks.classes_axis(least=1, x=jnp.zeros((2, 1)))
+    _checks.integer_or_boolean(x=np.ones(2, bool), y=1)
+    _checks.choice(("a", "b"), x="b")
+    _checks.same_outputs("softmax", "softmax", "teacher")
+    extremes = np.array([-(2**31), 2**31 - 1]), np.array([np.inf, np.nan, 3.4e38])
+    _checks.fits_device(x=extremes[0], y=extremes[1], z=np.array([2**32 - 1], np.uint64), s="a")
+    with jax.enable_x64(True):
+        _checks.fits_device(x=np.array([2**40]), y=np.array([1e300]))
 
 
 def test_what_is_traced_passes():

@@ -34,6 +34,11 @@ def of_changed(change: Callable[[teachers.Teacher], teachers.Teacher]) -> Case:
     return of_teacher(change(teachers.teacher(SMALL, *drawn(SMALL, TABLE))), TABLE)
 
 
+def of_labels(change: Callable[[teachers.Teacher], teachers.Teacher]) -> Case:
+    model = models.logistic_regression(3, outputs="multi_label")
+    return of_teacher(change(teachers.teacher(model, *drawn(model, TABLE))), TABLE)
+
+
 class Linen(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -70,6 +75,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "teacher": lambda: of_changed(lambda t: t),
     "ensemble": lambda: of_changed(lambda t: teachers.ensemble([t, t])),
     "geometric ensemble": lambda: of_changed(lambda t: teachers.ensemble([t, t], mix="log")),
+    "one number": lambda: of_model(models.mlp([4], 1, outputs="regression"), TABLE),
+    "ensemble of labels": lambda: of_labels(lambda t: teachers.ensemble([t, t])),
     "reordered teacher": lambda: of_changed(lambda t: teachers.reorder(t, "cab")),
     "cast teacher": lambda: of_changed(teachers.cast),
     "quantized teacher": lambda: of_changed(lambda t: teachers.quantize(t, smallest=9)),

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from distill_jax import _checks
+from distill_jax.types import OutputKind
 
 
 def check(
@@ -19,6 +20,7 @@ def check(
     num_classes: int | None = None,
     values: Sequence[str] | None = None,
     missing: Sequence[str] = ("columns",),
+    outputs: OutputKind = "softmax",
 ) -> None:
     """Raises an error that names the column if the data cannot be trained on.
 
@@ -26,17 +28,23 @@ def check(
     checked, since its values are not known.
 
     Args:
-      data: Named arrays with one leading axis.
+      data: Named arrays with one leading axis. Pass those of the host as they are: once cast, a
+        label of 2**32 + 1 would be 1.
       batch_size: Rows per batch; must lie between 1 and the number of rows.
       num_classes: Labels must be below it.
       values: The columns whose values are checked; None checks all.
       missing: Columns in which NaN stands for a missing value.
+      outputs: What the numbers mean in columns whose name ends with ``logits``, an
+        :data:`~distill_jax.types.OutputKind`.
 
     Raises:
-      TypeError: if ``labels`` are not integers, or ``where`` is not boolean.
+      TypeError: if ``labels`` are not integers (or booleans, of labels that hold or not), or
+        ``where`` is not boolean.
       ValueError: if there is no column or no row, if columns differ in length, if a floating
-        column has NaN or infinite rows (``-inf`` is allowed in columns whose name ends with
-        ``logits``: it forbids a class), or if labels or ``batch_size`` are out of range.
+        column has NaN or infinite rows, if a number does not fit in the type in which JAX holds it,
+        or if labels or ``batch_size`` are out of range. In columns whose name ends with ``logits``,
+        ``-inf`` is allowed: it forbids a class, but not every class of a row; or it excludes a
+        label.
 
     Example:
       >>> check({"inputs": np.ones((3, 2)), "labels": np.array([0, 1, 2])}, num_classes=2)
@@ -51,15 +59,21 @@ def check(
         _checks.boolean(where=data["where"])
     where = _checks.known(data.get("where", np.ones(n, bool)))
     if "labels" in data:
-        _checks.integer(labels=data["labels"])
+        _checks.integer_or_boolean(labels=data["labels"])
     if where is None:  # which rows count is not known yet
         return
-    counted = where.reshape(n, -1).any(axis=1)
     looked_at = data.keys() if values is None else data.keys() & set(values)
-    for name in looked_at:
+    for name in sorted(looked_at):
         column = _checks.known(data[name])
-        if column is not None and jnp.issubdtype(column.dtype, jnp.floating):
-            _finite(name, column if counted.all() else column[counted], name in missing)
+        if column is None:
+            continue
+        own = name.endswith("logits") and where.shape == column.shape[: where.ndim]
+        counted = where if own else where.reshape(n, -1).any(axis=1)
+        if not counted.all():
+            column = column[counted]
+        _checks.fits_device(**{name: column})
+        if jnp.issubdtype(column.dtype, jnp.floating):
+            _finite(name, column, name in missing, outputs)
     if "labels" in data and "labels" in looked_at:
         _labels(_checks.known(data["labels"]), where, num_classes)
 
@@ -79,11 +93,20 @@ def _rows(data: Mapping[str, Any]) -> int:
     return n
 
 
-def _finite(name: str, values: np.ndarray, missing: bool) -> None:
+def _finite(name: str, values: np.ndarray, missing: bool, outputs: OutputKind) -> None:
     bad = np.isinf(values) if missing else ~np.isfinite(values)
-    if name.endswith("logits"):
-        bad &= ~np.isneginf(values)
-    rows = int(bad.reshape(len(values), -1).any(axis=1).sum()) if values.size else 0
+    if not bad.any():
+        return
+    if name.endswith("logits") and outputs in ("softmax", "multi_label"):
+        excluded = np.isneginf(values)
+        bad &= ~excluded
+        empty = excluded.all(axis=-1).reshape(len(values), -1).any(axis=1)
+        if outputs == "softmax" and empty.any():
+            raise ValueError(
+                f"{name} must leave a class possible, got -inf for every class in {empty.sum()} of "
+                f"{len(values)} rows: fix or remove them, or mask them with where=False"
+            )
+    rows = int(bad.reshape(len(values), -1).any(axis=1).sum())
     if rows:
         raise ValueError(
             f"{name} must be finite{' or NaN (missing)' if missing else ''}, got "

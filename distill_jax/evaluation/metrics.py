@@ -1,8 +1,12 @@
-r"""Accuracy, calibration and agreement with a teacher, in one pass over the data.
+r"""How good predictions are, and how close to a teacher's, in one pass over the data.
 
-Every metric is a sum divided by a count. :func:`sums` computes the sums of a batch on the device;
-they are added in double precision on the host, so that neither the batch size nor the padding of
-the last batch changes a result.
+What is measured depends on what the outputs of a model mean, ``Model.outputs``. Every metric but
+those of ranking is a sum divided by a count. :func:`sums` computes the sums of a batch on the
+device; they are added in double precision on the host, so that neither the batch size nor the
+padding of the last batch changes a result. With a column ``weights``, every mean is weighted;
+``count``, ``errors`` and what is called ``count`` elsewhere still count rows.
+
+Classes (``"softmax"``), against ``labels``:
 
 - ``accuracy``, ``errors``, ``count``: the prediction is the class of the largest logit, the first
   of ties. A row that is not a distribution (NaN, ``+inf``, or ``-inf`` everywhere) is an error.
@@ -12,18 +16,53 @@ the last batch changes a result.
   equal width of the largest probability, each closed on the right, :math:`((m-1)/M, m/M]`. Guo et
   al., `On Calibration of Modern Neural Networks <https://arxiv.org/abs/1706.04599>`_, 2017,
   section 2. NaN where a row is not a distribution.
-- ``per_class``: ``{"class", "count", "errors"}`` for each class of the labels.
-- ``agreement``: share of rows for which student and teacher predict the same class.
-- ``top_k_overlap``: mean share of the teacher's k most likely classes that are among the student's
-  k most likely, in any order; of ties, the first.
-- ``kl_to_teacher``: mean forward KL, teacher to student, at temperature 1.
+- ``f1_macro``: mean of the classes' F1, :math:`2 tp / (2 tp + fp + fn)`, over those classes that
+  occur among the labels or the predictions.
+- ``auc``, ``average_precision``: areas under the ROC curve and under the precision-recall curve
+  (without interpolation) of each class against the rest, averaged over the classes for which they
+  are defined: those with a positive row and, for ``auc``, a negative one. NaN where there is none,
+  or where a row is not a distribution.
+- ``per_class``: ``{"class", "count", "errors"}`` for each class of the labels, with its ``auc`` and
+  ``average_precision``.
+
+Labels that do not exclude each other (``"multi_label"``), against ``labels`` of 0 and 1,
+``[n, ..., labels]``; a label is predicted where its logit is above 0, and counts where the column
+``known`` (``[n, ..., labels]``, if there is one) is True:
+
+- ``subset_accuracy``: share of rows with every label right; ``hamming_loss``: share of labels that
+  are wrong; ``nll``: mean over rows of the sum over labels.
+- ``f1_micro`` of all labels together, ``f1_macro`` the mean over labels, 0 for a label that neither
+  occurs nor is predicted.
+- ``auc``, ``average_precision``: as above, of each label.
+- ``per_label``: ``{"label", "count", "f1", "auc", "average_precision"}``.
+
+Numbers (``"regression"``), against ``targets``, each metric per output and averaged over outputs:
+
+- ``mae``, ``rmse``; ``r2``, :math:`1 - \sum (y - s)^2 / \sum (y - \bar y)^2`, NaN for targets that
+  do not vary.
+- Where the model predicts variances, as its feature ``"variance"`` or ``"log_variance"`` of the
+  shape of its logits: ``mean_squared_z``, of errors in predicted standard deviations, is 1 for
+  variances of the right size, and ``coverage_90``, the share of targets within 1.645 predicted
+  standard deviations, is 0.9 for errors that are normal too; ``nll`` is the negative
+  log-likelihood of normal distributions, summed over outputs.
+- ``per_output``: ``{"output", "mae", "rmse", "r2"}``.
+
+Against a teacher:
+
+- of classes: ``agreement``, the share of rows for which both predict the same class;
+  ``top_k_overlap``, the mean share of the teacher's k most likely classes that are among the
+  student's k most likely, in any order; of ties, the first; ``kl_to_teacher``, the mean forward KL,
+  teacher to student, at temperature 1;
+- of labels: ``agreement``, the share of labels; ``kl_to_teacher``, summed over labels;
+- of numbers and vectors: ``mae_to_teacher``, ``rmse_to_teacher``, over all outputs together; of
+  vectors (``"embedding"``) also ``cosine_to_teacher``, the mean cosine similarity.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +71,20 @@ from jaxtyping import Array, Float
 
 from distill_jax import _checks
 from distill_jax.data import check, padded_batches
-from distill_jax.losses import cross_entropy, forward_kl
+from distill_jax.evaluation import _ranking, _sums
 from distill_jax.teachers import Teacher
-from distill_jax.types import Batch, Model, Outputs, Params, State
+from distill_jax.types import Batch, Model, OutputKind, Outputs, Params, State
 
-_COLUMNS = ("inputs", "teacher_inputs", "labels", "where", "teacher_logits")
+_COLUMNS: dict[OutputKind, tuple[str, ...]] = {
+    "softmax": ("labels",),
+    "multi_label": ("labels", "known"),
+    "regression": ("targets",),
+    "embedding": (),
+}
+"""What a model is measured against. All have inputs, a mask, weights and a teacher's logits."""
+
+MOST_RANKED = 2**24
+"""Scores of a data set (rows times outputs times models) that are ranked without being asked."""
 
 
 def evaluate(
@@ -49,6 +97,7 @@ def evaluate(
     batch_size: int = 512,
     top_k: int = 5,
     bins: int = 15,
+    rank: bool | None = None,
 ) -> dict[str, Any]:
     """All metrics of one model on one data set.
 
@@ -56,25 +105,30 @@ def evaluate(
       model: Runs in evaluation mode; compiled once per model object.
       params: Its parameters.
       state: Its state.
-      data: ``inputs`` (``[n, ...]``); ``labels`` (``[n, ...]``, integers), without which the
-        metrics of labels are omitted; ``where`` (``[n]`` or the shape of the labels), False for
-        rows that do not count; ``teacher_logits`` (``[n, ..., classes]``), used if no teacher is
-        given; ``teacher_inputs``, if the teacher has inputs of its own.
+      data: ``inputs`` (``[n, ...]``); what the model is compared with, without which those metrics
+        are omitted: ``labels`` (``[n, ...]``, integers), for a multi-label model 0 or 1 and
+        ``[n, ..., labels]``, for a regression ``targets`` (``[n, ..., outputs]``, floats; for one
+        output also ``[n, ...]``); ``where`` (``[n]`` or the shape of the rows), False for rows that
+        do not count; ``weights`` (the same shapes, >= 0), of the rows in every mean;
+        ``teacher_logits`` (``[n, ..., classes]``), used if no teacher is given; ``teacher_inputs``,
+        if the teacher has inputs of its own.
       teacher: Compared with the model. Without one, and without ``teacher_logits``, the metrics
         of the teacher are omitted.
       batch_size: Rows per batch; changes memory and speed only.
       top_k: Classes in ``top_k_overlap``, at most all of them; the number used is reported.
       bins: Bins of the calibration error.
+      rank: Whether to compute ``auc`` and ``average_precision``, for which all scores are collected
+        and sorted on the host. None does so for up to 16 million scores; beyond, both are None.
 
     Returns:
-      Plain Python numbers and lists: ``count``; with labels ``errors``, ``accuracy``, ``nll``,
-      ``ece``, ``per_class``; with a teacher ``agreement``, ``top_k``, ``top_k_overlap``,
-      ``kl_to_teacher``. The module's docstring defines them.
+      Plain Python numbers and lists, named in the module's docstring: ``count``, with weights
+      ``weight`` (their sum), and the metrics of the model's kind of outputs.
 
     Raises:
-      TypeError: if labels are not integers, or ``where`` is not boolean.
+      TypeError: if labels are not integers, targets not floats, or ``where`` is not boolean.
       ValueError: if the data are invalid (see ``distill_jax.data.check``), if no row counts, if
-        the teacher has another order of classes, or if an option is below 1.
+        the teacher has another kind of outputs or order of classes, if weights are negative, if an
+        option is below 1, or if a regression model gets ``labels`` in place of ``targets``.
 
     Example:
       >>> from distill_jax.models import logistic_regression
@@ -87,7 +141,8 @@ def evaluate(
       (1, 0.667)
     """
     program = functools.partial(_batch_sums, model, params, state)
-    return _as_numbers(_totals(program, model, data, teacher, batch_size, top_k, bins), model)
+    found = _totals(program, model, data, teacher, batch_size, top_k, bins, rank)
+    return _as_numbers(found, model, "weights" in data)
 
 
 def evaluate_many(
@@ -101,6 +156,7 @@ def evaluate_many(
     batch_size: int = 512,
     top_k: int = 5,
     bins: int = 15,
+    rank: bool | None = None,
 ) -> list[dict[str, Any]]:
     """The metrics of several models of one architecture in one pass, such as the seeds of a sweep.
 
@@ -114,6 +170,7 @@ def evaluate_many(
       batch_size: As in :func:`evaluate`.
       top_k: As in :func:`evaluate`.
       bins: As in :func:`evaluate`.
+      rank: As in :func:`evaluate`.
 
     Returns:
       A list with one result of :func:`evaluate` per model.
@@ -136,9 +193,9 @@ def evaluate_many(
             f"{sorted(lengths)}"
         )
     program = functools.partial(_stacked_sums, stacked_teacher, model, params, state)
-    totals = _totals(program, model, data, teacher, batch_size, top_k, bins)
     ((many,),) = lengths
-    return [_as_numbers({name: x[i] for name, x in totals.items()}, model) for i in range(many)]
+    found = _totals(program, model, data, teacher, batch_size, top_k, bins, rank, models=many)
+    return [_as_numbers(found.of(i), model, "weights" in data) for i in range(many)]
 
 
 def sums(
@@ -146,6 +203,7 @@ def sums(
     batch: Batch,
     teacher_logits: Float[Array, "*batch classes"] | None = None,
     *,
+    kind: OutputKind = "softmax",
     top_k: int = 5,
     bins: int = 15,
 ) -> dict[str, Array]:
@@ -153,89 +211,47 @@ def sums(
 
     Args:
       outputs: Of the model, with logits ``[batch, ..., classes]``.
-      batch: Its columns ``labels`` (``[batch, ...]``) and ``where`` are read if it has them.
+      batch: Its columns ``labels`` (``[batch, ...]``, of a multi-label model
+        ``[batch, ..., labels]``), ``known``, ``targets``, ``where`` and ``weights`` are read if it
+        has them, as in :func:`evaluate`.
       teacher_logits: ``[batch, ..., classes]``.
+      kind: What the logits mean, an :data:`~distill_jax.types.OutputKind`.
       top_k: Classes in the overlap, at most all.
       bins: Bins of the calibration error.
 
     Returns:
-      A dictionary of arrays, scalars unless a shape is given: ``count``; with labels ``correct``,
-      ``nll``, ``bin_correct`` and ``bin_confidence`` (``[bins]``), ``class_count`` and
-      ``class_correct`` (``[classes]``); with a teacher ``agree``, ``overlap`` (``[k]``: how often
-      the teacher's class of that rank is among the student's top k) and ``kl``. Counts are int32,
-      the others float32 or better.
+      A dictionary of arrays, scalars unless a shape is given. All are weighted, and float32 or
+      better, but for counts of rows, which are int32: ``count``, ``errors``, ``class_count``,
+      ``class_errors``, ``label_count``. Always ``count`` and ``weight``. Then,
+
+      - of classes, with labels: ``errors``, ``correct``, ``nll``, ``bin_correct`` and
+        ``bin_confidence`` (``[bins]``), ``class_count``, ``class_errors``, ``class_weight``,
+        ``class_correct`` and ``class_predicted`` (``[classes]``); with a teacher ``agree``,
+        ``overlap`` (``[k]``: how often the teacher's class of that rank is among the student's top
+        k) and ``kl``;
+      - of labels: ``exact``, ``nll``, and ``label_count``, ``label_weight``, ``label_true``,
+        ``label_predicted``, ``label_hits``, ``label_correct`` (``[labels]``); with a teacher
+        ``agree`` and ``kl``;
+      - of numbers, with targets: ``absolute`` and ``squared`` (``[outputs]``), with predicted
+        variances ``z_squared``, ``inside`` (``[outputs]``) and ``nll``; of numbers and vectors with
+        a teacher ``absolute_to_teacher``, ``squared_to_teacher`` and, of vectors, ``cosine``.
     """
     logits = outputs.logits
-    where = _where(batch, logits.shape[:-1])
-    found = {"count": where.sum(dtype=jnp.int32)}
-    if "labels" in batch:
-        found |= _label_sums(logits, jnp.asarray(batch["labels"]), where, bins)
+    where, weights = _sums.rows_that_count(batch, logits.shape[:-1])
+    found = {"count": where.sum(dtype=jnp.int32), "weight": weights.sum()}
+    if kind == "softmax" and "labels" in batch:
+        found |= _sums.class_sums(outputs, batch, where, weights, bins)
+    if kind == "multi_label" and "labels" in batch:
+        found |= _sums.answer_sums(outputs, batch, where, weights)
+    if kind == "regression" and "targets" in batch:
+        found |= _sums.error_sums(outputs, batch, where, weights)
     if teacher_logits is not None:
         _checks.same_shape(student_logits=logits, teacher_logits=teacher_logits)
-        found |= _teacher_sums(logits, teacher_logits, where, top_k)
+        found |= _sums.teacher_sums(logits, teacher_logits, where, weights, kind, top_k)
     return found
 
 
-def _where(batch: Batch, shape: tuple[int, ...]) -> Array:
-    where = jnp.asarray(batch.get("where", jnp.ones(shape, bool)))
-    _checks.boolean(where=where)
-    if where.shape != shape[: where.ndim]:
-        raise ValueError(
-            f"where must have the shape of the rows or their leading axes, {shape}, got "
-            f"{where.shape}"
-        )
-    return jnp.broadcast_to(where.reshape(where.shape + (1,) * (len(shape) - where.ndim)), shape)
-
-
-def _label_sums(logits: Array, labels: Array, where: Array, bins: int) -> dict[str, Array]:
-    predicted, valid = _predicted(logits)
-    labels = labels.astype(_checks.wide_dtype(labels, least=jnp.int32))
-    nll = jnp.where(where & ~valid, jnp.nan, cross_entropy(logits, labels, where=where))
-    correct = valid & (predicted.astype(labels.dtype) == labels) & where
-    wide = logits.astype(_checks.wide_dtype(logits))
-    confidence = jnp.where(where, jax.nn.softmax(wide, axis=-1).max(axis=-1), 0.0)
-    # Closed on the right. A row that is not a distribution goes to the first bin, and makes it NaN.
-    place = jnp.where(valid, jnp.ceil(confidence * bins) - 1, 0).astype(jnp.int32)
-    place = jnp.clip(place, 0, bins - 1)
-    classes = logits.shape[-1]
-    one = where.astype(jnp.int32)
-
-    def by(index: Array, values: Array, length: int) -> Array:
-        return jnp.zeros(length, values.dtype).at[index.reshape(-1)].add(values.reshape(-1))
-
-    # The label of a masked row may be out of range.
-    label = jnp.where(where, labels, 0)
-    return {
-        "correct": correct.sum(dtype=jnp.int32),
-        "nll": nll.sum(),
-        "bin_correct": by(place, correct.astype(jnp.int32), bins),
-        "bin_confidence": by(place, confidence, bins),
-        "class_count": by(label, one, classes),
-        "class_correct": by(label, correct.astype(jnp.int32), classes),
-    }
-
-
-def _teacher_sums(logits: Array, teacher: Array, where: Array, top_k: int) -> dict[str, Array]:
-    (ours, valid), (theirs, teacher_valid) = _predicted(logits), _predicted(teacher)
-    where_valid = where & valid & teacher_valid
-    k = min(top_k, logits.shape[-1])
-    # top_k orders -0.0 before 0.0; argmax, of agreement, takes them for equal.
-    top, teacher_top = (jax.lax.top_k(jnp.where(x == 0, 0.0, x), k)[1] for x in (logits, teacher))
-    shared = (teacher_top[..., :, None] == top[..., None, :]).any(-1) & where_valid[..., None]
-    return {
-        "agree": (where_valid & (ours == theirs)).sum(dtype=jnp.int32),
-        "overlap": shared.reshape(-1, k).sum(0, dtype=jnp.int32),
-        "kl": forward_kl(logits, teacher, where=where).sum(),
-    }
-
-
-def _predicted(logits: Array) -> tuple[Array, Array]:
-    """The predicted class, and whether the row is a distribution."""
-    valid = ~(jnp.isnan(logits) | jnp.isposinf(logits)).any(-1) & ~jnp.isneginf(logits).all(-1)
-    return jnp.argmax(logits, axis=-1), valid
-
-
-@functools.partial(jax.jit, static_argnames=("model", "top_k", "bins"))
+@functools.partial(jax.jit, static_argnames=("model", "top_k", "bins", "rank"))
 def _batch_sums(
     model: Model,
     params: Params,
@@ -245,17 +261,20 @@ def _batch_sums(
     *,
     top_k: int,
     bins: int,
-) -> dict[str, Array]:
+    rank: bool,
+) -> tuple[dict[str, Array], Array | None]:
+    """The sums of a batch, and its scores if rows are to be ranked."""
     outputs = model.predict(params, state, batch["inputs"])
     taught = (
         batch.get("teacher_logits")
         if teacher is None
         else teacher(batch.get("teacher_inputs", batch["inputs"])).logits
     )
-    return sums(outputs, batch, taught, top_k=top_k, bins=bins)
+    found = sums(outputs, batch, taught, kind=model.outputs, top_k=top_k, bins=bins)
+    return found, _sums.scores(outputs, model.outputs) if rank else None
 
 
-@functools.partial(jax.jit, static_argnames=("stacked_teacher", "model", "top_k", "bins"))
+@functools.partial(jax.jit, static_argnames=("stacked_teacher", "model", "top_k", "bins", "rank"))
 def _stacked_sums(
     stacked_teacher: bool,
     model: Model,
@@ -263,14 +282,32 @@ def _stacked_sums(
     state: State,
     batch: Batch,
     teacher: Teacher | None,
-    *,
-    top_k: int,
-    bins: int,
-) -> dict[str, Array]:
-    def one(params: Params, state: State, teacher: Teacher | None) -> dict[str, Array]:
-        return _batch_sums(model, params, state, batch, teacher, top_k=top_k, bins=bins)
+    **options: Any,
+) -> tuple[dict[str, Array], Array | None]:
+    def one(params: Params, state: State, teacher: Teacher | None) -> Any:
+        return _batch_sums(model, params, state, batch, teacher, **options)
 
     return jax.vmap(one, in_axes=(0, 0, 0 if stacked_teacher else None))(params, state, teacher)
+
+
+class _Found(NamedTuple):
+    """What one pass over the data gives.
+
+    Attributes:
+      totals: Sums over all rows, by name; of several models ``[models, ...]``.
+      curves: The areas ``(auc, average precision)`` of each class or label, ``[..., outputs, 2]``;
+        None where there is nothing to rank, or too much.
+      spread: Of each output's targets, the sum of squared distances from their mean, ``[outputs]``.
+    """
+
+    totals: dict[str, Any]
+    curves: np.ndarray | None
+    spread: np.ndarray | None
+
+    def of(self, i: int) -> _Found:
+        """One of several models."""
+        curves = None if self.curves is None else self.curves[i]
+        return self._replace(totals={n: x[i] for n, x in self.totals.items()}, curves=curves)
 
 
 def _totals(
@@ -281,15 +318,65 @@ def _totals(
     batch_size: int,
     top_k: int,
     bins: int,
-) -> dict[str, Any]:
-    """The sums over all batches, in double precision."""
+    rank: bool | None,
+    models: int | None = None,
+) -> _Found:
+    """The sums over all batches, in double precision, and what needs all rows at once."""
     batch_size = _checks.count("batch_size", batch_size)
     top_k, bins = _checks.count("top_k", top_k), _checks.count("bins", bins)
+    if rank not in (None, True, False):
+        raise TypeError(f"rank must be True, False or None, got {rank!r}")
+    data, missing = _columns(model, data, teacher)
+    n = len(data["inputs"])
+    batch_size = min(batch_size, n)
+    run = functools.partial(program, teacher=teacher, top_k=top_k, bins=bins)
+    ranks, do_rank = "labels" in data, False
+    if ranks:
+        first = next(iter(padded_batches(data, batch_size)))
+        # The same trace as below, unless there is too much to rank.
+        scores = jax.eval_shape(functools.partial(run, rank=True), first)[1]
+        _check_labels(model.outputs, data, scores.shape[-1])
+        do_rank = scores.size // batch_size * n <= MOST_RANKED if rank is None else rank
+    found = [run(batch, rank=do_rank) for batch in padded_batches(data, batch_size)]
+    # Fetched together at the end, so that the device never waits for the host.
+    found = jax.device_get(found)
+    names = found[0][0]
+    totals: dict[str, Any] = {
+        name: np.sum([x[name] for x, _ in found], axis=0, dtype=np.float64) for name in names
+    }
+    if not np.all(totals["count"] > 0):
+        raise ValueError("data must have a row that counts, got where=False in all rows")
+    if not np.all(totals["weight"] > 0):
+        raise ValueError("weights must not all be 0 in the rows that count")
+    curves = spread = None
+    if do_rank:
+        scores = np.concatenate([x for _, x in found], axis=0 if models is None else 1)
+        each = scores[None, :n] if models is None else scores[:, :n]
+        curves = np.stack([_curves(model.outputs, x, data) for x in each])
+        curves = curves[0] if models is None else curves
+    if "squared" in totals:
+        spread = _spread(data, totals["squared"].shape[-1])
+    return _Found(totals, curves, spread)
+
+
+def _columns(
+    model: Model, data: Mapping[str, Any], teacher: Teacher | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The columns that are read, checked; and those in which NaN stands for a missing value."""
     if "inputs" not in data:
         raise ValueError(f"data must have a column inputs, got {list(data)}")
+    against = _COLUMNS[model.outputs]
+    if model.outputs == "regression" and "labels" in data and "targets" not in data:
+        raise ValueError(
+            "the model has outputs='regression', which are compared with a column 'targets' of "
+            f"floats, got {list(data)}: rename the column, or make the model with "
+            "outputs='softmax' if it predicts classes"
+        )
     if teacher is not None:
+        _checks.same_outputs(model.outputs, teacher.outputs, "teacher")
         _checks.class_order(model.classes, teacher.classes, "teacher")
-    data = {name: data[name] for name in _COLUMNS if name in data}
+    wanted = ("inputs", "teacher_inputs", *against, "where", "weights", "teacher_logits")
+    data = {name: data[name] for name in wanted if name in data}
     if teacher is not None:
         data.pop("teacher_logits", None)
     missing = ["inputs"] if model.missing else []
@@ -297,43 +384,165 @@ def _totals(
         read = "teacher_inputs" if "teacher_inputs" in data else "inputs"
         missing = [name for name in missing if name != read or teacher.missing]
         missing += [read] if teacher.missing and read == "teacher_inputs" else []
-    check(data, missing=missing)
-    run = functools.partial(program, teacher=teacher, top_k=top_k, bins=bins)
-    found = []
-    for batch in padded_batches(data, min(batch_size, len(data["inputs"]))):
-        found.append(run(batch))
-        if len(found) == 1 and "labels" in data:
-            check(data, num_classes=found[0]["class_count"].shape[-1], missing=missing)
-    # Fetched together at the end, so that the device never waits for the host.
-    found = jax.device_get(found)
-    totals = {name: np.sum([x[name] for x in found], axis=0, dtype=np.float64) for name in found[0]}
-    if not np.all(totals["count"] > 0):
-        raise ValueError("data must have a row that counts, got where=False in all rows")
-    return totals
+    # Labels are looked at once it is known how many outputs there are.
+    values = [name for name in data if name != "labels"]
+    check(data, values=values, missing=missing, outputs=model.outputs)
+    if "known" in data:
+        _checks.boolean(known=data["known"])
+    if "weights" in data:
+        weights = np.asarray(data["weights"])
+        counted = np.asarray(data.get("where", np.ones(weights.shape[:1], bool)))
+        counted = counted.reshape(len(weights), -1).any(axis=1)
+        if weights.dtype == bool or not (weights[counted] >= 0).all():
+            raise ValueError(
+                "weights must be numbers >= 0, one per row, got "
+                f"{weights.dtype} from {weights[counted].min()} to {weights[counted].max()}"
+            )
+    return data, missing
 
 
-def _as_numbers(totals: Mapping[str, Any], model: Model) -> dict[str, Any]:
-    n = float(totals["count"])
-    found: dict[str, Any] = {"count": int(n)}
-    if "correct" in totals:
-        names = model.classes or range(len(totals["class_count"]))
-        counts = zip(names, totals["class_count"], totals["class_correct"], strict=True)
-        gaps = np.abs(totals["bin_correct"] - totals["bin_confidence"])
-        found |= {
-            "errors": int(n - totals["correct"]),
-            "accuracy": float(totals["correct"] / n),
-            "nll": float(totals["nll"] / n),
-            "ece": float(gaps.sum() / n),
-            "per_class": [
-                {"class": name, "count": int(count), "errors": int(count - correct)}
-                for name, count, correct in counts
-            ],
-        }
-    if "agree" in totals:
-        found |= {
-            "agreement": float(totals["agree"] / n),
-            "top_k": len(totals["overlap"]),
-            "top_k_overlap": float(totals["overlap"].mean() / n),
-            "kl_to_teacher": float(totals["kl"] / n),
-        }
+def _check_labels(kind: OutputKind, data: Mapping[str, Any], outputs: int) -> None:
+    if kind == "softmax":
+        check(data, values=("labels",), num_classes=outputs)
+        return
+    labels = np.asarray(data["labels"])
+    _checks.fits_device(labels=labels)
+    _checks.labels_below(2, labels=labels[_weights(data, labels.shape) > 0])
+
+
+def _weights(data: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
+    """The weight of each row, or of each label of each row, 0 where it does not count."""
+    found = np.ones(shape)
+    for name in ("where", "weights", "known"):
+        if name in data:
+            x = np.asarray(data[name], np.float64)
+            factor = x.reshape(x.shape + (1,) * (len(shape) - x.ndim))
+            found = np.where(factor > 0, found * factor, 0.0)
     return found
+
+
+def _curves(kind: OutputKind, scores: np.ndarray, data: Mapping[str, Any]) -> np.ndarray:
+    """The area under the ROC curve and the average precision of each output, ``[outputs, 2]``."""
+    labels, outputs = np.asarray(data["labels"]), scores.shape[-1]
+    weights = _weights(data, scores.shape if kind == "multi_label" else scores.shape[:-1])
+    areas = []
+    for k in range(outputs):
+        positive = labels[..., k] == 1 if kind == "multi_label" else labels == k
+        own = weights[..., k] if kind == "multi_label" else weights
+        rows = own > 0
+        arrays = scores[..., k][rows], positive[rows], own[rows]
+        areas.append([_ranking.auc(*arrays), _ranking.average_precision(*arrays)])
+    return np.asarray(areas)
+
+
+def _spread(data: Mapping[str, Any], outputs: int) -> np.ndarray:
+    """Of each output's targets, the weighted sum of squared distances from their mean.
+
+    On the host in double precision: a sum of squares minus a square has no digits left where the
+    mean is large.
+    """
+    targets = np.asarray(data["targets"], np.float64)
+    # A single output may have no axis of its own.
+    weights = _weights(data, targets.shape if outputs == 1 else targets.shape[:-1]).reshape(-1, 1)
+    targets = np.where(weights > 0, targets.reshape(-1, outputs), 0.0)
+    mean = (weights * targets).sum(0) / weights.sum()
+    return (weights * (targets - mean) ** 2).sum(0)
+
+
+def _as_numbers(found: _Found, model: Model, weighted: bool) -> dict[str, Any]:
+    totals, n = found.totals, float(found.totals["weight"])
+    values: dict[str, Any] = {"count": int(totals["count"])}
+    if weighted:
+        values["weight"] = n
+    if "correct" in totals:
+        values |= _of_classes(found, model.classes, n)
+    if "exact" in totals:
+        values |= _of_labels(found, model.classes, n)
+    if "squared" in totals:
+        values |= _of_numbers(found, model.classes, n)
+    means = {"agreement": "agree", "kl_to_teacher": "kl", "cosine_to_teacher": "cosine"}
+    means["mae_to_teacher"] = "absolute_to_teacher"
+    for name, total in means.items():
+        if total in totals:
+            values[name] = float(totals[total] / n)
+        if name == "agreement" and "overlap" in totals:
+            values["top_k"] = len(totals["overlap"])
+            values["top_k_overlap"] = float(totals["overlap"].mean() / n)
+    if "squared_to_teacher" in totals:
+        values["rmse_to_teacher"] = float((totals["squared_to_teacher"] / n) ** 0.5)
+    return values
+
+
+def _of_classes(found: _Found, names: tuple[str, ...] | None, n: float) -> dict[str, Any]:
+    totals = found.totals
+    hits, occurs = totals["class_correct"], totals["class_weight"] + totals["class_predicted"]
+    gaps = np.abs(totals["bin_correct"] - totals["bin_confidence"])
+    rows = _named("class", names, len(hits))
+    for i, row in enumerate(rows):
+        row |= {"count": int(totals["class_count"][i]), "errors": int(totals["class_errors"][i])}
+    return {
+        "errors": int(totals["errors"]),
+        "accuracy": float(totals["correct"] / n),
+        "nll": float(totals["nll"] / n),
+        "ece": float(gaps.sum() / n),
+        "f1_macro": _mean(2 * hits[occurs > 0] / occurs[occurs > 0]),
+        **_areas(found, rows),
+        "per_class": rows,
+    }
+
+
+def _of_labels(found: _Found, names: tuple[str, ...] | None, n: float) -> dict[str, Any]:
+    totals = found.totals
+    hits, occurs = totals["label_hits"], totals["label_true"] + totals["label_predicted"]
+    f1 = 2 * hits / np.where(occurs > 0, occurs, 1.0)
+    rows = _named("label", names, len(hits))
+    for i, row in enumerate(rows):
+        row |= {"count": int(totals["label_count"][i]), "f1": float(f1[i])}
+    return {
+        "subset_accuracy": float(totals["exact"] / n),
+        "hamming_loss": float(1 - totals["label_correct"].sum() / totals["label_weight"].sum()),
+        "nll": float(totals["nll"] / n),
+        "f1_micro": float(2 * hits.sum() / occurs.sum()) if occurs.sum() > 0 else 0.0,
+        "f1_macro": _mean(f1),
+        **_areas(found, rows),
+        "per_label": rows,
+    }
+
+
+def _of_numbers(found: _Found, names: tuple[str, ...] | None, n: float) -> dict[str, Any]:
+    totals, spread = found.totals, np.asarray(found.spread)
+    mae, rmse = totals["absolute"] / n, np.sqrt(totals["squared"] / n)
+    varies = spread > 0
+    r2 = np.where(varies, 1 - totals["squared"] / np.where(varies, spread, 1.0), np.nan)
+    rows = _named("output", names, len(mae))
+    for i, row in enumerate(rows):
+        row |= {"mae": float(mae[i]), "rmse": float(rmse[i]), "r2": float(r2[i])}
+    values = {"mae": float(mae.mean()), "rmse": float(rmse.mean()), "r2": float(r2.mean())}
+    if "z_squared" in totals:
+        values |= {
+            "nll": float(totals["nll"] / n),
+            "mean_squared_z": float(totals["z_squared"].mean() / n),
+            "coverage_90": float(totals["inside"].mean() / n),
+        }
+    return {**values, "per_output": rows}
+
+
+def _areas(found: _Found, rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """The mean areas under both curves; those of each output are put into its row."""
+    if found.curves is None:
+        return {"auc": None, "average_precision": None}
+    for row, (area, precision) in zip(rows, found.curves.tolist(), strict=True):
+        row |= {"auc": area, "average_precision": precision}
+    auc, average_precision = (found.curves[:, i] for i in range(2))
+    return {
+        "auc": _mean(auc[~np.isnan(auc)]),
+        "average_precision": _mean(average_precision[~np.isnan(average_precision)]),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _named(what: str, names: tuple[str, ...] | None, number: int) -> list[dict[str, Any]]:
+    return [{what: name} for name in (names or range(number))]

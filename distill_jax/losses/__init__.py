@@ -15,14 +15,26 @@ from distill_jax.losses.divergences import (
     symmetric_kl,
     total_variation,
 )
-from distill_jax.losses.responses import cross_entropy, cross_entropy_with_targets
+from distill_jax.losses.responses import (
+    absolute_error,
+    binary_cross_entropy,
+    cross_entropy,
+    cross_entropy_with_targets,
+    huber,
+    ordinal_cross_entropy,
+    squared_error_with_targets,
+)
 
 __all__ = [
+    "absolute_error",
     "alpha_beta",
+    "binary_cross_entropy",
     "cross_entropy",
     "cross_entropy_with_targets",
     "forward_kl",
+    "huber",
     "jensen_shannon",
+    "ordinal_cross_entropy",
     "renyi",
     "reverse_kl",
     "scaled_jensen_shannon",
@@ -31,6 +43,7 @@ __all__ = [
     "soft_targets",
     "soft_targets_multilabel",
     "squared_error",
+    "squared_error_with_targets",
     "symmetric_kl",
     "total_variation",
 ]

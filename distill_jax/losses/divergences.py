@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 from distill_jax import _checks
 from distill_jax.logits import rows, two_class
 from distill_jax.losses import _cores
+from distill_jax.losses._meaning import meant_for
 
 Logits = Float[Array, "*batch classes"]
 Where = Bool[Array, "*batch"] | None
@@ -31,6 +32,7 @@ Rows = Float[Array, "*batch"]
 Scalar = float | Float[Array, ""]
 
 
+@meant_for("softmax")
 def forward_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Kullback-Leibler divergence from teacher to student, :math:`\sum_k p_k \log(p_k / q_k)`.
 
@@ -55,6 +57,7 @@ def forward_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where =
     return rows(_cores.kl, student_logits, teacher_logits, where=where)
 
 
+@meant_for("softmax")
 def reverse_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Kullback-Leibler divergence from student to teacher, :math:`\sum_k q_k \log(q_k / p_k)`.
 
@@ -81,6 +84,7 @@ def reverse_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where =
     return rows(lambda s, t: _cores.kl(t, s), student_logits, teacher_logits, where=where)
 
 
+@meant_for("softmax")
 def symmetric_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Jeffreys' divergence: forward plus reverse KL (their sum, not their mean).
 
@@ -102,6 +106,7 @@ def symmetric_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where
     )
 
 
+@meant_for("softmax")
 def jensen_shannon(
     student_logits: Logits,
     teacher_logits: Logits,
@@ -144,6 +149,7 @@ def jensen_shannon(
     return rows(_cores.jensen_shannon, student_logits, teacher_logits, beta, where=where)
 
 
+@meant_for("softmax")
 def scaled_jensen_shannon(
     student_logits: Logits,
     teacher_logits: Logits,
@@ -182,6 +188,7 @@ def scaled_jensen_shannon(
     return rows(_cores.scaled_jensen_shannon, student_logits, teacher_logits, beta, where=where)
 
 
+@meant_for("softmax")
 def skew_kl(
     student_logits: Logits,
     teacher_logits: Logits,
@@ -220,6 +227,7 @@ def skew_kl(
     )
 
 
+@meant_for("softmax")
 def skew_reverse_kl(
     student_logits: Logits,
     teacher_logits: Logits,
@@ -258,6 +266,7 @@ def skew_reverse_kl(
     )
 
 
+@meant_for("softmax")
 def total_variation(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Half the absolute difference, :math:`\tfrac12 \sum_k |p_k - q_k|`; symmetric, at most 1.
 
@@ -284,6 +293,7 @@ def total_variation(student_logits: Logits, teacher_logits: Logits, *, where: Wh
     return rows(_cores.total_variation, student_logits, teacher_logits, where=where)
 
 
+@meant_for("softmax")
 def alpha_beta(
     student_logits: Logits,
     teacher_logits: Logits,
@@ -328,6 +338,7 @@ def alpha_beta(
     return rows(_cores.alpha_beta, student_logits, teacher_logits, alpha, beta, where=where)
 
 
+@meant_for("softmax")
 def renyi(
     student_logits: Logits,
     teacher_logits: Logits,
@@ -364,6 +375,7 @@ def renyi(
     return rows(_cores.renyi, student_logits, teacher_logits, alpha, where=where)
 
 
+@meant_for("softmax")
 def soft_targets(
     student_logits: Logits,
     teacher_logits: Logits,
@@ -404,6 +416,7 @@ def soft_targets(
     return rows(_cores.soft_targets, student_logits, teacher_logits, temperature, where=where)
 
 
+@meant_for("multi_label")
 def soft_targets_multilabel(
     student_logits: Logits,
     teacher_logits: Logits,
@@ -444,9 +457,10 @@ def soft_targets_multilabel(
         two = two_class(student[..., None]), two_class(teacher[..., None])
         return _cores.soft_targets(*two, t).sum(-1)
 
-    return rows(core, student_logits, teacher_logits, temperature, where=where)
+    return rows(core, student_logits, teacher_logits, temperature, where=where, least=1)
 
 
+@meant_for("softmax", "multi_label", "regression", "embedding")
 def squared_error(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Half the squared distance of the logits, :math:`\tfrac12 \sum_k (s_k - t_k)^2`.
 
@@ -470,4 +484,4 @@ def squared_error(student_logits: Logits, teacher_logits: Logits, *, where: Wher
       Ba and Caruana, `Do Deep Nets Really Need to be Deep? <https://arxiv.org/abs/1312.6184>`_,
       2014, equation 1.
     """
-    return rows(_cores.squared_error, student_logits, teacher_logits, where=where)
+    return rows(_cores.squared_error, student_logits, teacher_logits, where=where, least=1)

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array
 
-from distill_jax.logits import two_class
-from distill_jax.types import Outputs
+from distill_jax.logits import as_logits
+from distill_jax.types import OutputKind, Outputs
 
 Features = tuple[str, ...] | Literal["all"] | None
 """Which features an adapter keeps: paths, ``"all"`` of them, or None of them."""
@@ -91,21 +91,20 @@ def _looks_like_mode_or_key(parameter: inspect.Parameter) -> bool:
 
 
 def as_outputs(
-    made: Any, classes: tuple[str, ...] | None, features: Mapping[str, Array] | None = None
+    made: Any,
+    kind: OutputKind,
+    classes: tuple[str, ...] | None,
+    features: Mapping[str, Array] | None = None,
 ) -> Outputs:
-    """The result of a forward pass, as Outputs with two classes or more.
+    """The result of a forward pass, as Outputs whose logits are those of their kind.
 
     Raises:
       TypeError: if it returned something other than logits or Outputs.
-      ValueError: if the number of logits is not that of the declared classes.
+      ValueError: if the logits have no axis besides the batch, or if their number is not that of
+        the declared classes.
     """
     outputs = made if isinstance(made, Outputs) else Outputs(made)
-    if not isinstance(outputs.logits, jax.Array):
-        raise TypeError(
-            "a model must return its logits as one array [batch, ..., classes] or as Outputs, "
-            f"got {type(outputs.logits).__name__}"
-        )
-    logits = two_class(outputs.logits)
+    logits = as_logits(outputs.logits, kind)
     if classes is not None and logits.shape[-1] != len(classes):
         raise ValueError(
             f"classes must name every logit, in order: got {len(classes)} names "

@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax import _checks
+from distill_jax.types import OutputKind
 
 
-def check_classes(num_classes: int, classes: Sequence[str] | None) -> None:
-    """Raises ValueError for fewer than two classes, or another number of names than of classes."""
-    if _checks.count("num_classes", num_classes) < 2:
+def check_classes(num_classes: int, classes: Sequence[str] | None, outputs: OutputKind) -> None:
+    """Raises ValueError for fewer than two classes that exclude each other, or for another number
+    of names than of classes."""
+    if _checks.count("num_classes", num_classes) < 2 and outputs == "softmax":
         raise ValueError(
-            f"num_classes must be 2 or more, got {num_classes}: a yes-or-no task has two classes"
+            f"num_classes must be 2 or more, got {num_classes}: a yes-or-no task has two classes; "
+            "a predicted number is outputs='regression', a single label outputs='multi_label'"
         )
     if classes is not None and len(classes) != num_classes:
         raise ValueError(

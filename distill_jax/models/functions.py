@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Array
 
 from distill_jax.models._adapt import as_outputs, mode_arguments
-from distill_jax.types import Model, Outputs, Params, State
+from distill_jax.types import Model, OutputKind, Outputs, Params, State
 
 KEYS = ("key", "rng", "rngs")
 """Parameters of a function that are given the key of a call."""
@@ -20,6 +20,7 @@ def from_function(
     apply: Callable[..., Any],
     *,
     classes: tuple[str, ...] | None = None,
+    outputs: OutputKind = "softmax",
     missing: bool = False,
     exact_inputs: bool = False,
 ) -> Model:
@@ -35,12 +36,15 @@ def from_function(
                                                   -> (logits, state)
 
     Instead of logits ``[batch, ..., classes]``, ``apply`` may return
-    :class:`~distill_jax.types.Outputs`. A single output ``z`` becomes the logits ``[0, z]``.
+    :class:`~distill_jax.types.Outputs`. Where they are classes (``outputs="softmax"``), a single
+    output ``z`` becomes the logits ``[0, z]``.
 
     Args:
       init: Makes the params, and the state if there is one: pytrees of arrays. It may be traced.
       apply: The forward pass.
       classes: The names of the classes in the order of the logits.
+      outputs: What the outputs mean, an :data:`~distill_jax.types.OutputKind`: classes, labels,
+        numbers or a vector.
       missing: Whether ``apply`` handles NaN in ``inputs``, a missing value.
       exact_inputs: Whether ``inputs`` must not be rounded to a smaller dtype, because ``apply``
         compares them with written thresholds.
@@ -103,13 +107,13 @@ def from_function(
     ) -> tuple[Outputs, State]:
         given = options(key, train)
         if not stateful:
-            return as_outputs(apply(params, inputs, **given), classes), state
+            return as_outputs(apply(params, inputs, **given), outputs, classes), state
         made = apply(params, state, inputs, **given)
         if isinstance(made, Outputs) or not (isinstance(made, tuple) and len(made) == 2):
             raise TypeError(
                 "apply must return (logits, state), since it takes a state, "
                 f"got {type(made).__name__}"
             )
-        return as_outputs(made[0], classes), made[1]
+        return as_outputs(made[0], outputs, classes), made[1]
 
-    return Model(model_init, model_apply, classes, missing, exact_inputs)
+    return Model(model_init, model_apply, classes, missing, exact_inputs, outputs)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from distill_jax import _checks
 from distill_jax.models._checking import check_classes, check_images
 from distill_jax.models.nnx import from_nnx
-from distill_jax.types import Model
+from distill_jax.types import Model, OutputKind
 
 
 def convnet(
@@ -26,6 +26,7 @@ def convnet(
     *,
     batch_norm: bool = True,
     classes: tuple[str, ...] | None = None,
+    outputs: OutputKind = "softmax",
 ) -> Model:
     """A small convolutional network: stages of 3x3 convolution, batch norm, ReLU, 2x2 max-pooling.
 
@@ -34,9 +35,10 @@ def convnet(
 
     Args:
       channels: Output channels of each stage.
-      num_classes: Outputs of the head, 2 or more.
+      num_classes: Outputs of the head, 2 or more; 1 or more of other kinds than ``"softmax"``.
       batch_norm: Whether to normalise; if not, the convolutions have a bias.
       classes: The names of the classes in the order of the logits.
+      outputs: What the logits mean, an :data:`~distill_jax.types.OutputKind`.
 
     Returns:
       A model with logits ``[batch, num_classes]`` and features ``"blocks/0"``, ... (after each
@@ -59,7 +61,7 @@ def convnet(
       ((2, 3), (2, 2, 2, 8))
     """
     channels = tuple(_checks.count(f"channels[{i}]", n) for i, n in enumerate(channels))
-    check_classes(num_classes, classes)
+    check_classes(num_classes, classes, outputs)
     if not channels:
         raise ValueError("channels must have one number per stage, got none")
 
@@ -68,7 +70,7 @@ def convnet(
         return _ConvNet((inputs.shape[3], *channels), num_classes, batch_norm, rngs)
 
     features = tuple(f"blocks/{i}" for i in range(len(channels)))
-    return from_nnx(make, classes=classes, features=(*features, "pooled"))
+    return from_nnx(make, classes=classes, outputs=outputs, features=(*features, "pooled"))
 
 
 def resnet(
@@ -77,6 +79,7 @@ def resnet(
     *,
     width: int = 16,
     classes: tuple[str, ...] | None = None,
+    outputs: OutputKind = "softmax",
 ) -> Model:
     """The residual network for CIFAR, with parameter-free shortcuts (option A).
 
@@ -86,9 +89,10 @@ def resnet(
 
     Args:
       depth: Layers with weights, ``6 n + 2``: 20, 32, 44, 56, 110 in the paper.
-      num_classes: Outputs of the head, 2 or more.
+      num_classes: Outputs of the head, 2 or more; 1 or more of other kinds than ``"softmax"``.
       width: Channels of the first stage.
       classes: The names of the classes in the order of the logits.
+      outputs: What the logits mean, an :data:`~distill_jax.types.OutputKind`.
 
     Returns:
       A model with logits ``[batch, num_classes]`` and features ``"stem"``, ``"blocks/0"``, ...
@@ -116,7 +120,7 @@ def resnet(
     if _checks.count("depth", depth) < 8 or depth % 6 != 2:
         raise ValueError(f"depth must be 6 n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
     width = _checks.count("width", width)
-    check_classes(num_classes, classes)
+    check_classes(num_classes, classes, outputs)
     blocks_per_stage = (depth - 2) // 6
 
     def make(rngs: nnx.Rngs, inputs: Any) -> nnx.Module:
@@ -124,7 +128,7 @@ def resnet(
         return _ResNet(inputs.shape[3], width, blocks_per_stage, num_classes, rngs)
 
     features = tuple(f"blocks/{i}" for i in range(3 * blocks_per_stage))
-    return from_nnx(make, classes=classes, features=("stem", *features, "pooled"))
+    return from_nnx(make, classes=classes, outputs=outputs, features=("stem", *features, "pooled"))
 
 
 class _ConvLayer(nnx.Module):

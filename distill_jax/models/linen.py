@@ -21,7 +21,7 @@ from distill_jax.models._adapt import (
     mode_arguments,
     select,
 )
-from distill_jax.types import Model, Outputs, Params, State
+from distill_jax.types import Model, OutputKind, Outputs, Params, State
 
 KEYS = ("rng", "dropout_rng")
 """Parameters of ``__call__`` that are given a key, besides the module's random streams."""
@@ -31,6 +31,7 @@ def from_linen(
     module: nn.Module,
     *,
     classes: tuple[str, ...] | None = None,
+    outputs: OutputKind = "softmax",
     features: Features = None,
     rngs: tuple[str, ...] = ("dropout",),
 ) -> Model:
@@ -45,8 +46,9 @@ def from_linen(
     Args:
       module: Called with the inputs, an array ``[batch, ...]`` or a pytree of arrays; returns
         logits ``[batch, ..., classes]`` or :class:`~distill_jax.types.Outputs`. A single output
-        ``z`` becomes the logits ``[0, z]``.
+        ``z`` of kind ``"softmax"`` becomes the logits ``[0, z]``.
       classes: The names of the classes in the order of the logits.
+      outputs: What the outputs mean, an :data:`~distill_jax.types.OutputKind`.
       features: Which hidden arrays ``[batch, ...]`` to keep, by the path of the submodule that
         returns them (``"encoder/Dense_0"``) or of what it sows into ``intermediates``
         (``"encoder/name"``); ``"all"``; or None. A submodule that runs n times has ``path[0]``,
@@ -140,9 +142,9 @@ def from_linen(
                 "not create; sow what only one call needs into 'intermediates'"
             )
         kept = {} if features is None else select(_by_path(found), features, inputs)
-        return as_outputs(made, classes, kept), after
+        return as_outputs(made, outputs, classes, kept), after
 
-    return Model(init, apply, classes)
+    return Model(init, apply, classes, outputs=outputs)
 
 
 def _check_can_train(module: nn.Module) -> None:

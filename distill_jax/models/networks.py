@@ -18,25 +18,34 @@ from jaxtyping import Array, Float
 from distill_jax import _checks
 from distill_jax.models._checking import check_classes, check_floating
 from distill_jax.models.functions import from_function
-from distill_jax.types import Model, Outputs
+from distill_jax.types import Model, OutputKind, Outputs
 
 
-def logistic_regression(num_classes: int = 2, *, classes: tuple[str, ...] | None = None) -> Model:
+def logistic_regression(
+    num_classes: int = 2,
+    *,
+    classes: tuple[str, ...] | None = None,
+    outputs: OutputKind = "softmax",
+) -> Model:
     """Linear logits, ``inputs @ kernel + bias``, initially all zero.
 
-    Two classes take one output ``z``, read as the logits ``[0, z]``; more take one output each. The
-    loss is convex, so nothing is gained by a random start: ``init`` does not use its key.
+    Two classes that exclude each other take one output ``z``, read as the logits ``[0, z]``; more
+    take one output each. The loss is convex, so nothing is gained by a random start: ``init`` does
+    not use its key.
 
     Args:
-      num_classes: 2 or more.
+      num_classes: 2 or more; of other kinds than ``"softmax"``, how many outputs, 1 or more.
       classes: The names of the classes in the order of the logits.
+      outputs: What the logits mean, an :data:`~distill_jax.types.OutputKind`: with
+        ``"multi_label"`` a logistic regression per label, with ``"regression"`` a linear regression
+        per number.
 
     Returns:
       A model with params ``{"kernel": [features, outputs], "bias": [outputs]}``, no state, logits
       ``[batch, num_classes]`` and no features.
 
     Raises:
-      ValueError: if ``num_classes`` is below 2, or ``classes`` has another length.
+      ValueError: if ``num_classes`` is too small, or ``classes`` has another length.
 
     Example:
       >>> model = logistic_regression()
@@ -44,17 +53,17 @@ def logistic_regression(num_classes: int = 2, *, classes: tuple[str, ...] | None
       >>> params["kernel"].shape
       (3, 1)
     """
-    check_classes(num_classes, classes)
-    outputs = 1 if num_classes == 2 else num_classes
+    check_classes(num_classes, classes, outputs)
+    width = 1 if num_classes == 2 and outputs == "softmax" else num_classes
 
     def init(key: Array, inputs: Any) -> dict[str, Array]:
         del key
-        return {"kernel": jnp.zeros((_width(inputs), outputs)), "bias": jnp.zeros(outputs)}
+        return {"kernel": jnp.zeros((_width(inputs), width)), "bias": jnp.zeros(width)}
 
     def apply(params: dict[str, Array], inputs: Any) -> Array:
         return _dense(params, _flatten(inputs))
 
-    return from_function(init, apply, classes=classes)
+    return from_function(init, apply, classes=classes, outputs=outputs)
 
 
 def mlp(
@@ -65,6 +74,7 @@ def mlp(
     dropout: float | Sequence[float] = 0.0,
     input_dropout: float = 0.0,
     classes: tuple[str, ...] | None = None,
+    outputs: OutputKind = "softmax",
 ) -> Model:
     """A multi-layer perceptron with dropout.
 
@@ -74,11 +84,12 @@ def mlp(
 
     Args:
       sizes: Widths of the hidden layers; an empty sequence makes a linear model.
-      num_classes: Outputs of the head, 2 or more.
+      num_classes: Outputs of the head, 2 or more; 1 or more of other kinds than ``"softmax"``.
       activation: After every hidden layer.
       dropout: Rate in [0, 1) after every hidden layer, or one rate per layer.
       input_dropout: Rate for the inputs.
       classes: The names of the classes in the order of the logits.
+      outputs: What the logits mean, an :data:`~distill_jax.types.OutputKind`.
 
     Returns:
       A model with params ``{"hidden": {"0": {"kernel", "bias"}, ...}, "head": {...}}``, no state
@@ -100,7 +111,7 @@ def mlp(
       He et al., `Delving Deep into Rectifiers <https://arxiv.org/abs/1502.01852>`_, 2015;
       Srivastava et al., `Dropout <https://jmlr.org/papers/v15/srivastava14a.html>`_, 2014.
     """
-    check_classes(num_classes, classes)
+    check_classes(num_classes, classes, outputs)
     sizes = tuple(_checks.count(f"sizes[{i}]", size) for i, size in enumerate(sizes))
     rates = tuple(dropout) if isinstance(dropout, Sequence) else (dropout,) * len(sizes)
     if len(rates) != len(sizes):
@@ -140,7 +151,7 @@ def mlp(
             x = drop(x, rate, i + 1)
         return Outputs(_dense(params["head"], x), features)
 
-    return from_function(init, apply, classes=classes)
+    return from_function(init, apply, classes=classes, outputs=outputs)
 
 
 def _dense(params: dict[str, Array], x: Float[Array, "batch in"]) -> Float[Array, "batch out"]:

@@ -25,13 +25,14 @@ from distill_jax.models._adapt import (
     mode_arguments,
     select,
 )
-from distill_jax.types import Model, Outputs, Params, State
+from distill_jax.types import Model, OutputKind, Outputs, Params, State
 
 
 def from_nnx(
     make: Callable[..., nnx.Module] | nnx.Module | tuple[Any, ...],
     *,
     classes: tuple[str, ...] | None = None,
+    outputs: OutputKind = "softmax",
     features: Features = None,
 ) -> Model:
     """A model from a function that builds an NNX module, or from a module that exists.
@@ -68,8 +69,9 @@ def from_nnx(
       make: Returns a new module; it may be traced. Or a module, or ``(graphdef, *states)``. The
         module is called with the inputs, an array ``[batch, ...]`` or a pytree of arrays, and
         returns logits ``[batch, ..., classes]`` or :class:`~distill_jax.types.Outputs`. A single
-        output ``z`` becomes the logits ``[0, z]``.
+        output ``z`` of kind ``"softmax"`` becomes the logits ``[0, z]``.
       classes: The names of the classes in the order of the logits.
+      outputs: What the outputs mean, an :data:`~distill_jax.types.OutputKind`.
       features: Which hidden arrays ``[batch, ...]`` to keep, by the path of the submodule that
         returns them (``"blocks/0"``) or of what it sows as ``nnx.Intermediate``
         (``"blocks/0/name"``); ``"all"``; or None. A submodule that runs n times has ``path[0]``,
@@ -135,8 +137,8 @@ def from_nnx(
         if graph.takes_rngs:
             options["rngs"] = passed
         # Always a capture: sowing outside of one is deprecated, and changes the module's graph.
-        outputs = None if features is None else nnx.Intermediate
-        run = nnx.capture(_call, nnx.Intermediate, method_outputs=outputs)
+        returned = None if features is None else nnx.Intermediate
+        run = nnx.capture(_call, nnx.Intermediate, method_outputs=returned)
         made, sown = run(module, inputs, **options)
         found = {} if features is None else select(_by_path(sown), features, inputs)
         after = _arrays(nnx.state(module))
@@ -148,9 +150,9 @@ def from_nnx(
                 "key is None, but the module draws random numbers in training and needs one: "
                 "pass key="
             )
-        return as_outputs(made, classes, found), _nested(after, graph.state)
+        return as_outputs(made, outputs, classes, found), _nested(after, graph.state)
 
-    return Model(init, apply, classes)
+    return Model(init, apply, classes, outputs=outputs)
 
 
 def _mode(module: nnx.Module, train: bool) -> dict[str, Any]:

@@ -382,6 +382,8 @@ def _probe(name: str, loss: Callable, parameters: list[str], options: Mapping[st
     if not ours or any(p not in known for p in parameters):
         return
     numbers = {n: v for n, v in options.items() if not callable(v)}
+    if not numbers:
+        return
     try:
         jax.eval_shape(lambda *a: loss(*a, **numbers), *(known[p] for p in parameters))
     except ValueError as error:

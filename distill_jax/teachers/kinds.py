@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,14 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from distill_jax import _checks
-from distill_jax.logits import two_class
-from distill_jax.types import Model, Outputs, Params, State
+from distill_jax.logits import as_logits
+from distill_jax.types import Model, OutputKind, Outputs, Params, State
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "state"],
-    meta_fields=["predict", "classes", "missing", "exact_inputs"],
+    meta_fields=["predict", "classes", "missing", "exact_inputs", "outputs"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Teacher:
@@ -46,6 +46,8 @@ class Teacher:
       missing: Whether its inputs may hold NaN, for missing values.
       exact_inputs: Whether its inputs must not be rounded to a smaller dtype, because it compares
         them with written thresholds.
+      outputs: What its logits mean, an :data:`~distill_jax.types.OutputKind`. A student must have
+        outputs of the same kind.
     """
 
     predict: Callable[[Params, State, Any], Outputs]
@@ -54,8 +56,10 @@ class Teacher:
     classes: tuple[str, ...] | None = None
     missing: bool = False
     exact_inputs: bool = False
+    outputs: OutputKind = "softmax"
 
     def __post_init__(self) -> None:
+        _checks.choice(get_args(OutputKind), outputs=self.outputs)
         if self.classes is not None:  # a list would have no hash
             object.__setattr__(self, "classes", tuple(self.classes))
 
@@ -72,7 +76,8 @@ def teacher(model: Model, params: Params, state: State) -> Teacher:
       state: Its state.
 
     Returns:
-      A teacher with the logits, features and classes of ``model`` in evaluation mode.
+      A teacher with the logits, features, classes and kind of outputs of ``model`` in evaluation
+      mode.
 
     Example:
       >>> from distill_jax.models import logistic_regression
@@ -81,7 +86,15 @@ def teacher(model: Model, params: Params, state: State) -> Teacher:
       >>> jax.jit(lambda teacher, inputs: teacher(inputs).logits)(wise, inputs).shape
       (2, 3)
     """
-    return Teacher(model.predict, params, state, model.classes, model.missing, model.exact_inputs)
+    return Teacher(
+        model.predict,
+        params,
+        state,
+        model.classes,
+        model.missing,
+        model.exact_inputs,
+        model.outputs,
+    )
 
 
 def from_function(
@@ -89,15 +102,17 @@ def from_function(
     params: Params,
     *,
     classes: tuple[str, ...] | None = None,
+    outputs: OutputKind = "softmax",
 ) -> Teacher:
     """Any function ``(params, inputs) -> logits or Outputs`` as a teacher.
 
     Args:
       predict: Returns logits ``[batch, ..., classes]`` or :class:`~distill_jax.types.Outputs`. A
-        single output ``z`` becomes the logits ``[0, z]``. Define it once, at module level for
-        example: a new lambda is a new function each time, and is compiled again.
+        single output ``z`` of kind ``"softmax"`` becomes the logits ``[0, z]``. Define it once, at
+        module level for example: a new lambda is a new function each time, and is compiled again.
       params: A pytree of arrays.
       classes: The names of the classes in the order of the logits.
+      outputs: What the logits mean, an :data:`~distill_jax.types.OutputKind`.
 
     Returns:
       A teacher without state.
@@ -107,7 +122,7 @@ def from_function(
       >>> linear(jnp.ones((2, 4))).logits.shape
       (2, 3)
     """
-    return Teacher(_Function(predict), params, {}, classes)
+    return Teacher(_Function(predict, outputs), params, {}, classes, outputs=outputs)
 
 
 def ensemble(
@@ -116,26 +131,36 @@ def ensemble(
     *,
     mix: Literal["probability", "log"] = "probability",
 ) -> Teacher:
-    r"""Several teachers as one.
+    r"""Several teachers as one, which averages what they predict.
 
-    ``"probability"`` has the logits :math:`\log \sum_m w_m p_m(k)`: a class is possible if it is
-    possible to any member. ``"log"`` has :math:`\sum_m w_m \log p_m(k)`, the unnormalised geometric
-    mean: a class is impossible if it is impossible to any member. Members of weight 0 are ignored
-    in both. If every class is impossible to some member, ``"log"`` leaves no distribution.
+    What is averaged depends on what the outputs of its members mean:
+
+    - Of classes (``"softmax"``), ``mix="probability"`` has the logits
+      :math:`\log \sum_m w_m p_m(k)`: a class is possible if it is possible to any member. ``"log"``
+      has :math:`\sum_m w_m \log p_m(k)`, the unnormalised geometric mean: a class is impossible if
+      it is impossible to any member. If every class is impossible to some member, it leaves no
+      distribution.
+    - Of labels (``"multi_label"``), each label is averaged on its own. ``"probability"`` has the
+      log-odds of :math:`\sum_m w_m \sigma(z_m)`, ``"log"`` the mean :math:`\sum_m w_m z_m` of the
+      log-odds, which is the normalised geometric mean.
+    - Of numbers and vectors (``"regression"``, ``"embedding"``), it is the mean
+      :math:`\sum_m w_m z_m`.
+
+    Members of weight 0 are ignored. An ensemble of one teacher is that teacher.
 
     Args:
-      teachers: One or more, with the same classes in the same order.
+      teachers: One or more, with the same classes in the same order, and outputs of one kind.
       weights: One per teacher (``[teachers]``), >= 0, divided by their sum; equal by default. They
         are leaves of the result, and may be traced.
       mix: Whether to average probabilities or their logarithms.
 
     Returns:
-      A teacher with logits ``[batch, ..., classes]`` in float32 or better, and without features.
-      Its params are ``{"members": [...], "weights": ...}``.
+      A teacher with logits ``[batch, ..., classes]`` in float32 or better, of the kind of its
+      members, and without features. Its params are ``{"members": [...], "weights": ...}``.
 
     Raises:
-      ValueError: if there are no teachers, if their classes differ, or if the weights are not one
-        per teacher, finite, >= 0 and not all 0.
+      ValueError: if there are no teachers, if their classes or kinds differ, if the weights are not
+        one per teacher, finite, >= 0 and not all 0, or for ``mix="log"`` of numbers or vectors.
 
     Example:
       >>> sure = from_function(lambda params, inputs: inputs + params, jnp.array([[0.0, 50.0]]))
@@ -157,8 +182,20 @@ def ensemble(
                 f"teachers must have the same classes in the same order: teachers[{i}] has "
                 f"{others}, teachers[{declared[0][0]}] {classes}; see reorder"
             )
+    kind = teachers[0].outputs
+    for i, member in enumerate(teachers):
+        if member.outputs != kind:
+            raise ValueError(
+                f"teachers must have outputs of one kind: teachers[{i}] has {member.outputs!r}, "
+                f"teachers[0] {kind!r}"
+            )
+    if mix == "log" and kind in ("regression", "embedding"):
+        raise ValueError(
+            f'mix="log" averages the logarithms of probabilities, and the outputs of the teachers '
+            f"are {kind!r}: leave mix out for the mean of the outputs"
+        )
     return Teacher(
-        _Ensemble(tuple(t.predict for t in teachers), mix),
+        _Ensemble(tuple(t.predict for t in teachers), mix, kind),
         {
             "members": [t.params for t in teachers],
             "weights": _normalised(weights, len(teachers)),
@@ -167,6 +204,7 @@ def ensemble(
         classes,
         all(t.missing for t in teachers),
         any(t.exact_inputs for t in teachers),
+        kind,
     )
 
 
@@ -267,6 +305,9 @@ def precompute(
 ) -> Float[np.ndarray, "n ... classes"]:
     """A teacher's logits for a whole data set, in host memory.
 
+    An array does not say what its numbers mean: train a student of the teacher's kind of outputs
+    with them.
+
     Runs compiled, batch by batch. The last batch is padded with its own last row, so that all
     batches share one program.
 
@@ -293,6 +334,8 @@ def precompute(
         raise ValueError(
             f"inputs must be arrays [n, ...] with one n > 0, got the leading axes {sorted(lengths)}"
         )
+    for path, x in jax.tree_util.tree_leaves_with_path(inputs):
+        _checks.fits_device(**{f"inputs{jax.tree_util.keystr(path)}": x})
     batch_size = min(batch_size, n)
     batches = []
     for start in range(0, n, batch_size):
@@ -310,11 +353,12 @@ def _logits(teacher: Teacher, inputs: Any) -> Array:
 @dataclasses.dataclass(frozen=True)
 class _Function:
     predict: Callable[[Params, Any], Array | Outputs]
+    kind: OutputKind
 
     def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
         made = self.predict(params, inputs)
         outputs = made if isinstance(made, Outputs) else Outputs(made)
-        return outputs._replace(logits=two_class(outputs.logits))
+        return outputs._replace(logits=as_logits(outputs.logits, self.kind))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,6 +375,7 @@ class _Reorder:
 class _Ensemble:
     members: tuple[Callable[..., Outputs], ...]
     mix: str
+    kind: OutputKind
 
     def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
         outputs = [
@@ -339,13 +384,24 @@ class _Ensemble:
         ]
         logits = {f"logits of teachers[{i}]": o.logits for i, o in enumerate(outputs)}
         _checks.same_shape(**logits)
-        log_p = jnp.stack([jax.nn.log_softmax(_wide(o.logits), axis=-1) for o in outputs])
-        weights = params["weights"].reshape((-1,) + (1,) * (log_p.ndim - 1))
+        z = jnp.stack([_wide(o.logits) for o in outputs])
+        weights = params["weights"].reshape((-1,) + (1,) * (z.ndim - 1))
         counts = weights > 0  # a member of weight 0 may say -inf or NaN
-        if self.mix == "log":
-            return Outputs(jnp.where(counts, weights * jnp.where(counts, log_p, 0.0), 0.0).sum(0))
         log_w = jnp.log(jnp.where(counts, weights, 1.0))
-        return Outputs(jax.nn.logsumexp(jnp.where(counts, log_w + log_p, -jnp.inf), axis=0))
+
+        def mean(x: Array) -> Array:
+            return jnp.where(counts, weights * jnp.where(counts, x, 0.0), 0.0).sum(0)
+
+        def log_mean(log_p: Array) -> Array:
+            return jax.nn.logsumexp(jnp.where(counts, log_w + log_p, -jnp.inf), axis=0)
+
+        if self.kind == "softmax":
+            log_p = jax.nn.log_softmax(z, axis=-1)
+            return Outputs(mean(log_p) if self.mix == "log" else log_mean(log_p))
+        if self.kind == "multi_label" and self.mix == "probability":
+            yes, no = log_mean(jax.nn.log_sigmoid(z)), log_mean(jax.nn.log_sigmoid(-z))
+            return Outputs(yes - no)
+        return Outputs(mean(z))
 
 
 def _normalised(weights: Any, number: int) -> Float[Array, " teachers"]:

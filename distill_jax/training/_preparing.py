@@ -130,6 +130,7 @@ class Prepared:
       initial: The state to continue from, or None.
       source: Where batches come from.
       given: ``(objective, teachers, decay)`` before they were placed.
+      num_outputs: Of the student.
     """
 
     recipe: Recipe
@@ -144,6 +145,7 @@ class Prepared:
     initial: TrainState | None
     source: Source
     given: tuple[Objective, Mapping[str, Teacher], Array | None]
+    num_outputs: int
 
     @property
     def steps_before(self) -> Any:
@@ -170,7 +172,15 @@ class Prepared:
         return state if self.layout is None else self.layout.place(state)
 
     def put(self, batch: Batch) -> dict[str, jax.Array]:
-        """A batch of this process on the devices."""
+        """A batch of this process on the devices.
+
+        Raises:
+          ValueError: for a number that does not fit in the type in which JAX holds it.
+        """
+        if not self.source.in_memory and any(map(_checks.outside_device, batch.values())):
+            # Not only in a column that nothing reads, or in rows that do not count?
+            objective, teachers, _ = self.given
+            _check_values(self.recipe, objective, teachers, batch, self.num_outputs)
         if self.layout is None:
             return jax.device_put(dict(batch))
         in_memory = self.source.in_memory
@@ -273,12 +283,7 @@ def prepared(
         raise TypeError(f"initial must be a TrainState, got {type(initial).__name__}")
     decay = _decay(average_decay)
     columns = source.columns
-    data_.check(
-        columns,
-        batch_size=source.rows if source.in_memory else None,
-        values=[name for name in columns if is_input(name)],
-        missing=_columns_that_may_miss(model, given, columns),
-    )
+    _check_inputs(model, given, columns, source.rows if source.in_memory else None)
     rows = source.rows
     if layout is not None:
         rows *= 1 if source.in_memory else layout.processes
@@ -286,7 +291,7 @@ def prepared(
     if augment is None:  # otherwise augmentation may change the number of rows
         divides(microbatches, rows)
     recipe = Recipe(model, accepted(optimizer), augment, decay is not None, microbatches)
-    check(recipe, objective, columns, given)
+    num_outputs = check(recipe, objective, columns, given)
     if source.in_memory and augment is None:
         objective.check_masks(columns)
 
@@ -309,12 +314,33 @@ def prepared(
         initial=initial,
         source=source,
         given=as_given,
+        num_outputs=num_outputs,
     )
     if initial is not None:
         check_initial(initial, found.expected)
     if layout is not None:
         layout.check_params(found.expected.params, found.expected.term_params, given)
     return found
+
+
+def _check_inputs(
+    model: Model, teachers: Mapping[str, Any], columns: Batch, batch_size: int | None = None
+) -> None:
+    data_.check(
+        columns,
+        batch_size=batch_size,
+        values=[name for name in columns if is_input(name)],
+        missing=_columns_that_may_miss(model, teachers, columns),
+    )
+
+
+def _check_values(
+    recipe: Recipe, objective: Objective, teachers: Mapping[str, Any], batch: Batch, outputs: int
+) -> None:
+    """The values of what models and terms read, in the rows that count."""
+    _check_inputs(recipe.model, teachers, batch)
+    if recipe.augment is None:
+        objective.check(batch, outputs, recipe.model.outputs)
 
 
 def has_tracers(tree: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from distill_jax import _checks
@@ -102,7 +103,8 @@ def run(
         ``data.check``. Traced values are not checked.
     """
     steps = _checks.count("steps", steps)
-    data = {name: jnp.asarray(column) for name, column in data.items()}
+    data = {n: x if isinstance(x, jax.Array) else np.asarray(x) for n, x in data.items()}
+    # Checked as the host has it: cast, a label of 2**32 + 1 would be 1.
     ready = _preparing.prepared(
         model,
         objective,
@@ -118,6 +120,7 @@ def run(
         compute_dtype=compute_dtype,
         remat=remat,
     )
+    data = {name: jnp.asarray(column) for name, column in data.items()}
     state = ready.start(copied=False)
     index = data_.batch_indices(
         ready.key_order, len(data["inputs"]), batch_size, steps, start=ready.steps_before

@@ -28,6 +28,7 @@ from distill_jax.rules.binding.schema import (
 from distill_jax.rules.circuits._circuit import Circuit
 from distill_jax.rules.circuits.fuzzy_logics import Logic
 from distill_jax.rules.language import formulas as f
+from distill_jax.types import OutputKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +110,11 @@ class Book:
     def classes(self) -> tuple[str, ...]:
         """The classes that the rules refer to, in the order of the student's logits."""
         return self.schema.classes
+
+    @property
+    def outputs(self) -> OutputKind:
+        """What a student's outputs must mean: classes, or labels that do not exclude each other."""
+        return "softmax" if self.schema.exclusive else "multi_label"
 
     def describe(self) -> dict[str, Any]:
         """The rules as JSON-compatible values, for the configuration of a run."""

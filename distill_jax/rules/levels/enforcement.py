@@ -82,7 +82,8 @@ def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs
       from equal arguments are equal, and compile once.
 
     Raises:
-      ValueError: if the classes differ, or no rule is hard.
+      ValueError: if the classes differ, if no rule is hard, or if ``model`` has ``outputs`` of
+        another kind: ``"softmax"`` for exclusive classes, ``"multi_label"`` for label sets.
       RuleError: for a hard rule over label sets that does not mean implications as the module
         describes, with the reason.
 
@@ -101,6 +102,11 @@ def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs
         raise ValueError("enforce needs a hard rule, and the book has none: write [hard] before it")
     if not book.schema.exclusive:
         clauses(book)  # raises for rules that cannot be enforced
+    if model.outputs != book.outputs:
+        raise ValueError(
+            f"model has outputs={model.outputs!r}, the book is about outputs={book.outputs!r}: "
+            f"make the model with outputs={book.outputs!r}"
+        )
     return dataclasses.replace(
         model, apply=_Enforced(model.apply, book, columns), classes=classes, exact_inputs=True
     )

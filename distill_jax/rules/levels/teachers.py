@@ -92,6 +92,10 @@ def corrected(
     """
     _check_book(book, "corrected")
     _checks.class_order(book.schema.classes, teacher.classes, "teacher")
+    if teacher.outputs != book.outputs:
+        raise ValueError(
+            f"teacher has outputs={teacher.outputs!r}, the book is about outputs={book.outputs!r}"
+        )
     return Teacher(
         _Corrected(teacher.predict, columns),
         {"teacher": teacher.params, "strengths": _strengths(book, strengths)},

@@ -78,7 +78,7 @@ def to_network(
       RuleError: for cyclic clauses, predicates that are undefined or unused, classes in a body
         without a clause of their own, empty bodies, and rules that are not clauses.
       TypeError: for rules without a schema.
-      ValueError: if ``schema`` differs from the book's, for a single label, or for an ``omega`` or
+      ValueError: if ``schema`` differs from the book's, or for an ``omega`` or
         ``noise`` out of range.
 
     Example:
@@ -97,10 +97,6 @@ def to_network(
     _checks.at_least(0.0, noise=noise)
     book = bound(theory, schema, "to_network")
     schema = book.schema
-    if not schema.exclusive and len(schema.classes) == 1:
-        raise ValueError(
-            "a schema with a single label is not supported: set exclusive=True and name two classes"
-        )
     graph = _Graph(book)
     levels = graph.levels()
     outputs = graph.outputs(levels)
@@ -134,9 +130,14 @@ def to_network(
         ]
         return jnp.stack(logits, axis=1)
 
-    model = from_function(init, apply, classes=schema.classes, missing=True)
+    model = from_function(init, apply, classes=schema.classes, outputs=book.outputs, missing=True)
     return RuleModel(
-        model.init, model.apply, schema.classes, missing=True, layout=graph.layout(levels)
+        model.init,
+        model.apply,
+        schema.classes,
+        missing=True,
+        outputs=book.outputs,
+        layout=graph.layout(levels),
     )
 
 

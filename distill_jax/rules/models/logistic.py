@@ -68,8 +68,8 @@ def to_logistic_regression(
       RuleError: for rules over views; for rules that atoms alone cannot represent; and, over label
         sets, for heads other than conjunctions of labels and negated labels.
       TypeError: for rules without a schema.
-      ValueError: if ``schema`` differs from the book's, for a single label, for unknown features,
-        or for ``omega`` out of range.
+      ValueError: if ``schema`` differs from the book's, for unknown features, or for ``omega`` out
+        of range.
 
     Example:
       >>> from distill_jax.rules import Column, Schema
@@ -89,10 +89,6 @@ def to_logistic_regression(
     book = bound(rules, schema, "to_logistic_regression")
     schema = book.schema
     labels = len(schema.classes)
-    if not schema.exclusive and labels == 1:
-        raise ValueError(
-            "a schema with a single label is not supported: set exclusive=True and name two classes"
-        )
     raw = _features.Raw(schema)
     clauses = _features.clauses_of(book.info.definitions)
     found = [
@@ -142,9 +138,16 @@ def to_logistic_regression(
         layer = params["linear"]
         return x @ layer["kernel"] + layer["bias"][None, :]
 
-    model = from_function(init, apply, classes=schema.classes, missing=True)
+    model = from_function(init, apply, classes=schema.classes, outputs=book.outputs, missing=True)
     layout = Layout({"linear": sources}, _units(book, bodies, atoms, clauses, first, one))
-    return RuleModel(model.init, model.apply, schema.classes, missing=True, layout=layout)
+    return RuleModel(
+        model.init,
+        model.apply,
+        schema.classes,
+        missing=True,
+        outputs=book.outputs,
+        layout=layout,
+    )
 
 
 class _Body(NamedTuple):

@@ -72,6 +72,7 @@ def configuration(
             "params": shapes(state.params),
             "state": shapes(state.state),
             "classes": recipe.model.classes,
+            "outputs": recipe.model.outputs,
             "missing values": recipe.model.missing,
         },
         "objective": {"terms": [t.name for t in objective.terms], **terms},
@@ -167,6 +168,7 @@ def _teacher(t: Teacher) -> dict[str, Any]:
     variables = jax.tree.map(_array, (t.params, t.state))
     return {
         "classes": t.classes,
+        "outputs": t.outputs,
         "params": shapes(variables[0]),
         "state": shapes(variables[1]),
         "hash": digest(variables),

@@ -10,18 +10,21 @@ from typing import Any
 import chex
 import jax
 
-from distill_jax import _checks
+from distill_jax import _checks, _programs
 from distill_jax.objectives import Objective, Term
-from distill_jax.objectives.context import AVERAGE
+from distill_jax.objectives.context import AVERAGE, Context
 from distill_jax.teachers import Teacher
 from distill_jax.training.step.recipe import Recipe, TrainState
-from distill_jax.types import Batch, Model
+from distill_jax.types import Batch, Model, Outputs
 
 
-def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, Any]) -> None:
+def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, Any]) -> int:
     """Everything that can be known to be wrong before the first step, by name.
 
     ``batch`` may be the whole data set: values are looked at where they are known.
+
+    Returns:
+      The student's number of outputs.
     """
     if isinstance(objective, Term):
         raise TypeError("objective must be an Objective, got a Term: wrap it in weighted_sum(term)")
@@ -50,16 +53,34 @@ def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, A
                 f"{who} must be a Teacher, got {type(teacher).__name__}: wrap it with "
                 "teachers.teacher(model, params, state) or teachers.from_function"
             )
+        _checks.same_outputs(model.outputs, teacher.outputs, who)
         _checks.class_order(model.classes, teacher.classes, who)
         seen = columns.get("teacher_inputs", inputs)
         taught = jax.eval_shape(_taught, teacher, seen)
-        if taught.shape[-1] != student.shape[-1]:
+        if taught.shape[-1] != student.shape[-1] and model.outputs != "embedding":
             raise ValueError(
                 f"{who} has {taught.shape[-1]} classes, the student {student.shape[-1]}: they "
                 "must be the same classes"
             )
     for term in objective.terms:
+        meant = getattr(term.loss, "outputs", None)
+        if callable(dict(term.reads).get("student_logits")):
+            meant = None  # the loss sees something else
+        if meant is not None and model.outputs not in meant:
+            raise ValueError(
+                f"the loss of term {term.name!r}, {getattr(term.loss, '__name__', term.loss)}, is "
+                f"meant for outputs={' or '.join(map(repr, meant))}, the student has "
+                f"outputs={model.outputs!r}: make the student with the outputs that it has, or "
+                "take a loss for them"
+            )
         for option, value in term.options.items():
+            kind = getattr(value, "outputs", None)
+            if kind is not None and kind != model.outputs:
+                raise ValueError(
+                    f"the {option} of term {term.name!r} is about outputs={kind!r}, the student "
+                    f"has outputs={model.outputs!r}: make the student with outputs={kind!r}, or "
+                    f"change the {option}"
+                )
             classes = getattr(value, "classes", None)
             if classes is not None and model.classes not in (None, tuple(classes)):
                 raise ValueError(
@@ -67,8 +88,43 @@ def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, A
                     f"student {list(model.classes)}: bind them to the student's classes, in its "
                     "order"
                 )
+        if student.shape[-1] == 1:
+            _check_broadcasting(term, student, columns)
     if recipe.augment is None:  # otherwise columns may come from augmentation
-        objective.check(batch, student.shape[-1])
+        objective.check(batch, student.shape[-1], model.outputs)
+    return student.shape[-1]
+
+
+def _check_broadcasting(term: Term, student: Any, columns: Batch) -> None:
+    """Raises ValueError if a loss compares each prediction with the targets of all rows.
+
+    Predictions ``[batch, 1]`` minus targets ``[batch]`` are ``[batch, batch]``, without an error.
+    """
+    columns = {name: _with_rows(x) for name, x in columns.items()}
+    flat = [name for name, x in columns.items() if x.shape == (_ROWS,) and x.dtype != bool]
+    if term.coupled or term.init is not None or not flat:
+        return
+    logits: Any = _with_rows(student)
+    context = Context(Outputs(logits), batch=columns, key=jax.random.key(0))
+    try:
+        program = jax.make_jaxpr(lambda context: term.rows(None, None, context)[0])(context)
+    except Exception:  # it reads more than this, or fails where it is computed
+        return
+    if _programs.pairs_rows(program, _ROWS):
+        raise ValueError(
+            f"the loss of term {term.name!r} compares each row with every other one: the student "
+            f"predicts [batch, 1], and one of the columns {flat} is [batch], which broadcasts to "
+            "[batch, batch]. Give the column an axis, column[:, None], or pass coupled=True if the "
+            "loss is about pairs of rows"
+        )
+
+
+_ROWS = 7919
+"""A number of rows that no other axis has."""
+
+
+def _with_rows(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((_ROWS, *x.shape[1:]), x.dtype)
 
 
 def check_initial(initial: TrainState, expected: TrainState) -> None:

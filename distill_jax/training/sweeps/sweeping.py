@@ -129,6 +129,7 @@ def sweep(
                     f"shared[{name!r}] must hold arrays, got {type(leaf).__name__}: fixed settings "
                     "belong in the trial, or in the grid"
                 )
+            _checks.fits_device(**{f"shared[{name!r}]": leaf})
     plan = _Plan(
         trial,
         tuple(made),

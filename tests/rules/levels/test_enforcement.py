@@ -438,7 +438,7 @@ def test_a_hierarchy_is_trained_by_its_loss_and_enforced_afterwards():
     inputs = rng.standard_normal((128, 3)).astype(np.float32)
     leaves = np.concatenate([np.zeros((128, 2)), inputs > 0.5], axis=1)
     targets = np.stack([leaves[:, below].any(1) for below in BELOW], 1).astype(np.float32)
-    model = models.logistic_regression(5)
+    model = models.logistic_regression(5, outputs="multi_label")
     end, metrics = training.run(
         model,
         weighted_sum(term("labels", 1.0, max_constraint_loss, rules=HIERARCHY)),

@@ -87,7 +87,8 @@ CASES: dict[str, Callable[[], Case]] = {
         enforce(models.mlp([4], 3), bind(HARD, CLASSES)), WITHOUT_GAPS
     ),
     "enforce, label sets": lambda: of_model(
-        enforce(models.mlp([4], 3), bind(IMPLICATIONS, LABELS)), WITHOUT_GAPS
+        enforce(models.mlp([4], 3, outputs="multi_label"), bind(IMPLICATIONS, LABELS)),
+        WITHOUT_GAPS,
     ),
     "rule_teacher": lambda: of_teacher(rule_teacher(small_books.plain()), ROWS),
     "corrected": lambda: of_teacher(corrected(teacher(), small_books.plain()), WITHOUT_GAPS),

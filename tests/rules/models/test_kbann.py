@@ -215,6 +215,14 @@ def test_refuses_what_is_no_theory(theory: str, message: str) -> None:
         to_network(theory, BINARY)
 
 
+def test_a_single_label_is_one_output() -> None:
+    model = to_network("yes :- a.", Schema(BITS, ("yes",), exclusive=False), noise=0.0)
+    columns = jnp.array([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
+    logits = model.predict(*model.init(jax.random.key(0), columns), columns).logits
+    assert model.outputs == "multi_label" and logits.shape == (2, 1)
+    np.testing.assert_array_equal(logits[:, 0] > 0, [True, False])
+
+
 @pytest.mark.usefixtures("library_errors")
 def test_refuses_arguments_that_do_not_fit() -> None:
     with pytest.raises(TypeError, match="needs a schema"):
@@ -225,7 +233,5 @@ def test_refuses_arguments_that_do_not_fit() -> None:
         to_network("yes :- a.", BINARY, noise=-1.0)
     with pytest.raises(ValueError, match="leave schema out"):
         to_network(bind("yes :- a.", BINARY), Schema(BITS, ("other", "yes")))
-    with pytest.raises(ValueError, match="name two classes"):
-        to_network("yes :- a.", Schema(BITS, ("yes",), exclusive=False))
     with pytest.raises(ValueError, match=r"\[batch, 4\] as encode"):
         to_network("yes :- a.", BINARY).init(jax.random.key(0), jnp.zeros((1, 3)))
