@@ -801,6 +801,8 @@ def extreme_gaps(entry: Entry) -> None:
         close(rows, entry.reference(student, against), rtol=2e-5, atol=1e-5)
         finite(grads, "gradient")
         step = 1e-2 * entry.options.get("temperature", 1.0)
+        if not (entry.smooth or entry.shift_invariant):
+            step *= 1e3  # the value is of the size of the gap, and so is its rounding
         want = numerical_gradients(entry, student, against, step)[:2]
         for x, y in zip(grads[:2], want, strict=True):
             if y is not None:
