@@ -189,4 +189,4 @@ def _on_host(x: Any) -> np.ndarray:
     if next(iter(x.devices())).platform != "cpu":
         # An array keeps the host's copy of it: this one goes with it.
         x = jax.device_put(x, x.sharding, may_alias=False)
-    return np.asarray(x)
+    return np.asarray(jax.device_get(x))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distill_jax._files import replacing
+from distill_jax._text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,8 +70,8 @@ def bars(
         heights, below, above = zip(*(_bar(values[places[j], name]) for j in here), strict=True)
         left = [j + (i - (len(groups) - 1) / 2) * width for j in here]
         error = (below, above) if any(below) or any(above) else None
-        axes.bar(left, heights, width, label=name, yerr=error, capsize=3)
-    axes.set_xticks(range(len(places)), places)
+        axes.bar(left, heights, width, label=_plain(name), yerr=error, capsize=3)
+    axes.set_xticks(range(len(places)), [_plain(place) for place in places])
     if group is not None:
         # Beside the axes, where it hides no bar.
         axes.legend(title=group, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -288,7 +289,12 @@ def _axis_values(values: Sequence[Any]) -> list[Any]:
 
 
 def _label(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else _plain(str(value))
+
+
+def _plain(name: str) -> str:
+    """A name from the rows as matplotlib shows it: dollars in it begin no formula."""
+    return printable(name).replace("$", r"\$")
 
 
 def _bar(y: Any) -> tuple[float, float, float]:

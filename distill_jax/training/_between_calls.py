@@ -69,9 +69,7 @@ class BetweenCalls:
         self.history.add(metrics)
         self.bar.update(self.done, self.history.latest)
         for callback in self.callbacks:
-            metrics = self.history.settle()
-            with self.stop.at_once():
-                callback(state, metrics)
+            callback(state, self.history.settle())  # to its end: it may be writing a file
         every, last = self.evaluate_every, self.done == self.steps
         due = every is not None and self.done // every > before // every
         values = self._evaluated(state) if due or last else None

@@ -207,7 +207,9 @@ def fit(
         rest = ready.objective, ready.teachers, ready.decay
         with watch.saving():
             for group, position in _groups(_waited_for(batches, stop), steps_per_call):
-                state, metrics = tracer.call(watch.step + 1, call, state, group, *rest)
+                # Compiling may take minutes, and before the first call there is nothing to lose.
+                with stop.at_once() if watch.last is None else contextlib.nullcontext():
+                    state, metrics = tracer.call(watch.step + 1, call, state, group, *rest)
                 watch.after_call(len(group), state, metrics, position)
             if watch.done < steps:
                 watch.history.settle()  # a loss that is not finite comes first

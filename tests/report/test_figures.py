@@ -135,3 +135,9 @@ def test_bars_name_what_is_wrong(rows, message):
 def test_curves_name_what_is_wrong(series, message):
     with pytest.raises(ValueError, match=message):
         curves(series)
+
+
+def test_names_from_rows_are_no_formulas(tmp_path):
+    rows = [{"price": "$x^", "y": 1.0, "kind": "$_{"}, {"price": "a\x1b", "y": 2.0, "kind": "b"}]
+    save_figure(tmp_path / "a.png", bars(rows, x="price", y="y", group="kind"))
+    save_figure(tmp_path / "b.png", heat_map(rows, x="price", y="kind", value="y"))

@@ -286,6 +286,21 @@ def test_sigterm_during_the_last_save_is_not_swallowed(tmp_path, monkeypatch, as
     assert "loss" not in history
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_call_which_may_compile_for_minutes_is_not_waited_for(
+    tmp_path, monkeypatch, number
+):
+    def compiles(*_):
+        interrupt(number)
+        raise AssertionError("must not be reached")
+
+    monkeypatch.setattr("distill_jax.training.fitting.steps_of", compiles)
+    saved = Checkpoints(tmp_path)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        fit(STUDENT, OBJECTIVE, ADAM, skipping, **HOW, steps=4, checkpoints=saved)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_second_ctrl_c_does_not_wait_for_the_step():
     stop = _preemption.Stopping()
     stop.handle(signal.SIGINT, None)

@@ -22,6 +22,7 @@ from distill_jax._fingerprints import (
     leaves_by_path,
     shapes,
 )
+from distill_jax._text import printable
 from distill_jax.objectives import Objective, Term
 from distill_jax.teachers import Teacher
 from distill_jax.training.checkpoints._contents import FORMAT
@@ -121,7 +122,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             "the compiled step differs in something that is not listed: a learning rate, for "
             "example, or a constant in a loss"
         )
-    return lines
+    return [printable(line) for line in lines]
 
 
 def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -133,15 +133,13 @@ class Saver:
                 asynchronous=checkpoints.asynchronous,
             )
         except ValueError as error:  # it reads the files of metrics here
-            raise CheckpointError(
-                f"a file of metrics in {self._folder}, <step>/metrics/metrics, is damaged "
-                f"({self._shown(error)}): delete the step's folder"
-            ) from error
+            raise self._damaged_metrics("<step>", self._shown(error)) from error
         self._saving: int | None = None  # the step of the save that goes on in the background
         self._failures = False
         self._last_asked = self.latest() or 0
         try:
             self._compare()
+            self._compare_metrics()
         except BaseException:
             self._close()
             raise
@@ -373,6 +371,22 @@ class Saver:
         changed = _configuration.other_versions(before, self._configuration)
         if changed:
             warnings.warn(f"the checkpoints in {self._folder}: {changed}", stacklevel=2)
+
+    def _compare_metrics(self) -> None:
+        """The files that decide which ones are best have no sums, but the values are kept twice."""
+        for step in self.steps() if self._options.best is not None else ():
+            read = self._manager.metrics(step) or {}
+            saved = read
+            with contextlib.suppress(Exception):  # another file is damaged, and is read later
+                saved = self._about(step)["metrics"]
+            if any(saved.get(name) != value for name, value in read.items()):
+                raise self._damaged_metrics(str(step), "other values were saved")
+
+    def _damaged_metrics(self, step: str, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"a file of metrics in {self._folder}, {step}/metrics/metrics, is damaged ({why}): "
+            "delete the step's folder"
+        )
 
     def _latest_is_ours(self) -> bool:
         with contextlib.suppress(Exception):

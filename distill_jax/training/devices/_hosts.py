@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from distill_jax._fingerprints import digest
+from distill_jax._text import printable
 
 SHOWN = 20  # differences listed in one message
 LONG = 60  # characters shown of a value
@@ -91,7 +92,7 @@ def disagreements(given: Sequence[Mapping[str, str]]) -> list[str]:
             holders.setdefault(values.get(name, "not there"), []).append(process)
         if len(holders) > 1:
             each = [f"{value} in {_processes(who)}" for value, who in holders.items()]
-            lines.append(f"{name} is {'; '.join(each)}")
+            lines.append(printable(f"{name} is {'; '.join(each)}"))
     return lines
 
 

@@ -20,7 +20,7 @@ class Stopping:
     """Whether the process was asked to end.
 
     A signal only makes ``stop(step)`` return True, since the state may be half way from one step
-    to the next; inside ``stop.at_once()``, where the run waits for somebody else's code, it raises
+    to the next; inside ``stop.at_once()``, where the run waits for data or an evaluation, it raises
     ``stop.error()``. A second Ctrl-C always does.
     """
 

@@ -182,6 +182,10 @@ def test_what_lies_in_the_start_or_in_a_constant_shows():
     assert differences(even, with_prior([0.0, 0.0, 0.0])) == []
 
 
+def test_names_from_a_file_command_no_terminal():
+    assert differences({"a\x1b[2J": 1}, {}) == ["a\\x1b[2J was 1, is missing now"]
+
+
 def test_programs_of_other_versions_are_not_compared(base):
     other = base | {"program": "else", "versions": base["versions"] | {"jax": "0.0.1"}}
     assert differences(base, other) == []

@@ -372,7 +372,15 @@ def test_damaged_metrics_are_named(tmp_path):
     filled(tmp_path, [1])
     with Checkpoints(tmp_path, best="accuracy").open(SETTINGS) as saver:
         saver.save(2, state(2), None, {"accuracy": 0.5})
-    cut_to(tmp_path / "2" / "metrics" / "metrics", 5)
+    path = tmp_path / "2" / "metrics" / "metrics"
+    whole = path.read_text()
+    for other in (whole.replace("0.5", "0.7"), whole.replace("accuracy", "accuracx")):
+        path.write_text(other)
+        with pytest.raises(CheckpointError, match="2/metrics/metrics, is damaged .other values"):
+            read(tmp_path, best="accuracy")
+    path.write_text(whole)
+    assert read(tmp_path, best="accuracy") is not None
+    cut_to(path, 5)
     with pytest.raises(CheckpointError, match="metrics in .* is damaged"):
         read(tmp_path, best="accuracy")
 
