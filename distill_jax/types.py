@@ -13,9 +13,9 @@ from distill_jax import _checks
 Batch = Mapping[str, Any]
 """Named arrays, of JAX or NumPy, with one leading axis: ``inputs``, often ``labels`` or
 ``targets``, and optionally ``where`` (``[batch]`` booleans: rows that are False are padding and
-contribute to no loss; they do enter the statistics of a batch norm, as zeros). ``columns`` is an
-encoded table for rules, in which NaN stands for a missing value; ``inputs:clause`` holds the inputs
-of another view of the examples, named ``clause``."""
+contribute to no loss; a batch norm does see them, with the inputs of a row that counts).
+``columns`` is an encoded table for rules, in which NaN stands for a missing value;
+``inputs:clause`` holds the inputs of another view of the examples, named ``clause``."""
 
 Params = PyTree
 """Arrays that gradients reach."""

@@ -88,7 +88,7 @@ def fit(
       data: Arrays in memory, cut as ``run`` cuts them; or a stream of batches, as
         ``data.positions`` takes it: an iterable, Grain's among them, or a function of the number
         of batches to skip. Batches shorter than the first are padded with masked rows; if the
-        student has state (a batch norm would see those rows, as zeros), only where a layout or
+        student has state (a batch norm would see those rows), only where a layout or
         microbatches need it. With ``initial``, a stream must begin where the run before stopped.
       steps: Optimizer steps, including those before a resumption. If the data ends earlier, fewer
         are taken, with a warning.

@@ -41,19 +41,33 @@ def is_input(column: str) -> bool:
 
 
 def prepare_columns(batch: Batch, key: Array, augment: Augment | None) -> dict[str, Any]:
-    """The batch as models and losses see it: augmented, with masked rows of inputs set to 0."""
+    """The batch as models and losses see it: augmented, with masked rows of inputs replaced.
+
+    They may hold NaN, which would survive the product with a gradient of 0; and of zeros a model
+    may make NaN (it divides by their norm), which would survive it as well. So they hold what a row
+    that counts holds.
+    """
     # Whatever cuts the batch out of its array stays out of the step's arithmetic, so that run
     # and fit, which cut differently, give the same bits.
     columns = jax.lax.optimization_barrier(dict(batch))
     if augment is not None:
         columns = dict(augment(key, columns))
     if "where" in columns:
-        # Masked rows may hold NaN, which would survive the product with a gradient of 0.
         keep = columns["where"].reshape(len(columns["where"]), -1).any(1)
         for name, x in columns.items():
             if is_input(name):
-                columns[name] = jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+                columns[name] = _filled(x, keep)
     return columns
+
+
+def _filled(x: Array, keep: Array) -> Array:
+    """``x`` with its first row that is kept in place of those that are not; 0 if none is kept."""
+    first = keep & (jnp.arange(len(keep)) == keep.argmax())
+    first, keep = (m.reshape(-1, *[1] * (x.ndim - 1)) for m in (first, keep))
+    # A sum of zeros and that row: rows may lie on several devices, which indexing would gather.
+    zero = jnp.zeros((), x.dtype)
+    row = jnp.where(first, x, zero).sum(0, dtype=x.dtype, keepdims=True)
+    return jnp.where(keep, x, row)
 
 
 def forward_passes(model: Model, teachers: Mapping[str, Teacher], average: PyTree) -> Forward:

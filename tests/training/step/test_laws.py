@@ -223,3 +223,26 @@ def test_student_terms_and_augmentation_draw_apart_in_every_step_and_piece(piece
             spread = metrics[square] - metrics[mean] ** 2  # of the draws of all pieces
             assert (spread > 1e-5) == (pieces > 1), (mean, spread)
     assert all(abs(a - b) > 1e-4 for a, b in itertools.combinations(drawn, 2)), drawn
+
+
+def test_masked_rows_of_inputs_hold_what_a_row_that_counts_holds():
+    """Of zeros, a student that divides by a norm would make NaN, in every parameter."""
+
+    def apply(params, inputs):
+        return (inputs / jnp.linalg.norm(inputs, axis=-1, keepdims=True)) @ params
+
+    student = models.from_function(linear, apply)
+    recipe, objective = Recipe(student, optax.sgd(1.0)), OBJECTIVES["one pass"]
+    train = recipe.init(objective, BATCH, {}, KEY)
+    where = np.arange(ROWS) % 3 == 1
+    inputs = np.where(where[:, None], BATCH["inputs"], np.nan).astype(np.float32)
+    step = jax.jit(recipe.step)
+    masked, _ = step(train, {"inputs": inputs, "where": where}, objective, {})
+    kept, _ = step(train, {"inputs": inputs[where]}, objective, {})
+    np.testing.assert_allclose(masked.params, kept.params, rtol=1e-5)
+    seen = recipe.columns({"inputs": inputs, "where": where}, KEY)["inputs"]
+    np.testing.assert_array_equal(seen, np.where(where[:, None], inputs, inputs[1]))
+    nothing = recipe.columns({"inputs": inputs, "where": np.zeros(ROWS, bool)}, KEY)["inputs"]
+    np.testing.assert_array_equal(nothing, np.zeros_like(inputs))
+    tokens = recipe.columns({"inputs": np.arange(ROWS)[:, None], "where": where}, KEY)["inputs"]
+    assert tokens.ravel().tolist() == [1, 1, 1, 1, 4, 1]
