@@ -266,8 +266,19 @@ def _mixture(first: Array, second: Array, alpha: Array, rest: Array) -> _Mixture
     slopes = _polynomial(u, [(-1.0) ** (n + 1) * (n + 1) / (n + 2) for n in length])
     by_alpha = jnp.where(near, gap * v * slopes, (terms - gap * scaled) / some_rest)
     by_alpha = jnp.where(only_b, 0.0, by_alpha)
-    ratios = (_zero_if_infinite(x) for x in (a_over_m, b_over_m, relative, scaled))
-    return _Mixture(a, b, gap, d, share, *ratios, terms, _zero_if_infinite(by_alpha))
+    return _Mixture(
+        a,
+        b,
+        gap,
+        d,
+        share,
+        first=_zero_if_infinite(a_over_m),
+        second=_zero_if_infinite(b_over_m),
+        relative=relative,
+        scaled=_zero_if_infinite(scaled),
+        terms=terms,
+        by_alpha=_zero_if_infinite(by_alpha),
+    )
 
 
 def _mixture_jvp(primals, tangents):
