@@ -266,8 +266,19 @@ def _mixture(first: Array, second: Array, alpha: Array, rest: Array) -> _Mixture
     slopes = _polynomial(u, [(-1.0) ** (n + 1) * (n + 1) / (n + 2) for n in length])
     by_alpha = jnp.where(near, gap * v * slopes, (terms - gap * scaled) / some_rest)
     by_alpha = jnp.where(only_b, 0.0, by_alpha)
-    ratios = (_zero_if_infinite(x) for x in (a_over_m, b_over_m, relative, scaled))
-    return _Mixture(a, b, gap, d, share, *ratios, terms, _zero_if_infinite(by_alpha))
+    return _Mixture(
+        a,
+        b,
+        gap,
+        d,
+        share,
+        first=_zero_if_infinite(a_over_m),
+        second=_zero_if_infinite(b_over_m),
+        relative=relative,
+        scaled=_zero_if_infinite(scaled),
+        terms=terms,
+        by_alpha=_zero_if_infinite(by_alpha),
+    )
 
 
 def _mixture_jvp(primals, tangents):
@@ -281,38 +292,36 @@ def _mixture_jvp(primals, tangents):
     both = jnp.where(m.d < 0, m.b * m.first, m.a * m.second)  # a b / m
     over_rest = m.gap - _zero_if_infinite(m.terms)  # a log(m / a) / rest
 
-    out = _Mixture(
-        da,
-        db,
-        dgap,
-        dd,
-        -m.share * (1.0 - m.share) * dd,
-        _zero_if_infinite(m.first * m.share) * dd,
-        -_zero_if_infinite(m.second * (1.0 - m.share)) * dd,
-        -_zero_if_infinite(m.first * m.second) * dd,
-        -_zero_if_infinite(m.first * m.share) * dd,
-        dgap - over_rest * du_a + both * dd,
-        m.by_alpha * du_a + _zero_if_infinite(both * m.relative) * dd,
+    by_both = _Mixture(
+        a=da,
+        b=db,
+        gap=dgap,
+        d=dd,
+        share=-m.share * (1.0 - m.share) * dd,
+        first=_zero_if_infinite(m.first * m.share) * dd,
+        second=-_zero_if_infinite(m.second * (1.0 - m.share)) * dd,
+        relative=-_zero_if_infinite(m.first * m.second) * dd,
+        scaled=-_zero_if_infinite(m.first * m.share) * dd,
+        terms=dgap - over_rest * du_a + both * dd,
+        by_alpha=m.by_alpha * du_a + _zero_if_infinite(both * m.relative) * dd,
     )
-    if not _is_zero(tangents[2]):
-        zero = jnp.zeros_like(m.a)
-        slopes = _Mixture(
-            zero,
-            zero,
-            zero,
-            zero,
-            -m.first * m.second,
-            m.first * m.relative,
-            m.second * m.relative,
-            m.relative * m.relative,
-            -m.first * m.relative,
-            m.by_alpha,
-            _by_alpha_twice(m, rest),
-        )
-        out = _Mixture(
-            *(x + _zero_if_infinite(y) * tangents[2] for x, y in zip(out, slopes, strict=True))
-        )
-    return m, out
+    if _is_zero(tangents[2]):
+        return m, by_both
+    zero = jnp.zeros_like(m.a)
+    by_alpha = _Mixture(
+        a=zero,
+        b=zero,
+        gap=zero,
+        d=zero,
+        share=-m.first * m.second,
+        first=m.first * m.relative,
+        second=m.second * m.relative,
+        relative=m.relative * m.relative,
+        scaled=-m.first * m.relative,
+        terms=m.by_alpha,
+        by_alpha=_by_alpha_twice(m, rest),
+    )
+    return m, jax.tree.map(lambda x, y: x + _zero_if_infinite(y) * tangents[2], by_both, by_alpha)
 
 
 def _by_alpha_twice(m: _Mixture, rest: Array) -> Array:

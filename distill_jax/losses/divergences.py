@@ -2,9 +2,16 @@ r"""Divergences between two categorical distributions, from logits.
 
 All take ``student_logits`` and ``teacher_logits`` of the same shape ``[..., classes]`` and return
 one unreduced value per row, ``[...]``, in float32 or wider. Below, *p* is the teacher's
-distribution and *q* the student's. Every value is computed as a sum of non-negative terms, which
-keeps it accurate near equality: it is exactly 0 where the logits are equal, and has a relative
-error below 1e-5 where the divergence is 4e-7, for ten classes as for 128 thousand.
+distribution and *q* the student's.
+
+Every value is computed as a sum of non-negative terms, which keeps it accurate near equality, for
+ten classes as for 128 thousand. In float32 the relative error is about 1e-6, also where the
+divergence is 4e-7; the worst measured is 1e-5, for the skewed and Jensen-Shannon family 2e-5 (where
+the share of the other side is small), and for ``renyi`` of order 100 4e-5. Where the logits are
+equal, value and gradients are exactly 0. Gradients with respect to logits have a relative error
+below 1e-5 of the row's largest, down to divergences of 1e-11. One exception: where the side over
+which a KL divergence takes the expectation is all but certain of a class, the gradient to its logit
+of that class is accurate in absolute terms only, to about 1e-7 times the log-ratio.
 
 - A class at ``-inf`` has probability 0 and contributes 0. A row with all classes at ``-inf`` is not
   a distribution and gives NaN. Where a divergence is infinite by definition, the value is ``inf``
@@ -12,7 +19,9 @@ error below 1e-5 where the divergence is 4e-7, for ten classes as for 128 thousa
 - ``where``, booleans ``[...]``, selects rows; masked rows contribute neither loss nor gradient,
   even if they hold NaN.
 - Gradients reach both logits and the scalar options, in forward and reverse mode and to second
-  order. Options may be traced; values known at trace time are checked.
+  order. At an end of an option's range the slope is the one-sided one. A derivative that is
+  infinite, or beyond the range of the dtype, is returned as 0. Options may be traced; values known
+  at trace time are checked.
 - All raise ``ValueError`` if shapes differ or an option is out of range, and ``TypeError`` if
   logits are integers.
 """
@@ -270,8 +279,8 @@ def skew_reverse_kl(
 def total_variation(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Half the absolute difference, :math:`\tfrac12 \sum_k |p_k - q_k|`; symmetric, at most 1.
 
-    Not differentiable where a class has the same probability on both sides; the gradient there is
-    defined as 0.
+    Not differentiable where a class has the same probability on both sides, up to the rounding of
+    the row: the slope of its :math:`|p_k - q_k|` is taken to be 0, for both sides.
 
     Args:
       student_logits: ``[..., classes]``.
