@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 
 from distill_jax import _checks
 from distill_jax.data import check, padded_batches
+from distill_jax.data.batching import columns_of
 from distill_jax.losses import cross_entropy, forward_kl
 from distill_jax.teachers import Teacher
 from distill_jax.types import Batch, Model, Outputs, Params, State
@@ -288,7 +289,7 @@ def _totals(
         raise ValueError(f"data must have a column inputs, got {list(data)}")
     if teacher is not None:
         _checks.class_order(model.classes, teacher.classes, "teacher")
-    data = {name: data[name] for name in _COLUMNS if name in data}
+    data = columns_of({name: data[name] for name in _COLUMNS if name in data})
     if teacher is not None:
         data.pop("teacher_logits", None)
     missing = ["inputs"] if model.missing else []

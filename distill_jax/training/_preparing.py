@@ -17,8 +17,10 @@ from jaxtyping import Array
 
 from distill_jax import _checks, _fingerprints, _programs, models
 from distill_jax import data as data_
+from distill_jax.data.batching import columns_of
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
+from distill_jax.training import _late_rows
 from distill_jax.training.checkpoints._configuration import configuration
 from distill_jax.training.devices import Layout
 from distill_jax.training.step import Recipe, TrainState, _compiled
@@ -107,7 +109,7 @@ def opened(
     if isinstance(data, Mapping):
         if batch_size is None:
             raise ValueError("batch_size must be given for arrays in memory")
-        columns = {str(name): np.asarray(column) for name, column in data.items()}
+        columns = {n: np.asarray(x) for n, x in columns_of(data).items()}
         yield InMemory(columns, _checks.count("batch_size", batch_size))
         return
     if batch_size is not None:
@@ -130,6 +132,7 @@ class Prepared:
       initial: The state to continue from, or None.
       source: Where batches come from.
       given: ``(objective, teachers, decay)`` before they were placed.
+      num_outputs: Of the student.
     """
 
     recipe: Recipe
@@ -144,6 +147,7 @@ class Prepared:
     initial: TrainState | None
     source: Source
     given: tuple[Objective, Mapping[str, Teacher], Array | None]
+    num_outputs: int
 
     @property
     def steps_before(self) -> Any:
@@ -168,6 +172,21 @@ class Prepared:
             )
         state = jax.tree.map(jnp.copy, self.initial) if copied else self.initial
         return state if self.layout is None else self.layout.place(state)
+
+    def batches(self, position: Any) -> Iterator[tuple[Batch, Any]]:
+        """``(batch, position after it)`` from a position; the values of a stream are checked."""
+        pairs = self.source.batches(position, self)
+        if self.source.in_memory:
+            return pairs
+        objective = self.given[0] if self.recipe.augment is None else None
+        return _late_rows.checked(pairs, self.check_values, objective, self.num_outputs)
+
+    def check_values(self, batch: Batch) -> None:
+        """Raises ValueError for values that models or terms read, in the rows that count."""
+        objective, teachers, _ = self.given
+        _check_inputs(self.recipe.model, teachers, batch)
+        if self.recipe.augment is None:
+            objective.check(batch, self.num_outputs)
 
     def put(self, batch: Batch) -> dict[str, jax.Array]:
         """A batch of this process on the devices."""
@@ -273,12 +292,7 @@ def prepared(
         raise TypeError(f"initial must be a TrainState, got {type(initial).__name__}")
     decay = _decay(average_decay)
     columns = source.columns
-    data_.check(
-        columns,
-        batch_size=source.rows if source.in_memory else None,
-        values=[name for name in columns if is_input(name)],
-        missing=_columns_that_may_miss(model, given, columns),
-    )
+    _check_inputs(model, given, columns, source.rows if source.in_memory else None)
     rows = source.rows
     if layout is not None:
         rows *= 1 if source.in_memory else layout.processes
@@ -286,7 +300,7 @@ def prepared(
     if augment is None:  # otherwise augmentation may change the number of rows
         divides(microbatches, rows)
     recipe = Recipe(model, accepted(optimizer), augment, decay is not None, microbatches)
-    check(recipe, objective, columns, given)
+    num_outputs = check(recipe, objective, columns, given)
 
     key_init, key_order = jax.random.split(key)
     as_given = objective, given, decay
@@ -307,12 +321,24 @@ def prepared(
         initial=initial,
         source=source,
         given=as_given,
+        num_outputs=num_outputs,
     )
     if initial is not None:
         check_initial(initial, found.expected)
     if layout is not None:
         layout.check_params(found.expected.params, found.expected.term_params, given)
     return found
+
+
+def _check_inputs(
+    model: Model, teachers: Mapping[str, Any], columns: Batch, batch_size: int | None = None
+) -> None:
+    data_.check(
+        columns,
+        batch_size=batch_size,
+        values=[name for name in columns if is_input(name)],
+        missing=_columns_that_may_miss(model, teachers, columns),
+    )
 
 
 def has_tracers(tree: Any) -> bool:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from distill_jax import _checks
 from distill_jax import data as data_
+from distill_jax.data.batching import columns_of
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _preparing
@@ -99,7 +100,7 @@ def run(
         ``data.check``. Traced values are not checked.
     """
     steps = _checks.count("steps", steps)
-    data = {name: jnp.asarray(column) for name, column in data.items()}
+    data = columns_of(data)  # checked as the host has it, before it is cast
     ready = _preparing.prepared(
         model,
         objective,
@@ -115,6 +116,7 @@ def run(
         compute_dtype=compute_dtype,
         remat=remat,
     )
+    data = {name: jnp.asarray(column) for name, column in data.items()}
     state = ready.start(copied=False)
     index = data_.batch_indices(
         ready.key_order, len(data["inputs"]), batch_size, steps, start=ready.steps_before

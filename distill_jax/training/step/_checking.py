@@ -18,10 +18,13 @@ from distill_jax.training.step.recipe import Recipe, TrainState
 from distill_jax.types import Batch, Model
 
 
-def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, Any]) -> None:
+def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, Any]) -> int:
     """Everything that can be known to be wrong before the first step, by name.
 
     ``batch`` may be the whole data set: values are looked at where they are known.
+
+    Returns:
+      The number of the student's outputs.
     """
     if isinstance(objective, Term):
         raise TypeError("objective must be an Objective, got a Term: wrap it in weighted_sum(term)")
@@ -69,6 +72,7 @@ def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, A
                 )
     if recipe.augment is None:  # otherwise columns may come from augmentation
         objective.check(batch, student.shape[-1])
+    return student.shape[-1]
 
 
 def check_initial(initial: TrainState, expected: TrainState) -> None:
