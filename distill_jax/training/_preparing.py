@@ -107,9 +107,10 @@ def opened(
 ) -> Iterator[Source]:
     """The source of ``fit``'s batches, closed at the end."""
     if isinstance(data, Mapping):
+        named: Mapping[str, Any] = data  # pyright: ignore[reportAssignmentType]
         if batch_size is None:
             raise ValueError("batch_size must be given for arrays in memory")
-        columns = {n: np.asarray(x) for n, x in columns_of(data).items()}
+        columns = {n: np.asarray(x) for n, x in columns_of(named).items()}
         yield InMemory(columns, _checks.count("batch_size", batch_size))
         return
     if batch_size is not None:

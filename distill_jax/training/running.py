@@ -52,9 +52,9 @@ def run(
     student per key on shared data; ``training.sweep`` does so for grids. Data and teachers are
     arguments of the program, never constants in it.
 
-    A program is compiled once for each ``model``, ``optimizer`` and ``augment`` object: make them
-    once and keep them. An optimizer made inside a vmapped function, with a traced learning rate,
-    works too.
+    A program is compiled once for each ``model``, ``optimizer``, ``augment`` and loss: make them
+    once and keep them. The programs of the last 32 combinations are kept, and others freed. An
+    optimizer made inside a vmapped function, with a traced learning rate, works too.
 
     Args:
       model: The student.
