@@ -199,6 +199,35 @@ class Batches(Iterator[dict[str, Any]]):
         return self._epoch[1]
 
 
+def columns_of(data: Mapping[str, Any], who: str = "data") -> dict[str, Any]:
+    """The columns as arrays that JAX can hold: its own as they are, all others in NumPy.
+
+    Numbers in the other byte order, as some file formats store them, are brought to this machine's.
+
+    Raises:
+      TypeError: if a column holds neither numbers nor booleans.
+      ValueError: if a masked array has masked entries.
+    """
+    return {str(name): _column(str(name), x, who) for name, x in data.items()}
+
+
+def _column(name: str, x: Any, who: str) -> Any:
+    if isinstance(x, jax.Array):
+        return x
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise ValueError(
+            f"{name} in {who} has {np.ma.count_masked(x)} masked entries, which an array cannot "
+            "hold: fill them, or leave their rows out with a column where"
+        )
+    found = np.asarray(x)
+    if not (jnp.issubdtype(found.dtype, jnp.number) or found.dtype == np.bool_):
+        raise TypeError(
+            f"{name} in {who} must hold numbers or booleans, got {found.dtype}: encode it, or "
+            f"remove it; if all of it is numbers of one shape, use {name}.astype(np.float32)"
+        )
+    return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
+
+
 def padded_batches(
     data: Mapping[str, Array | np.ndarray], batch_size: int
 ) -> Iterator[dict[str, Array | np.ndarray]]:
@@ -225,6 +254,7 @@ def padded_batches(
       [0 1] [ True  True]
       [2 2] [ True False]
     """
+    data = columns_of(data)
     check(data, values=())
     return _padded_batches(data, _checks.count("batch_size", batch_size))
 

@@ -23,11 +23,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from distill_jax import _checks
-from distill_jax.data.batching import pad
+from distill_jax.data.batching import columns_of, pad
 from distill_jax.types import Batch
 
 Position = Mapping[str, Any]
@@ -278,18 +277,10 @@ def _columns(batch: Any, number: int) -> dict[str, Any]:
             f"{who} must be a mapping from names to arrays, such as "
             f'{{"inputs": x, "labels": y}}, got {type(batch).__name__}'
         )
-    columns = {
-        name: x if isinstance(x, jax.Array | np.ndarray) else np.asarray(x)
-        for name, x in batch.items()
-    }
+    columns = columns_of(batch, who)
     if not columns:
         raise ValueError(f"{who} must have a column or more, such as inputs, got none")
     for name, column in columns.items():
-        if isinstance(column, np.ndarray) and column.dtype.kind in "OSUMm":
-            raise TypeError(
-                f"{name} in {who} must hold numbers or booleans, got {column.dtype}: encode it, "
-                "or remove it"
-            )
         if column.ndim < 1:
             raise ValueError(f"{name} in {who} must have a leading axis of rows, got a scalar")
     lengths = {name: len(column) for name, column in columns.items()}

@@ -71,6 +71,7 @@ from jaxtyping import Array, Float
 
 from distill_jax import _checks
 from distill_jax.data import check, padded_batches
+from distill_jax.data.batching import columns_of
 from distill_jax.evaluation import _ranking, _sums
 from distill_jax.teachers import Teacher
 from distill_jax.types import Batch, Model, OutputKind, Outputs, Params, State
@@ -376,7 +377,7 @@ def _columns(
         _checks.same_outputs(model.outputs, teacher.outputs, "teacher")
         _checks.class_order(model.classes, teacher.classes, "teacher")
     wanted = ("inputs", "teacher_inputs", *against, "where", "weights", "teacher_logits")
-    data = {name: data[name] for name in wanted if name in data}
+    data = columns_of({name: data[name] for name in wanted if name in data})
     if teacher is not None:
         data.pop("teacher_logits", None)
     missing = ["inputs"] if model.missing else []

@@ -99,7 +99,8 @@ def from_nnx(
     """
     check_features(features)
     existing = _existing(make)
-    graph_for = _recorder(make if existing is None else existing.build)
+    build: Any = make if existing is None else existing.build
+    graph_for = _recorder(build)
 
     def init(key: Array, inputs: Any) -> tuple[Params, State]:
         graph = graph_for(inputs)

@@ -17,8 +17,10 @@ from jaxtyping import Array
 
 from distill_jax import _checks, _fingerprints, _programs, models
 from distill_jax import data as data_
+from distill_jax.data.batching import columns_of
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
+from distill_jax.training import _late_rows
 from distill_jax.training.checkpoints._configuration import configuration
 from distill_jax.training.devices import Layout
 from distill_jax.training.step import Recipe, TrainState, _compiled
@@ -105,9 +107,10 @@ def opened(
 ) -> Iterator[Source]:
     """The source of ``fit``'s batches, closed at the end."""
     if isinstance(data, Mapping):
+        named: Mapping[str, Any] = data  # pyright: ignore[reportAssignmentType]
         if batch_size is None:
             raise ValueError("batch_size must be given for arrays in memory")
-        columns = {str(name): np.asarray(column) for name, column in data.items()}
+        columns = {n: np.asarray(x) for n, x in columns_of(named).items()}
         yield InMemory(columns, _checks.count("batch_size", batch_size))
         return
     if batch_size is not None:
@@ -171,6 +174,21 @@ class Prepared:
         state = jax.tree.map(jnp.copy, self.initial) if copied else self.initial
         return state if self.layout is None else self.layout.place(state)
 
+    def batches(self, position: Any) -> Iterator[tuple[Batch, Any]]:
+        """``(batch, position after it)`` from a position; the values of a stream are checked."""
+        pairs = self.source.batches(position, self)
+        if self.source.in_memory:
+            return pairs
+        objective = self.given[0] if self.recipe.augment is None else None
+        return _late_rows.checked(pairs, self.check_values, objective, self.num_outputs)
+
+    def check_values(self, batch: Batch) -> None:
+        """Raises ValueError for values that models or terms read, in the rows that count."""
+        objective, teachers, _ = self.given
+        _check_inputs(self.recipe.model, teachers, batch)
+        if self.recipe.augment is None:
+            objective.check(batch, self.num_outputs, self.recipe.model.outputs)
+
     def put(self, batch: Batch) -> dict[str, jax.Array]:
         """A batch of this process on the devices.
 
@@ -179,8 +197,7 @@ class Prepared:
         """
         if not self.source.in_memory and any(map(_checks.outside_device, batch.values())):
             # Not only in a column that nothing reads, or in rows that do not count?
-            objective, teachers, _ = self.given
-            _check_values(self.recipe, objective, teachers, batch, self.num_outputs)
+            self.check_values(batch)
         if self.layout is None:
             return jax.device_put(dict(batch))
         in_memory = self.source.in_memory
@@ -332,15 +349,6 @@ def _check_inputs(
         values=[name for name in columns if is_input(name)],
         missing=_columns_that_may_miss(model, teachers, columns),
     )
-
-
-def _check_values(
-    recipe: Recipe, objective: Objective, teachers: Mapping[str, Any], batch: Batch, outputs: int
-) -> None:
-    """The values of what models and terms read, in the rows that count."""
-    _check_inputs(recipe.model, teachers, batch)
-    if recipe.augment is None:
-        objective.check(batch, outputs, recipe.model.outputs)
 
 
 def has_tracers(tree: Any) -> bool:

@@ -122,7 +122,9 @@ def fit(
       NonFiniteLoss: as soon as a loss is NaN or infinite, naming step and terms; also for
         parameters that are not finite before an evaluation, a save, and at the end.
       CheckpointError: if a checkpoint cannot be written or read.
-      ValueError: before the first step, as in ``run``; if the checkpoints belong to another
+      ValueError: before the first step, as in ``run``; for a label out of range or a number that is
+        not finite in a stream, with column, batch and row (in NumPy columns: what is on an
+        accelerator already is not looked at); if the checkpoints belong to another
         configuration, processes disagree, or the devices of ``layout`` do not divide the batch.
     """
     logs = logs_.listed(log)
@@ -270,7 +272,7 @@ def _batches(
         yield iter(())
         return
     pairs: Iterator[tuple[Batch, Any]]
-    pairs = itertools.islice(ready.source.batches(position, ready), count)
+    pairs = itertools.islice(ready.batches(position), count)
     if not ready.source.in_memory:
         # A batch norm would see the rows that fill a batch up: then only if sizes must be equal.
         even = ready.layout is not None or ready.recipe.microbatches > 1

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from distill_jax import _checks
 from distill_jax import data as data_
+from distill_jax.data.batching import columns_of
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _preparing
@@ -52,9 +52,9 @@ def run(
     student per key on shared data; ``training.sweep`` does so for grids. Data and teachers are
     arguments of the program, never constants in it.
 
-    A program is compiled once for each ``model``, ``optimizer`` and ``augment`` object: make them
-    once and keep them. An optimizer made inside a vmapped function, with a traced learning rate,
-    works too.
+    A program is compiled once for each ``model``, ``optimizer``, ``augment`` and loss: make them
+    once and keep them. The programs of the last 32 combinations are kept, and others freed. An
+    optimizer made inside a vmapped function, with a traced learning rate, works too.
 
     Vmapped keys must be of ``threefry2x32``, JAX's default, for a run to start as it does alone:
     of a batch of ``rbg`` or ``unsafe_rbg`` keys JAX draws everything from the first key.
@@ -103,8 +103,7 @@ def run(
         ``data.check``. Traced values are not checked.
     """
     steps = _checks.count("steps", steps)
-    data = {n: x if isinstance(x, jax.Array) else np.asarray(x) for n, x in data.items()}
-    # Checked as the host has it: cast, a label of 2**32 + 1 would be 1.
+    data = columns_of(data)  # checked as the host has it, before it is cast
     ready = _preparing.prepared(
         model,
         objective,

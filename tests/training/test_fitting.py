@@ -19,7 +19,7 @@ import optax
 import pytest
 from flax import nnx
 
-from distill_jax import data, models, teachers
+from distill_jax import data, evaluation, models, teachers
 from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.objectives import term, weighted_sum
 from distill_jax.training import (
@@ -459,3 +459,81 @@ class TestMessages:
     def test_numpy_integers_are_integers(self):
         how = {**ARRAYS, "steps": np.int64(2), "microbatches": np.int64(2)}
         assert len(fit(STUDENT, OBJECTIVE, ADAM, DATA, **how)[1]["loss"]) == 2
+
+
+def spoilt(column, value, **more):
+    """Three batches, the last of which has a bad value in its row 5."""
+    made = list(stream(steps=3))
+    made[2] = {**made[2], column: np.array(made[2][column]), **more}
+    made[2][column][5] = value
+    return made
+
+
+class TestLateRows:
+    """What is wrong in a later batch of a stream is named with column, batch and row."""
+
+    @pytest.mark.parametrize(
+        ("column", "value", "said"),
+        [
+            ("labels", 3, "labels must lie in 0 ... 2"),
+            ("labels", -100, "labels must"),
+            ("inputs", np.nan, "inputs must be finite"),
+            ("inputs", -np.inf, "inputs must be finite"),
+        ],
+    )
+    def test_are_named(self, column, value, said):
+        how = {**HOW, "steps": 3}
+        for kind in (list, iter):
+            with pytest.raises(ValueError, match=rf"batch 2 \(from 0\) of data, row 5: {said}"):
+                fit(STUDENT, OBJECTIVE, ADAM, kind(spoilt(column, value)), **how)
+        with pytest.raises(ValueError, match=r"batch 2 \(from 0\) of data, row 5"):
+            augmented = {"augment": lambda key, batch: batch} if column == "inputs" else {}
+            device = [jax.device_put(batch) for batch in spoilt(column, value)]
+            fit(STUDENT, OBJECTIVE, ADAM, device, **how, **augmented)
+
+    def test_masked_rows_may_hold_anything(self):
+        where = np.arange(8) != 5
+        batches = spoilt("labels", -1, where=where)
+        batches[2]["inputs"] = np.where(where[:, None], batches[2]["inputs"], np.nan)
+        batches = [{"where": np.ones(8, bool), **batch} for batch in batches]
+        _, history = fit(STUDENT, OBJECTIVE, ADAM, batches, **HOW, steps=3)
+        assert np.isfinite(history["loss"]).all()
+
+    def test_a_column_that_nobody_reads_may_too(self):
+        batches = [{**b, "note": np.full(8, np.nan)} for b in stream(steps=3)]
+        assert len(fit(STUDENT, OBJECTIVE, ADAM, batches, **HOW, steps=3)[1]["loss"]) == 3
+
+    def test_a_resumed_run_counts_batches_from_the_beginning(self, tmp_path):
+        how = {**HOW, "checkpoints": Checkpoints(tmp_path, every=2)}
+        fit(STUDENT, OBJECTIVE, ADAM, spoilt("labels", 3), **how, steps=2)
+        with pytest.raises(ValueError, match=r"batch 2 \(from 0\) of data, row 5"):
+            fit(STUDENT, OBJECTIVE, ADAM, spoilt("labels", 3), **how, steps=3)
+
+
+@pytest.mark.usefixtures("library_errors")
+@pytest.mark.parametrize("loop", ["run", "fit", "a stream", "evaluate"])
+def test_columns_that_jax_cannot_hold(loop):
+    def go(columns):
+        if loop == "evaluate":
+            return evaluation.evaluate(STUDENT, *STUDENT.init(KEY, INPUTS), columns)
+        how = {"key": KEY, "teachers": TEACHERS, "steps": 1}
+        if loop == "a stream":
+            return fit(STUDENT, OBJECTIVE, ADAM, [columns], **how)
+        return (run if loop == "run" else fit)(
+            STUDENT, OBJECTIVE, ADAM, columns, **how, batch_size=40
+        )
+
+    for name, column in {
+        "labels": np.array(["a", "b"] * 20),
+        "inputs": DATA["inputs"].astype(object),
+        "note": np.zeros(40, "datetime64[s]"),
+    }.items():
+        if loop == "evaluate" and name == "note":
+            continue  # it looks at the columns of its metrics alone
+        with pytest.raises(TypeError, match=rf"{name} in .*data must hold numbers or booleans"):
+            go({**DATA, name: column})
+    hidden = np.ma.masked_array(DATA["inputs"], DATA["inputs"] > 2)
+    with pytest.raises(ValueError, match="inputs in .*data has .* masked entries"):
+        go({**DATA, "inputs": hidden})
+    foreign = {name: x.astype(x.dtype.newbyteorder(">")) for name, x in DATA.items()}
+    same(*(jax.tree.map(jnp.asarray, go(columns)) for columns in (foreign, DATA)))

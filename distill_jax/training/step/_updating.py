@@ -227,7 +227,7 @@ def _update(
     slow = isinstance(state, SlowState)
     given = optax.LookaheadParams(fast=params, slow=state.slow) if slow else params
     updates, after = _call(optimizer, grads, state.inner if slow else state, given, offered)
-    new = optax.apply_updates(given, updates)
+    new: Any = optax.apply_updates(given, updates)
     return (new.fast, SlowState(after, new.slow)) if slow else (new, after)
 
 

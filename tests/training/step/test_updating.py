@@ -44,7 +44,6 @@ OPTIMIZERS = {
     "opaque sam in a chain": optax.chain(
         optax.clip(0.5), CONTRIB.sam(*PERTURBED, opaque_mode=True)
     ),
-    "sophia": CONTRIB.sophia(0.1, update_interval=2),
     "lookahead": optax.lookahead(ADAM, sync_period=3, slow_step_size=0.5),
     "schedule_free": CONTRIB.schedule_free_sgd(0.5),
     "MultiSteps": optax.MultiSteps(optax.chain(ADAM, CONTRIB.reduce_on_plateau()), 2),
@@ -53,6 +52,8 @@ OPTIMIZERS = {
         {True: ADAM, False: optax.sgd(0.5)}, MATRICES
     ),
 }
+if hasattr(CONTRIB, "sophia"):  # since Optax 0.2.5
+    OPTIMIZERS["sophia"] = CONTRIB.sophia(0.1, update_interval=2)
 # What the update is told, as each one's own documentation has it.
 TOLD = {
     "lbfgs": ("value", "grad", "value_fn"),

@@ -1,0 +1,90 @@
+"""Values of a stream's later batches, checked on the host before the device sees them.
+
+What is wrong in a late row, a label out of range or a NaN, would otherwise come out as a loss that
+is not finite, a call later and without a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax.objectives import Objective
+from distill_jax.training.step._forward import is_input
+from distill_jax.types import Batch
+
+
+def checked(
+    pairs: Iterable[tuple[Batch, Any]],
+    check: Callable[[Batch], None],
+    objective: Objective | None,
+    num_classes: int,
+) -> Iterator[tuple[Batch, Any]]:
+    """The same pairs of batch and position.
+
+    Args:
+      pairs: From ``data.positions``.
+      check: Raises ValueError for a batch whose values are wrong in rows that count.
+      objective: Its columns are looked at, besides inputs; None if augmentation makes them.
+      num_classes: Labels are expected below it.
+
+    Raises:
+      ValueError: what ``check`` raises, with the number of the batch and of the row.
+    """
+    read = {} if objective is None else _columns(objective)
+    for batch, position in pairs:
+        # Nearly all batches are clean in all rows, and that costs one pass over the numbers.
+        if not all(
+            _is_clean(x, num_classes if read.get(name) == "labels" else None)
+            for name, x in batch.items()
+            if name in read or is_input(name)
+        ):
+            _check(batch, check, position["batches"] - 1)
+        yield batch, position
+
+
+def _columns(objective: Objective) -> dict[str, str]:
+    """Columns that terms read, with the parameter that they are read as."""
+    found: dict[str, str] = {}
+    for t in objective.terms:
+        for parameter in t.parameters:
+            name = dict(t.reads).get(parameter, parameter)
+            if isinstance(name, str) and found.get(name) != "labels":
+                found[name] = parameter
+    return found
+
+
+def _is_clean(x: Any, num_classes: int | None) -> bool:
+    """Whether every number is fine in any row; True for what is on an accelerator already."""
+    if isinstance(x, jax.Array):
+        if any(device.platform != "cpu" for device in x.devices()):
+            return True
+        x = np.asarray(x)
+    if not x.size or x.dtype.kind in "bc":
+        return True
+    held = jax.dtypes.canonicalize_dtype(x.dtype)
+    if x.dtype.kind in "iu":
+        if num_classes is not None:
+            return bool(x.min() >= 0 and x.max() < num_classes)
+        bounds = np.iinfo(held)
+        return held == x.dtype or bool(x.min() >= bounds.min and x.max() <= bounds.max)
+    with np.errstate(all="ignore"):  # a sum that overflows is looked at more closely
+        return bool(np.isfinite(x.sum(dtype=np.float32 if held.itemsize < 4 else held)))
+
+
+def _check(batch: Batch, check: Callable[[Batch], None], number: int) -> None:
+    try:
+        check(batch)
+        return
+    except ValueError as error:
+        found, where = error, f"batch {number} (from 0) of data"
+    for i in range(len(next(iter(batch.values())))):
+        try:
+            check({name: x[i : i + 1] for name, x in batch.items()})
+        except ValueError as error:
+            found, where = error, f"{where}, row {i}"
+            break
+    raise ValueError(f"{where}: {found}") from found
