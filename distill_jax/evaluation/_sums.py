@@ -186,7 +186,8 @@ def _class_agreement(
     (ours, valid), (theirs, teacher_valid) = _predicted(logits), _predicted(teacher)
     counted = jnp.where(valid & teacher_valid, weights, 0.0)
     k = min(top_k, logits.shape[-1])
-    top, teacher_top = (jax.lax.top_k(x, k)[1] for x in (logits, teacher))
+    # top_k orders -0.0 before 0.0; argmax, of agreement, takes them for equal.
+    top, teacher_top = (jax.lax.top_k(jnp.where(x == 0, 0.0, x), k)[1] for x in (logits, teacher))
     shared = (teacher_top[..., :, None] == top[..., None, :]).any(-1)
     kl = forward_kl(logits, teacher, where=where)
     return {
@@ -208,8 +209,10 @@ def _predicted(logits: Array) -> tuple[Array, Array]:
     return jnp.argmax(logits, axis=-1), valid
 
 
-def _times(weights: Array, x: Any) -> Array:
+def _times(weights: Array, x: Array) -> Array:
     """A row of weight 0 adds nothing, whatever it holds."""
+    if x.dtype == bool or jnp.issubdtype(x.dtype, jnp.integer):
+        x = x.astype(weights.dtype)
     return jnp.where(weights > 0, weights * x, 0.0)
 
 
