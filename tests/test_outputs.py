@@ -306,6 +306,18 @@ def test_targets_must_be_probabilities():
         attempt(CLASSES, soft, targets=wrong, where=np.arange(ROWS) != 3)
 
 
+def test_labels_that_nobody_looked_at_may_hold_anything(library_errors):
+    labels = np.zeros((ROWS, 3), np.int64)
+    labels[2, 1] = -1
+    objective = weighted_sum(term("labels", 1.0, losses.binary_cross_entropy))
+    with pytest.raises(ValueError, match="labels must be 0 or more, got -1"):
+        objective.check({"inputs": INPUTS, "labels": labels}, 3, "multi_label")
+    columns = {"inputs": INPUTS, "labels": labels, "known": labels == 0}
+    objective.check(columns, 3, "multi_label")
+    got = losses.binary_cross_entropy(jnp.zeros((ROWS, 3)), labels, columns["known"])
+    np.testing.assert_allclose(got, np.log(2.0) * (labels == 0).sum(-1), rtol=1e-6)
+
+
 # Numbers that would become others where JAX holds them in 32 bits.
 
 HUGE = 2**32 + 1

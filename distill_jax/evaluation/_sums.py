@@ -210,8 +210,10 @@ def _predicted(logits: Array) -> tuple[Array, Array]:
     return jnp.argmax(logits, axis=-1), valid
 
 
-def _times(weights: Array, x: Any) -> Array:
+def _times(weights: Array, x: Array) -> Array:
     """A row of weight 0 adds nothing, whatever it holds."""
+    if x.dtype == bool or jnp.issubdtype(x.dtype, jnp.integer):
+        x = x.astype(weights.dtype)
     return jnp.where(weights > 0, weights * x, 0.0)
 
 

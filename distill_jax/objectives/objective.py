@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from distill_jax import _checks
 from distill_jax import data as data_
+from distill_jax.objectives import _columns
 from distill_jax.objectives._guarding import weighted
 from distill_jax.objectives.context import Context
 from distill_jax.objectives.terms import Term
@@ -125,7 +125,7 @@ class Objective:
                 seen.add((name, parameter, t.where))
                 mask = t.mask(data)
                 if parameter == "labels":
-                    mask = _known(t, data, column, mask)
+                    mask = _columns.labels_that_count(t, data, column, mask)
                 if mask is not None and mask.shape != column.shape[: mask.ndim]:
                     raise ValueError(
                         f"where of term {t.name!r} has shape {mask.shape}, its column {name!r} "
@@ -135,48 +135,14 @@ class Objective:
                 may_miss = (name,) if parameter == "columns" else ()
                 data_.check(checked, values=(name,), missing=may_miss, outputs=outputs)
                 if parameter in getattr(t.loss, "probabilities", ()):
-                    _check_probabilities(f"{name!r} of term {t.name!r}", column, mask)
+                    _columns.check_probabilities(f"{name!r} of term {t.name!r}", column, mask)
                 if parameter == "labels":
                     _checks.integer_or_boolean(**{name: column})
                     values = _checks.known(column)
                     kept = np.ones(column.shape[:1], bool) if mask is None else _checks.known(mask)
-                    number = _label_values(t, num_classes, outputs)
+                    number = _columns.label_values(t, num_classes, outputs)
                     if values is not None and kept is not None and number is not None:
                         _checks.labels_below(number, **{name: values[kept]})
-
-
-def _label_values(term: Term, num_outputs: int, outputs: OutputKind) -> int | None:
-    """How many values the labels may have that a term reads; None where it is not known."""
-    values = getattr(term.loss, "label_values", None)
-    if values is not None:
-        return values(num_outputs)
-    return num_outputs if outputs == "softmax" else None
-
-
-def _known(term: Term, data: Batch, labels: Any, mask: Any) -> Any:
-    """The mask without the labels that the loss leaves out by its parameter ``known``."""
-    if "known" not in inspect.signature(term.loss).parameters:
-        return mask
-    known = data.get(dict(term.reads).get("known", "known"))
-    if known is None or known.shape != labels.shape or known.dtype != bool:
-        return mask  # the loss will say so, where it reads it
-    if mask is None:
-        return known
-    return mask.reshape(mask.shape + (1,) * (known.ndim - mask.ndim)) & known
-
-
-def _check_probabilities(who: str, column: Any, mask: Any) -> None:
-    """Probabilities ``[..., classes]`` are not negative, and not all 0 in a row."""
-    values, kept = _checks.known(column), None if mask is None else _checks.known(mask)
-    if values is None or (kept is None and mask is not None):
-        return
-    values = values if kept is None else values[kept]
-    if values.size and not (values.min() >= 0 and (values.max(axis=-1) > 0).all()):
-        raise ValueError(
-            f"{who} must be probabilities, >= 0 and not all 0 in a row, got values from "
-            f"{values.min()} and {int((values.max(axis=-1) <= 0).sum())} rows without a class: fix "
-            "them, or mask them with where=False"
-        )
 
     def check_masks(self, data: Batch) -> None:
         """Raises ValueError for a term that counts no row of the data, though its weight is not 0.
