@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import pathlib
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
+from rich.errors import LiveError
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from distill_jax.data import files
@@ -71,7 +74,7 @@ def download(name: str, *, to: Path | None = None, url: str = MIRROR) -> pathlib
     place = pathlib.Path(to) if to is not None else files.cache() / name
     place.mkdir(parents=True, exist_ok=True)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
-    with Progress(*columns, TransferSpeedColumn()) as progress:
+    with _shown(Progress(*columns, TransferSpeedColumn())) as progress:
         for stem, digest in _MNIST.items():
             path = place / f"{stem}.gz"
 
@@ -81,6 +84,19 @@ def download(name: str, *, to: Path | None = None, url: str = MIRROR) -> pathlib
             if not is_published(path):
                 files.fetch(f"{url.rstrip('/')}/{path.name}", path, is_published, progress)
     return place
+
+
+@contextlib.contextmanager
+def _shown(progress: Progress) -> Iterator[Progress]:
+    """The bar on its terminal; none inside another display where rich allows one only."""
+    try:
+        progress.start()
+    except LiveError:
+        progress.disable = True
+    try:
+        yield progress
+    finally:
+        progress.stop()
 
 
 def _part(place: pathlib.Path, prefix: str) -> dict[str, np.ndarray]:

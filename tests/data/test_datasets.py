@@ -7,6 +7,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from rich.errors import LiveError
 
 from distill_jax.data import datasets, download, mnist
 from distill_jax.data.__main__ import main
@@ -108,6 +109,14 @@ def test_downloads_into_the_cache(published, own_cache, capsys):
     assert sorted(p.name for p in (own_cache / "mnist").iterdir()) == sorted(
         p.name for p in published.iterdir()
     )
+
+
+def test_downloads_inside_another_display(published, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise LiveError("Only one live display may be active at once")
+
+    monkeypatch.setattr("rich.console.Console.set_live", refuse)
+    assert len(list(download("mnist", to=tmp_path / "here", url=published.as_uri()).iterdir())) == 4
 
 
 def test_downloads_only_what_is_missing_or_damaged(published, tmp_path):
