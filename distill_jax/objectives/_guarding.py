@@ -75,8 +75,11 @@ class Guard:
         entries = x.shape[: mask.ndim] == mask.shape
         if mask.ndim > 1 and outputs:
             entries = entries and x.ndim == mask.ndim + 1
-        keep = mask if entries else mask.any(axis=tuple(range(1, mask.ndim)))
-        return jnp.where(keep.reshape(*keep.shape, *[1] * (x.ndim - keep.ndim)), x, _zero(x))
+        keep = jnp.asarray(mask if entries else mask.any(axis=tuple(range(1, mask.ndim))))
+        x = jnp.asarray(x)
+        # Plain operations of lax, since every term's inputs are traced through here.
+        keep = jax.lax.broadcast_in_dim(keep, x.shape, tuple(range(keep.ndim)))
+        return jax.lax.select(keep, x, jax.lax.full_like(x, 0))
 
 
 def _cut(off: Bool[Array, ""], x: Any) -> Any:
@@ -118,7 +121,3 @@ def _weighted_jvp(primals: tuple[Array, Array], tangents: Any) -> tuple[Array, A
 def _is_array(x: Any) -> bool:
     described = hasattr(x, "shape") and hasattr(x, "dtype")
     return described and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
-
-
-def _zero(x: Any) -> Any:
-    return jnp.zeros((), x.dtype)

@@ -242,7 +242,9 @@ def term(
     """
     if name in ("loss", "evaluated_at"):
         raise ValueError(f"a term may not be named {name!r}: metrics have that name already")
-    if not callable(weight):
+    if callable(weight):
+        _check_schedule(f"weight of term {name!r}", weight, None)
+    else:
         _checks.scalar(**{f"weight of term {name!r}": weight})
         _checks.finite(**{f"weight of term {name!r}": weight})
         weight = _leaf(weight)
@@ -347,8 +349,9 @@ def _check_schedule(who: str, schedule: Callable, default: Any) -> None:
     try:
         made = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
     except TypeError as error:
+        why = str(error).partition("\n")[0][:200]
         raise TypeError(
-            f"{who} must give numbers for a step, got a function that does not: {advice}"
+            f"{who} must give numbers for a step, got a function that does not ({why}): {advice}"
         ) from error
     _check_leaves(who, made)
 

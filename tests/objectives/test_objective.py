@@ -215,7 +215,7 @@ def test_strict_promotion_of_dtypes(x64):
     with jax.numpy_dtype_promotion("strict"), jax.enable_x64(x64):
         objective = weighted_sum(
             term("squares", 0.5, squares, where="labelled"),
-            term("off", lambda step: step * 0.0, squares),
+            term("off", lambda step: jnp.zeros(()), squares),
         )
         value = jax.jit(lambda o: o({}, {}, context_of(kernel, batch))[0])(objective)
     want = ((batch["inputs"] @ kernel - batch["teacher_logits"]) ** 2).sum(-1)
