@@ -120,7 +120,7 @@ CHANGES = [
         {"student": models.mlp([6], 3)},
     ),
     (
-        "optimizer/0/nu/student/head/bias was 'float32[3]', is missing now",
+        "optimizer/0/nu/head/bias was 'float32[3]', is missing now",
         {"optimizer": optax.sgd(1e-2, momentum=0.9)},
     ),
     (
