@@ -16,9 +16,10 @@ from scipy.special import expit, logit
 
 from distill_jax import losses, models, teachers, term, weighted_sum
 from distill_jax.data import check
+from distill_jax.evaluation import sums
 from distill_jax.rules import Column, Schema, bind, encourage, enforce
 from distill_jax.training import fit, run, sweep
-from distill_jax.types import Model
+from distill_jax.types import Model, Outputs
 
 ROWS = 8
 KEY = jax.random.key(0)
@@ -384,5 +385,8 @@ def test_losses_and_precompute_check_before_the_cast_too(library_errors):
         ones = with_huge() if loss is losses.ordinal_cross_entropy else np.full((ROWS, 3), HUGE)
         with pytest.raises(ValueError, match="labels must lie in"):
             loss(logits, ones)
+    with pytest.raises(ValueError, match="labels has the value 4294967297"):
+        sums(Outputs(logits), {"labels": with_huge()})
+    assert sums(Outputs(logits), {"labels": with_huge(), "where": MASKED})["count"] == ROWS - 1
     with pytest.raises(ValueError, match="inputs.* has the value 4294967297"):
         teachers.precompute(says(ZEROS, "softmax"), np.full((ROWS, 3), HUGE))

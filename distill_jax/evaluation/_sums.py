@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from distill_jax import _checks
@@ -50,10 +51,8 @@ def class_sums(
     outputs: Outputs, batch: Batch, where: Array, weights: Array, bins: int
 ) -> dict[str, Array]:
     """Of classes that exclude each other, against ``labels``."""
-    logits, labels = outputs.logits, batch["labels"]
-    # The loss sees labels before any cast: a number beyond 32 bits would become another label.
+    logits, labels = outputs.logits, _on_device("labels", batch["labels"], where)
     nll = cross_entropy(logits, labels, where=where)
-    labels = jnp.asarray(labels)
     labels = labels.astype(_checks.wide_dtype(labels, least=jnp.int32))
     predicted, valid = _predicted(logits)
     nll = jnp.where(valid, nll, jnp.nan)
@@ -85,11 +84,11 @@ def class_sums(
 
 def answer_sums(outputs: Outputs, batch: Batch, where: Array, weights: Array) -> dict[str, Array]:
     """Of labels that do not exclude each other, against ``labels`` of 0 and 1."""
-    logits, labels = outputs.logits, batch["labels"]
+    logits, labels = outputs.logits, _on_device("labels", batch["labels"], where)
     known = jnp.asarray(batch.get("known", jnp.ones(logits.shape, bool)))
     nll = binary_cross_entropy(logits, labels, known, where=where)
     known &= where[..., None]
-    truth, valid = (jnp.asarray(labels) == 1) & known, ~jnp.isnan(logits)
+    truth, valid = (labels == 1) & known, ~jnp.isnan(logits)
     yes = valid & (logits > 0) & known
     right = known & valid & (yes == truth)
     axes = tuple(range(logits.ndim - 1))
@@ -111,7 +110,8 @@ def answer_sums(outputs: Outputs, batch: Batch, where: Array, weights: Array) ->
 
 def error_sums(outputs: Outputs, batch: Batch, where: Array, weights: Array) -> dict[str, Array]:
     """Of predicted numbers, against ``targets``."""
-    predicted, targets = _wide(outputs.logits), targets_of(batch, outputs.logits.shape)
+    predicted = _wide(outputs.logits)
+    targets = _wide(_on_device("targets", _targets(batch, predicted.shape), where))
     axes = tuple(range(predicted.ndim - 1))
     error = predicted - targets
 
@@ -132,7 +132,15 @@ def error_sums(outputs: Outputs, batch: Batch, where: Array, weights: Array) -> 
     }
 
 
-def targets_of(batch: Batch, shape: tuple[int, ...]) -> Any:
+def _on_device(name: str, x: Any, where: Array) -> Array:
+    """A column that was looked at before its cast, in the rows that count, if it is known."""
+    kept = _checks.known(where)
+    if isinstance(x, np.ndarray) and kept is not None:
+        _checks.fits_device(**{name: x[kept]})
+    return jnp.asarray(x)
+
+
+def _targets(batch: Batch, shape: tuple[int, ...]) -> Any:
     """The column ``targets`` in the shape of the predictions."""
     targets = batch["targets"]
     _checks.floating(targets=targets)
