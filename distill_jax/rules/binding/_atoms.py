@@ -34,13 +34,17 @@ class Columns:
         self.places = {name: i for i, name in enumerate(schema.encoded)}
         self.by_name = {column.name: column for column in schema.columns}
         self.defined = tuple(defined)
-        self.patterns: list[tuple[str, str | None]] = []
+        self._place_of_pattern: dict[tuple[str, str | None], int] = {}
         self.widths = dict(widths)
         self.softened: set[str] = set()
         self.compared: set[str] = set()
 
+    @property
+    def patterns(self) -> tuple[tuple[str, str | None], ...]:
+        return tuple(self._place_of_pattern)
+
     def __len__(self) -> int:
-        return len(self.places) + len(self.patterns)
+        return len(self.places) + len(self._place_of_pattern)
 
     def add_patterns(self, rules: Sequence[f.Rule]) -> None:
         """Adds a column for each test of a text column in the rules."""
@@ -55,9 +59,10 @@ class Columns:
 
     def place_of_pattern(self, column: str, pattern: str | None) -> int:
         """The index of a column computed on the host from a text column; added if new."""
-        if (column, pattern) not in self.patterns:
-            self.patterns.append((column, pattern))
-        return len(self.places) + self.patterns.index((column, pattern))
+        key = column, pattern
+        return len(self.places) + self._place_of_pattern.setdefault(
+            key, len(self._place_of_pattern)
+        )
 
     def names(self) -> list[str]:
         """All names that rules may use."""
@@ -100,10 +105,12 @@ class FeatureAtoms:
             )
         operator = operator if positive else NEGATION[operator]
         number = _constant_value(right)
+        if number is not None and not np.isfinite(number):
+            raise self.error(f"{right} is too large for a number")
         if number is not None:
-            return self._interval_node(self._register(left), operator, number, str(left))
+            return self._interval_node(self._register(left), operator, number, left)
         difference = f.Arithmetic("-", left, right)
-        return self._interval_node(self._register(difference), operator, 0.0, str(difference))
+        return self._interval_node(self._register(difference), operator, 0.0, difference)
 
     def _category_comparison(
         self, left: f.Value, operator: str, right: f.Value, positive: bool
@@ -148,9 +155,12 @@ class FeatureAtoms:
         place = self.columns.places[left.name]
         return self._interval_node(place, operator, float(column.categories.index(value)))
 
-    def _interval_node(self, register: int, operator: str, threshold: float, text: str = "") -> int:
+    def _interval_node(
+        self, register: int, operator: str, threshold: float, value: f.Value | None = None
+    ) -> int:
         width = 0.0
-        if text and operator not in ("==", "!="):
+        if self.columns.widths and value is not None and operator not in ("==", "!="):
+            text = str(value)
             self.columns.compared.add(text)
             if text in self.columns.widths:
                 self.columns.softened.add(text)
@@ -208,6 +218,10 @@ class FeatureAtoms:
     def _register(self, x: f.Value) -> int:
         number = _constant_value(x)
         if number is not None:
+            if abs(number) > float(np.finfo(np.float32).max):
+                raise self.error(
+                    f"arithmetic is done in float32, and {number:g} is beyond its range"
+                )
             return self.builder.constant(number)
         if isinstance(x, f.Negative):
             return self.builder.arithmetic("-", self.builder.constant(0.0), self._register(x.value))

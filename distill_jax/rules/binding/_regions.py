@@ -22,6 +22,7 @@ from distill_jax.rules.circuits._building import bounds
 from distill_jax.rules.circuits._graph import nodes_of
 from distill_jax.rules.circuits._registers import registers
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._patterns import search
 
 MAX = float(np.finfo(np.float32).max)
 MISSING, NUMBER, ANYTHING = (math.inf, math.inf), (-MAX, MAX), (-math.inf, math.inf)
@@ -367,7 +368,7 @@ def _literal_text(pattern: str) -> str:
 def _within_bound(x: str | None, pattern: str | None, bound: tuple[float, float]) -> bool:
     if pattern is None:
         return bound[0] <= float(x is None) <= bound[1]
-    value = math.inf if x is None else float(re.search(pattern, x) is not None)
+    value = math.inf if x is None else float(search(pattern, x))
     return bound[0] <= value <= bound[1]
 
 

@@ -89,8 +89,7 @@ def bind(
     _check_rules(kept, definitions, schema)
     widths = _checked_widths(widths, schema)
     grounder = Grounder(schema, written, definitions, widths)
-    for clause in definitions:
-        grounder.check(clause)
+    grounder.check()
     grounded = _grounded(grounder, kept)
     _warn_of_idle_rules(kept, grounded.fires)
     _check_widths_are_used(widths, grounder.columns)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from distill_jax.rules.binding.schema import Schema, encode_columns, missing, re
 from distill_jax.rules.circuits._circuit import Circuit
 from distill_jax.rules.circuits.fuzzy_logics import Logic
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._patterns import search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,6 @@ def _pattern_column(values: np.ndarray, pattern: str | None) -> np.ndarray:
     unknown = missing(values)
     if pattern is None:
         return unknown.astype(np.float32)
-    compiled = re.compile(pattern)
     found = np.full(len(values), np.nan, np.float32)
-    found[~unknown] = [compiled.search(str(x)) is not None for x in values[~unknown]]
+    found[~unknown] = [search(pattern, str(x)) for x in values[~unknown]]
     return found

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
@@ -76,9 +74,10 @@ class Number(Value):
     def __post_init__(self) -> None:
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise TypeError(f"value must be a number, got {self.value!r}")
-        if not math.isfinite(self.value):
-            raise ValueError(f"value must be finite, got {self.value}")
-        object.__setattr__(self, "value", float(self.value))
+        number = as_float(self.value)
+        if not math.isfinite(number):
+            raise ValueError(f"value must be finite, got {number}")
+        object.__setattr__(self, "value", number)
 
     def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return number(self.value), _MINUS
@@ -355,15 +354,12 @@ def _check_depth(tree: Tree) -> None:
         )
 
 
-def pattern_problem(pattern: str) -> str | None:
-    """Why a text is not a valid regular expression; None if it is one."""
+def as_float(value: Any) -> float:
+    """A number as a float; infinite for an integer that is beyond the range of floats."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # FutureWarning about sets like [[a]]
-            re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        return str(error)
-    return None
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def depth(tree: Tree) -> int:
