@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from distill_jax.rules.language import formulas as f
-from distill_jax.rules.language.errors import RuleError, error_at
+from distill_jax.rules.language.errors import RuleError, error_at, shortened
 
 _HEADER = re.compile(r"p\s+cnf\s+([0-9]{1,9})\s+([0-9]{1,9})\s*")
 
@@ -117,7 +117,8 @@ def to_dimacs(rules: Sequence[f.Rule]) -> str:
         literals = [_name_and_sign(part) for part in _parts(rule)]
         if None in literals or rule.strength != f.HARD or rule.definition or rule.name is not None:
             raise ValueError(
-                f"a .cnf file can only hold rules such as [hard] a or not b, got {rule}"
+                "a .cnf file can only hold rules such as [hard] a or not b, got "
+                f"{shortened(str(rule), 200)}"
             )
         signed = [
             numbers.setdefault(name, len(numbers) + 1) * sign
@@ -126,7 +127,7 @@ def to_dimacs(rules: Sequence[f.Rule]) -> str:
         lines.append(" ".join(map(str, [*signed, 0])))
     for name in numbers:
         if not name.isprintable() or name != name.strip() or not name:
-            raise ValueError(f"a .cnf file cannot hold the name {name!r}")
+            raise ValueError(f"a .cnf file cannot hold the name {shortened(repr(name), 80)}")
     comments = [f"c {number} {name}" for name, number in numbers.items()]
     return "\n".join([*comments, f"p cnf {len(numbers)} {len(rules)}", *lines]) + "\n"
 

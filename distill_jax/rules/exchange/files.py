@@ -103,7 +103,8 @@ def write_rules(rules: Sequence[f.Rule], path: str | pathlib.Path) -> None:
         for rule in rules:
             if not rule.definition:
                 raise ValueError(
-                    f"a {suffix} file can only hold clauses, head :- body., got {rule}"
+                    f"a {suffix} file can only hold clauses, head :- body., got "
+                    f"{shortened(str(rule), 200)}"
                 )
     if suffix == ".csv":
         out = io.StringIO(newline="")
@@ -334,5 +335,6 @@ def _pattern_line(rule: f.Rule) -> str:
             if line.count("\t") == 1 and len(line.splitlines()) == 1 and not line.startswith("#"):
                 return line
     raise ValueError(
-        f'a .tsv file can only hold rules such as text matches r"..." => label, got {rule}'
+        'a .tsv file can only hold rules such as text matches r"..." => label, got '
+        f"{shortened(str(rule), 200)}"
     )

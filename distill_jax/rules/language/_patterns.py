@@ -9,6 +9,7 @@ once, in time proportional to the length of the text times the size of the patte
 from __future__ import annotations
 
 import functools
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -32,7 +33,7 @@ def pattern_problem(pattern: str) -> str | None:
         return f"it has {len(pattern)} characters, at most {MOST_CHARACTERS}: write several rules"
     try:
         _search(pattern)
-    except (re.error, OverflowError, RecursionError, _NotRegular) as error:
+    except (re.error, ValueError, OverflowError, RecursionError, _NotRegular) as error:
         return str(error)
     return None
 
@@ -59,12 +60,13 @@ def _search(pattern: str) -> Callable[[str], bool]:
         compiled = re.compile(pattern)
         parsed = _parser.parse(pattern)
     coefficient, degree = _times(_bound(parsed), _ONE_REPEAT)  # one path per first character
+    logarithm = math.log(coefficient)
     automaton: list[_Automaton] = []
     if coefficient == float("inf"):
         automaton.append(_Automaton(parsed))  # raises for what it cannot follow
 
     def found(text: str) -> bool:
-        if coefficient * float(max(len(text), 1)) ** degree <= MOST_PATHS:
+        if logarithm + degree * math.log(max(len(text), 1)) <= math.log(MOST_PATHS):
             return compiled.search(text) is not None
         if not automaton:
             automaton.append(_Automaton(parsed))
@@ -100,7 +102,7 @@ def _bound_of(operator: Any, argument: Any) -> _Bound:
         inner, unbounded = _bound(body), high == ops.MAXREPEAT
         if inner == _ONE:  # the number of repeats is the only choice
             return _ONE_REPEAT if unbounded else (float(high - low + 1), 0)
-        if unbounded or high > 20 or inner[1] * high > 20:
+        if unbounded or high > 20 or inner[1] * high > 20 or inner[0] > 1e12:
             return _NO_BOUND
         return (high - low + 1) * inner[0] ** high, inner[1] * high
     if operator is ops.BRANCH:

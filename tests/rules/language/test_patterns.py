@@ -90,6 +90,9 @@ def test_limits_are_said() -> None:
         (r"(a+)+\1", "together with back-references, lookarounds or possessive repeats"),
         ("(a{1,999}){1,999}", "more than 10000 steps"),
         ("(", "unterminated"),
+        ("a{" + "9" * 5000 + "}", "limit"),
+        ("(a{9,99999999999999999999})", "too large"),
+        ("(?:" * 9 + "a?a?a?a?" + "){1,19}" * 9, "more than 10000 steps"),
         ("(?:" * 2000 + ")" * 2000, "recursion"),
     ):
         assert problem in str(pattern_problem(pattern))
