@@ -123,7 +123,7 @@ def _bound_of(operator: Any, argument: Any) -> _Bound:
 
 def _exclude_each_other(branches: Any) -> bool:
     """Whether the first character says which branch is taken."""
-    first = [branch[0] if len(branch) else (None, None) for branch in branches]
+    first = [branch[0] for branch in branches if len(branch)]
     letters = {chr(x).lower() for operator, x in first if operator is ops.LITERAL}
     return len(letters) == len(branches)
 
