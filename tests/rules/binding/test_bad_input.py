@@ -245,3 +245,18 @@ def test_arithmetic_that_is_written_like_a_column_is_refused():
     with pytest.raises(RuleError, match="x-1 is arithmetic here, and there is a column of that"):
         bind("x-1 > 0.5 => yes", schema)
     bind("x - 1 > 0.5 => yes\n`x-1` > x+1 => yes\n`x-1` > x - 1 => yes", schema)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x + 1e308 > 0 => yes", "1e\\+308 is beyond its range"),
+        ("x * -4e38 > y => yes", "-4e\\+38 is beyond its range"),
+        ("x > 1e308 * 10 => yes", "is too large for a number"),
+    ],
+)
+def test_constants_beyond_float32_are_refused_in_arithmetic(text, message):
+    schema = Schema((Column("x"), Column("y")), ("no", "yes"))
+    with pytest.raises(RuleError, match=message):
+        bind(text, schema)
+    bind("x < 1e308 => yes", schema)  # holds for every number
