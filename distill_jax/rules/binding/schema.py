@@ -275,7 +275,7 @@ def unmasked(columns: Any) -> Any:
     if not isinstance(columns, np.ma.MaskedArray):
         return columns
     floats = columns if columns.dtype.kind == "f" else columns.astype(np.float64)
-    return floats.filled(np.nan)
+    return np.ma.filled(floats, np.nan)
 
 
 def encoded_array(schema: Schema, table: Any) -> np.ndarray:
