@@ -22,7 +22,7 @@ from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error
 from distill_jax.rules.language._spelling import is_word, quoted
 from distill_jax.rules.language.building import Built, formula
-from distill_jax.rules.language.errors import RuleError
+from distill_jax.rules.language.errors import RuleError, shortened
 from distill_jax.rules.language.parsing import parse
 
 
@@ -114,8 +114,7 @@ def _bound(
     _check_rules(kept, definitions, schema)
     widths = _checked_widths(widths, schema)
     grounder = Grounder(schema, written, definitions, widths, like)
-    for clause in definitions:
-        grounder.check(clause)
+    grounder.check()
     grounded = _grounded(grounder, kept)
     _warn_of_idle_rules(kept, grounded.fires)
     _check_widths_are_used(widths, grounder.columns)
@@ -327,7 +326,9 @@ def _check_satisfiable(
 def _warn_of_idle_rules(rules: Sequence[f.Rule], fires: Sequence[int]) -> None:
     idle = [rule for rule, node in zip(rules, fires, strict=True) if node == FALSE]
     if idle:
-        listed = "; ".join((f"line {r.line}: " if r.line else "") + str(r) for r in idle[:5])
+        listed = "; ".join(
+            (f"line {r.line}: " if r.line else "") + shortened(str(r), 200) for r in idle[:5]
+        )
         more = f" and {len(idle) - 5} more" if len(idle) > 5 else ""
         warnings.warn(
             f"{len(idle)} of {len(rules)} rules can never be violated, since their bodies never "
@@ -343,7 +344,10 @@ def _report_contradictions(book: Book, strict: bool) -> None:
         own = [conflict for conflict in found if conflict.certain == certain]
         if not own:
             continue
-        shown = [f"{conflict}{_lines_of(book, conflict.indices)}" for conflict in own[:5]]
+        shown = [
+            f"{shortened(str(conflict), 1000)}{_lines_of(book, conflict.indices)}"
+            for conflict in own[:5]
+        ]
         more = [f"and {len(own) - 5} more conflicts"] if len(own) > 5 else []
         message = "\n".join([*shown, *more])
         if certain and strict:
@@ -351,12 +355,12 @@ def _report_contradictions(book: Book, strict: bool) -> None:
                 f"{message}\nmake a rule soft with a strength, as in [w=6], or narrow it; "
                 'bind(…, conflicts="warn") only warns'
             )
-        warnings.warn(message, RuleWarning, stacklevel=4)
+        warnings.warn(shortened(message, 4000), RuleWarning, stacklevel=4)
 
 
 def _lines_of(book: Book, indices: Sequence[int]) -> str:
     written = [book.rules[i] for i in indices if book.rules[i].line]
-    return "".join(f"\n  line {r.line}: {r}" for r in written[:5])
+    return "".join(f"\n  line {r.line}: {shortened(str(r), 200)}" for r in written[:5])
 
 
 def _checked_widths(widths: Mapping[str, float] | None, schema: Schema) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +27,7 @@ from distill_jax.rules.binding.schema import (
 from distill_jax.rules.circuits._circuit import Circuit
 from distill_jax.rules.circuits.fuzzy_logics import Logic
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._patterns import search
 from distill_jax.types import OutputKind
 
 
@@ -315,6 +315,5 @@ def _warn_of_rounded_columns(book: Book, columns: Mapping[str, Cells]) -> None:
 def _pattern_column(name: str, cells: Cells, pattern: str | None) -> Cells:
     if pattern is None:
         return Cells(cells.missing.astype(np.int64), np.zeros_like(cells.missing))
-    search = re.compile(pattern).search
-    found = [search(text_of(name, x)) is not None for x in cells.present]
+    found = [search(pattern, text_of(name, x)) for x in cells.present]
     return Cells(np.array(found, np.int64), cells.missing)

@@ -6,6 +6,7 @@ import difflib
 from typing import Any, NamedTuple, NoReturn
 
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._patterns import pattern_problem
 from distill_jax.rules.language._times import parse_date, parse_datetime
 from distill_jax.rules.language._tokens import Token, tokenize
 from distill_jax.rules.language.errors import error_at, shortened, visible
@@ -267,7 +268,7 @@ class Parser:
         if self.current.kind != "string":
             self.fail(f'expected a pattern, matches r"...", got {self.show(self.current)}')
         token = self.take()
-        if (problem := f.pattern_problem(token.value)) is not None:
+        if (problem := pattern_problem(token.value)) is not None:
             self.fail(f"not a regular expression: {problem}", token.start)
         return token.value
 

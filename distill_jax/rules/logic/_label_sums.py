@@ -70,7 +70,8 @@ def _weighted(static, plan, circuit, columns, seen, p, weights):
 
 
 def _weighted_jvp(static, primals, tangents):
-    *fixed, p, weights = primals
+    plan, circuit, columns, seen, p, weights = primals
+    fixed = plan, circuit, columns, seen
     of_p, of_weights = tangents[-2:]
     for_p = not isinstance(of_p, SymbolicZero)
     rows, gradient = _rows(static, *fixed, p, weights, for_p)

@@ -245,3 +245,19 @@ def test_arithmetic_that_is_written_like_a_column_is_refused():
     with pytest.raises(RuleError, match="x-1 is arithmetic here, and there is a column of that"):
         bind("x-1 > 0.5 => yes", schema)
     bind("x - 1 > 0.5 => yes\n`x-1` > x+1 => yes\n`x-1` > x - 1 => yes", schema)
+
+
+def test_constants_beyond_float32_are_compared_on_the_host_or_refused():
+    """The host computes in double precision, and an expression with a width in float32."""
+    schema = Schema((Column("x"), Column("y")), ("no", "yes"))
+    for text in ("x + 1e308 > 0 => yes", "x * -4e38 < y => yes", "x < 1e308 => yes"):
+        book = bind(text, schema)
+        assert np.asarray(fires(book, encode(book, {"x": [1.0], "y": [2.0]}))).all()
+    for text, soft in (
+        ("x + 1e308 > 0 => yes", "x + 1e+308"),
+        ("x * -4e38 > 0 => yes", "x * -4e+38"),
+    ):
+        with pytest.raises(RuleError, match="does not fit float32, in which an expression with a"):
+            bind(text, schema, widths={soft: 1.0})
+    with pytest.raises(RuleError, match="is beyond double precision: numbers must be finite"):
+        bind("x > 1e308 * 10 => yes", schema)

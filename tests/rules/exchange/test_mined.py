@@ -149,6 +149,18 @@ def test_known_names_come_first() -> None:
             from_rule_strings([string], "y", feature_names=names)
 
 
+def test_spaces_and_long_strings_are_read_once(library_errors: None) -> None:
+    """Each would take hours if the time grew with the square."""
+    space = " " * 300_000
+    (rule,) = from_rule_strings([f"a{space}>{space}3{space}and b{space}c <= 4{space}"], "y")
+    assert len(rule.formula.body.parts) == 2
+    for string in (f"a{space}b", f"a >{space}", f"a > 3{space}b", "a " * 99_999, "<" * 99_999):
+        for known in (None, ["a", "a b"]):
+            with pytest.raises(RuleError) as found:
+                from_rule_strings([string], "y", feature_names=known)
+            assert len(str(found.value)) < 2_100
+
+
 def test_precisions_of_1_are_smoothed() -> None:
     def strengths(p: list, **options: list) -> list:
         rules = from_rule_strings(["a > 3"] * len(p), "y", p=p, **options)
