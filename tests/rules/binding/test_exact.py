@@ -405,6 +405,16 @@ def test_durations_and_times_beyond_nanoseconds() -> None:
     np.testing.assert_array_equal(held(book, table), [[0, 0], [1, 1], [0, 0]])
 
 
+def test_models_standardise_times() -> None:
+    table = {"x": np.array(["2024-01-30", "2024-02-01"], "M8[D]")}
+    model = to_logistic_regression("x > date '2024-01-31' => ill", infer_schema(table, CLASSES))
+    columns = encode_columns(infer_schema(table, CLASSES), table)
+    params, state = model.init(jax.random.key(0), columns)
+    params = jax.tree.map(jnp.ones_like, params)
+    z = model.predict(params, state, columns).logits  # column, atom, body and bias
+    np.testing.assert_allclose(z[:, 1] - z[:, 0], [-1 + 0 + 0 + 1, 1 + 1 + 1 + 1], atol=1e-4)
+
+
 def test_regions_of_times_read_as_they_were_written() -> None:
     text = "[hard] start > date '2024-01-31' and days(stay) <= 2.5 => ill\n[hard] n > 1 => well"
     (found,) = conflicts(bind(text, TIMES, conflicts="ignore"))
