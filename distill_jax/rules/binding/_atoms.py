@@ -12,6 +12,7 @@ import numpy as np
 
 from distill_jax.rules.binding._places import Exact, beside, placed_thresholds
 from distill_jax.rules.binding._tables import MAX, nearest, text_of
+from distill_jax.rules.binding.book import Info
 from distill_jax.rules.binding.schema import Schema, unit_of
 from distill_jax.rules.circuits._building import Builder, Interval
 from distill_jax.rules.language import formulas as f
@@ -61,7 +62,7 @@ class Columns:
         schema: Schema,
         defined: Sequence[str],
         widths: Mapping[str, float],
-        like: Any = None,
+        like: Info | None = None,
     ):
         self.schema = schema
         self.places = {name: i for i, name in enumerate(schema.encoded)}
@@ -77,10 +78,14 @@ class Columns:
         self.widths = dict(widths)
         self.softened: set[str] = set()
         self.compared: set[str] = set()
-        self._like = like  # the Info of a book whose encoded columns these are, too
         self._places: dict[Any, int] = {}  # of patterns and of expressions
-        known = (*like.patterns, *like.computed) if like else ()
-        self._places_there: dict[Any, int] = {x: len(self.places) + i for i, x in enumerate(known)}
+        self._like: Info | None = None
+        if like is not None:  # the Info of a book: the same columns, with the same thresholds
+            for column, pattern in like.patterns:
+                self.place_of_pattern(column, pattern)
+            for tree, unit in like.computed:
+                self.place_of_computed(tree, unit)
+            self._like = like
 
     def __len__(self) -> int:
         return len(self.places) + len(self.patterns)
@@ -111,7 +116,7 @@ class Columns:
         None if the columns are those of another book, which lacks it.
         """
         key = (tree, unit)
-        if self._like is not None and key not in self._places_there:
+        if key not in self._places and self._like is not None:
             return None
         if key not in self._places:
             self.computed.append(key)
@@ -151,11 +156,7 @@ class Columns:
     def _ascending(self, place: int) -> tuple[Exact, ...]:
         if self._like is None:
             return tuple(sorted(self.thresholds.get(place, ())))
-        if place < 0:
-            place = self._places_there[self.computed[-1 - place]]
-        elif place >= len(self.places):
-            place = self._places_there[self.patterns[place - len(self.places)]]
-        return self._like.thresholds[place]
+        return self._like.thresholds[place if place >= 0 else len(self) - 1 - place]
 
     def _unit(self, place: int) -> int:
         if place < 0:

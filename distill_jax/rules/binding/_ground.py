@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from distill_jax.rules.binding._atoms import FLIPPED, Columns, FeatureAtoms, class_or_category
+from distill_jax.rules.binding.book import Info
 from distill_jax.rules.binding.schema import Schema
 from distill_jax.rules.circuits._building import Builder
-from distill_jax.rules.circuits._circuit import FALSE, TRUE
+from distill_jax.rules.circuits._circuit import FALSE, TRUE, Circuit
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error, unknown_name
 
@@ -62,6 +63,9 @@ Statement = Callable[[Atom, bool], int]
 class Grounder:
     """Grounds the rules of one book with one ``Builder``.
 
+    With ``like``, the columns and their thresholds are those of another book, whose encoded columns
+    the circuit then reads.
+
     Attributes:
       columns: The columns that the rules use, and which of their comparisons are soft.
       builder: The circuit under construction.
@@ -73,7 +77,7 @@ class Grounder:
         rules: Sequence[f.Rule],
         definitions: Sequence[f.Rule],
         widths: Mapping[str, float],
-        like: Any = None,
+        like: Info | None = None,
     ):
         self.schema = schema
         self.clauses: dict[str, list[f.Rule]] = {}
@@ -82,6 +86,10 @@ class Grounder:
         self.columns = Columns(schema, tuple(self.clauses), widths, like)
         self.columns.add_patterns(rules)  # first: registers of arithmetic come after columns
         self.builder = Builder(len(self.columns))
+
+    def circuit(self, outputs: list[int]) -> tuple[Circuit, np.ndarray]:
+        """The circuit that computes ``outputs``, and the outputs' indices among its nodes."""
+        return self.builder.circuit(outputs, len(self.columns.computed), self.columns.ends)
 
     def check(self, clause: f.Rule) -> None:
         """Raises a ``RuleError`` if the clause of a predicate, used or not, is invalid."""

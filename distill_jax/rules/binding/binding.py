@@ -85,9 +85,7 @@ def bind(
 
 
 def bind_like(book: Book, rules: Sequence[f.Rule]) -> Book:
-    """Binds rules that read a book's columns as ``encode(book, table)`` places them.
-
-    Their columns are some of the book's, and without views; see ``places_in``.
+    """Binds rules that read a book's columns, as ``encode(book, table)`` places them; no views.
 
     Args:
       book: Its rules compare columns with all the constants that these rules do.
@@ -95,15 +93,6 @@ def bind_like(book: Book, rules: Sequence[f.Rule]) -> Book:
     """
     schema = dataclasses.replace(book.schema, views=())
     return _bound(rules, schema, like=book.info)
-
-
-def places_in(book: Book, own: Book) -> tuple[int, ...]:
-    """The places of the columns of ``own`` among those of ``book``, if it was bound like it."""
-    width = len(book.schema.encoded)
-    known = (*book.info.patterns, *book.info.computed)
-    place = {x: width + i for i, x in enumerate(known)}
-    further = (*own.info.patterns, *own.info.computed)
-    return (*range(width), *(place[x] for x in further))
 
 
 def _bound(
@@ -185,10 +174,7 @@ def _arrays(grounder: Grounder, rules: Sequence[f.Rule], grounded: _Grounded) ->
     """The arrays of a book."""
     schema, (fires, violated, pieces) = grounder.schema, grounded
     guards = [piece.guard for _, piece in pieces]
-    columns = grounder.columns
-    circuit, places = grounder.builder.circuit(
-        [*fires, *violated, *guards], len(columns.computed), columns.ends
-    )
+    circuit, places = grounder.circuit([*fires, *violated, *guards])
     fires, violated, guards = np.split(places, np.cumsum([len(fires), len(violated)]))
     classes, views = len(schema.classes), len(schema.views)
     seen = [[classes if s is None else s for s in piece.seen] for _, piece in pieces]

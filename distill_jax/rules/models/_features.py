@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from distill_jax.rules.binding.binding import RuleWarning, bind_like, places_in
+from distill_jax.rules.binding.binding import RuleWarning, bind_like
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.binding.schema import Schema
 from distill_jax.rules.language import formulas as f
@@ -78,13 +78,11 @@ class Atoms:
       formulas: The atoms, each once.
       negated: The indices of those that also occur negated.
       book: One rule per atom, which fires where the atom holds; None if there is no atom.
-      places: The indices of the book's columns among the inputs.
     """
 
     formulas: tuple[f.Formula, ...]
     negated: tuple[int, ...]
     book: Book | None
-    places: tuple[int, ...]
 
     @functools.cached_property
     def place(self) -> dict[f.Formula, int]:
@@ -100,7 +98,6 @@ class Atoms:
     def __call__(self, columns: Float[Array, "batch columns"]) -> Float[Array, "batch features"]:
         if self.book is None:
             return jnp.zeros((columns.shape[0], 0), columns.dtype)
-        columns = columns[:, np.asarray(self.places, np.int32)]
         held = fires(self.book, columns)
         features = held
         if self.negated:
@@ -120,13 +117,13 @@ def atoms(book: Book, found: Sequence[tuple[f.Formula, bool]]) -> Atoms:
     formulas = tuple(place)
     negated = dict.fromkeys(place[formula] for formula, positive in found if not positive)
     if not formulas:
-        return Atoms((), (), None, ())
+        return Atoms((), (), None)
     head = f.Name(book.schema.classes[0])
     rules = [f.Rule(f.Implies(formula, head)) for formula in formulas]
     with warnings.catch_warnings():  # binding the rules themselves already gave these warnings
         warnings.simplefilter("ignore", RuleWarning)
         own = bind_like(book, rules)
-    return Atoms(formulas, tuple(negated), own, places_in(book, own))
+    return Atoms(formulas, tuple(negated), own)
 
 
 def atoms_in(
