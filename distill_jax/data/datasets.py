@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import pathlib
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -22,6 +23,9 @@ _MNIST = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+MOST_UNPACKED = 1 << 30
+"""Bytes that a file may unpack to: what a few megabytes unpack to is not known beforehand."""
+
 _COMMAND = "python -m distill_jax.data mnist"
 
 
@@ -101,7 +105,7 @@ def _part(place: pathlib.Path, prefix: str) -> dict[str, np.ndarray]:
 
 def _read_idx(path: pathlib.Path, axes: int) -> np.ndarray:
     """An IDX file of unsigned bytes: magic 0, 0, 8, axes; a big-endian size per axis; the bytes."""
-    content = _unzip(path)
+    content = b"".join(_unzipped(path))
     header = 4 * (axes + 1)
     if len(content) < header or content[:4] != bytes([0, 0, 8, axes]):
         raise ValueError(
@@ -119,16 +123,28 @@ def _read_idx(path: pathlib.Path, axes: int) -> np.ndarray:
 
 
 def _content_has(path: pathlib.Path, digest: str) -> bool:
+    found = hashlib.sha256()
     try:
-        return hashlib.sha256(_unzip(path)).hexdigest() == digest
+        for block in _unzipped(path):
+            found.update(block)
     except (FileNotFoundError, ValueError):
         return False
+    return found.hexdigest() == digest
 
 
-def _unzip(path: pathlib.Path) -> bytes:
+def _unzipped(path: pathlib.Path) -> Iterator[bytes]:
+    """The content of a ``.gz`` file, block by block, up to ``MOST_UNPACKED`` bytes."""
     try:
         with gzip.open(path) as file:
-            return file.read()
+            size = 0
+            while block := file.read(1 << 20):
+                size += len(block)
+                if size > MOST_UNPACKED:
+                    raise ValueError(
+                        f"{path} unpacks to more than {MOST_UNPACKED} bytes, and is no file of "
+                        f"this data set: {_download_again(path)}"
+                    )
+                yield block
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: run `{_COMMAND} --to {path.parent}`") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

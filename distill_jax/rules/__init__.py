@@ -31,6 +31,7 @@ from distill_jax.rules.binding import (
 )
 from distill_jax.rules.circuits import Logic
 from distill_jax.rules.exchange import (
+    from_rule_frame,
     from_rule_strings,
     from_table,
     from_tree,
@@ -125,6 +126,7 @@ __all__ = [
     "explain",
     "fires",
     "forbidden",
+    "from_rule_frame",
     "from_rule_strings",
     "from_table",
     "from_tree",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -145,3 +146,14 @@ def test_a_broken_mirror_is_an_error_that_says_what_to_do(tmp_path, own_cache, c
 def test_an_unknown_data_set_is_refused():
     with pytest.raises(ValueError, match="name must be 'mnist'"):
         download("cifar")
+
+
+def test_what_unpacks_to_far_more_is_not_unpacked(small, monkeypatch):
+    """No more than the limit is read, for a sum or for an array."""
+    monkeypatch.setattr(datasets, "MOST_UNPACKED", 3 << 20)
+    path = small / IMAGES
+    path.write_bytes(gzip.compress(bytes(16 << 20)))
+    assert not datasets._content_has(path, hashlib.sha256(bytes(16 << 20)).hexdigest())
+    assert sum(len(block) for block in itertools.islice(datasets._unzipped(path), 3)) <= 3 << 20
+    with pytest.raises(ValueError, match="unpacks to more than 3145728 bytes.*run `python"):
+        mnist(small)

@@ -211,13 +211,13 @@ class FeatureAtoms:
         operator = operator if positive else NEGATION[operator]
         if isinstance(right, f.Time):
             register = self._place(left)
-            return self._interval_node(register, operator, right.nanoseconds, str(left))
+            return self._interval_node(register, operator, right.nanoseconds, left)
         number = self._constant(right)
         if number is None:
             difference = f.Arithmetic("-", left, right)
-            return self._interval_node(self._place(difference), operator, 0, str(difference))
+            return self._interval_node(self._place(difference), operator, 0, difference)
         threshold = _scaled(number) if isinstance(left, f.Days) else number
-        return self._interval_node(self._place(left), operator, threshold, str(left))
+        return self._interval_node(self._place(left), operator, threshold, left)
 
     def _category_comparison(
         self, left: f.Value, operator: str, right: f.Value, positive: bool
@@ -262,11 +262,14 @@ class FeatureAtoms:
         place = self.columns.places[left.name]
         return self._interval_node(place, operator, column.categories.index(value))
 
-    def _interval_node(self, register: int, operator: str, threshold: Exact, text: str = "") -> int:
+    def _interval_node(
+        self, register: int, operator: str, threshold: Exact, value: f.Value | None = None
+    ) -> int:
         width = 0.0
         if register < len(self.columns):
             self.columns.thresholds.setdefault(register, set()).add(threshold)
-        if text and operator not in ("==", "!="):
+        if self.columns.widths and value is not None and operator not in ("==", "!="):
+            text = str(value)
             self.columns.compared.add(text)
             if text in self.columns.widths:
                 self.columns.softened.add(text)
@@ -359,7 +362,7 @@ class FeatureAtoms:
         if isinstance(x, f.Name):
             return self.columns.places[x.name]
         unit = DAY if isinstance(x, f.Days) or kind == "duration" else 1
-        if isinstance(x, f.Days) or str(x) not in self.columns.widths:
+        if isinstance(x, f.Days) or not self.columns.widths or str(x) not in self.columns.widths:
             for part in f.trees(x):
                 if isinstance(part, f.Value):
                     self._constant(part)

@@ -8,8 +8,9 @@ features. With label sets there is one world, and label atoms are literals.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,19 @@ import numpy as np
 from distill_jax.rules.binding._atoms import FLIPPED, Columns, FeatureAtoms, class_or_category
 from distill_jax.rules.binding.book import Info
 from distill_jax.rules.binding.schema import Schema
-from distill_jax.rules.circuits._building import Builder
+from distill_jax.rules.circuits._building import MOST_COUNTED, Builder, TooManyNodes
 from distill_jax.rules.circuits._circuit import FALSE, TRUE, Circuit
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error, unknown_name
 
 MOST_WORLDS = 1_000_000
+"""Combinations of a class and classes on views that a rule may depend on, at most."""
+MOST_WALKS = 50_000_000
+"""Parts of a rule times the classes that it mentions, at most: about a minute."""
+MOST_CHAINED = 1_000
+"""Predicates whose clauses use one another in a chain, at most."""
+MOST_LEVELS = 200
+"""Levels of conjunctions and disjunctions, clauses included, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,19 +94,117 @@ class Grounder:
         self.columns = Columns(schema, tuple(self.clauses), widths, like)
         self.columns.add_patterns(rules)  # first: registers of arithmetic come after columns
         self.builder = Builder(len(self.columns))
+        self._used, self._order = self._predicates()
+        self.labelled, self._height = self._labelled()
+        self.of_columns: dict[tuple[str, bool], int] = {}
+        self._nodes: dict[str, dict[tuple[str, bool], int]] = {"labels": {}, "possible": {}}
+        self._atoms: dict[tuple[str | None, str], Atom] = {}
 
     def circuit(self, outputs: list[int]) -> tuple[Circuit, np.ndarray]:
         """The circuit that computes ``outputs``, and the outputs' indices among its nodes."""
         return self.builder.circuit(outputs, len(self.columns.computed), self.columns.ends)
 
-    def check(self, clause: f.Rule) -> None:
-        """Raises a ``RuleError`` if the clause of a predicate, used or not, is invalid."""
-        self._walk(clause, lambda atom, positive: TRUE).node(f.Name(head_of(clause)), True)
+    def check(self) -> None:
+        """Raises a ``RuleError`` if a clause of a predicate, used or not, is invalid."""
+        for name in self._order:
+            walk = self._walk(self.clauses[name][0], _true, self._nodes["possible"])
+            walk.node(f.Name(name), True)
+
+    def _predicates(self) -> tuple[dict[str, list[tuple[str, f.Rule]]], list[str]]:
+        """What predicates use, by name, and their names, each after those that it uses.
+
+        Without recursion, since chains of clauses may be long.
+
+        Raises:
+          RuleError: for clauses that go in a circle.
+        """
+        used = {
+            name: [
+                (x.name, clause)
+                for clause in clauses
+                if isinstance(clause.formula, f.Implies)
+                for x in dict.fromkeys(f.trees(clause.formula.body))
+                if isinstance(x, f.Name) and x.name in self.clauses
+            ]
+            for name, clauses in self.clauses.items()
+        }
+        order: dict[str, None] = {}
+        for root in self.clauses:
+            path: dict[str, Iterator[tuple[str, f.Rule]]] = {}
+            if root not in order:
+                path[root] = iter(used[root])
+            while path:
+                name = next(reversed(path))
+                below, clause = next(path[name], (None, None))
+                if below is None or clause is None:
+                    order[name] = None
+                    del path[name]
+                elif below in path:
+                    names = list(path)
+                    cycle = [*names[names.index(below) :], below]
+                    shown = cycle if len(cycle) < 10 else [*cycle[:5], "…", *cycle[-4:]]
+                    message = "clauses may not go in a circle: " + " :- ".join(shown)
+                    raise rule_error(clause, message, below)
+                elif below not in order:
+                    path[below] = iter(used[below])
+        return used, list(order)
+
+    def _labelled(self) -> tuple[set[str], dict[str, int]]:
+        """The predicates that depend on labels, and the length of the longest chain below each."""
+        labelled: set[str] = set()
+        height: dict[str, int] = {}
+        target = self.schema.target
+        for name in self._order:
+            below = [other for other, _ in self._used[name]]
+            height[name] = 1 + max((height[other] for other in below), default=0)
+            if height[name] > MOST_CHAINED:
+                raise rule_error(
+                    self.clauses[name][0],
+                    f"clauses use one another in a chain of more than {MOST_CHAINED}: shorten it",
+                    name,
+                )
+            trees = (x for clause in self.clauses[name] for x in f.trees(clause.formula))
+            if not labelled.isdisjoint(below) or any(
+                isinstance(x, f.Of)
+                or (isinstance(x, f.Name) and (x.name in self.place or x.name == target))
+                for x in trees
+            ):
+                labelled.add(name)
+        return labelled, height
+
+    def long_chain(self, name: str) -> list[str]:
+        """What a predicate is made of, the innermost first; empty if that is not nested deeply."""
+        if self._height[name] <= 20:
+            return []
+        found, waiting = {name}, [name]
+        while waiting:
+            for other, _ in self._used[waiting.pop()]:
+                if other not in found:
+                    found.add(other)
+                    waiting.append(other)
+        return sorted(found - {name}, key=self._height.__getitem__)
+
+    def atom_of(self, view: str | None, name: str) -> Atom:
+        """The atom of a class or label, on the example itself or on a view."""
+        if (view, name) not in self._atoms:
+            one = np.arange(len(self.schema.classes)) == self.place[name]
+            truth = self.on_view_axis(view, one) if self.schema.views else one
+            self._atoms[view, name] = Atom((view, name), truth)
+        return self._atoms[view, name]
+
+    def on_view_axis(self, view: str | None, truth: np.ndarray) -> np.ndarray:
+        """Reshapes ``[classes]`` of one view for broadcasting: one axis per view."""
+        axis = 0 if view is None else 1 + self.schema.views.index(view)
+        shape = [1] * (1 + len(self.schema.views))
+        shape[axis] = len(truth)
+        return truth.reshape(shape)
 
     def pieces(self, rule: f.Rule) -> list[Piece]:
         """Grounds a rule over exclusive classes: which classes violate it, and where."""
         found = self._label_atoms(rule)
         K, views = len(self.schema.classes), len(self.schema.views)
+        if not views:
+            return self._pieces_of_classes(rule, found)
         used = [v for v in range(views) if any(a.truth.shape[1 + v] > 1 for a in found)]
         shape = (K, *(K if v in used else 1 for v in range(views)))
         if np.prod(shape) > MOST_WORLDS:
@@ -116,9 +222,39 @@ class Grounder:
         for column in kinds.T:
             world = dict(zip(found, column, strict=False))
             walk = self._walk(rule, lambda a, positive, w=world: int(w[a] == positive))
-            guards.append(walk.node(rule.formula, False))
+            guards.append(self._violation(walk, rule))
         guard = np.asarray(guards)[which.ravel()].reshape(shape)
         return _pieces_from_guards(guard, shape)
+
+    def _pieces_of_classes(self, rule: f.Rule, found: list[Atom]) -> list[Piece]:
+        """The pieces of a rule without views: each class that it mentions, and all others, is a
+        world."""
+        classes = len(self.schema.classes)
+        if len(found) > 1000:
+            size = len(found) * sum(1 for _ in f.trees(rule.formula))
+            if size > MOST_WALKS:
+                raise rule_error(
+                    rule,
+                    f"it mentions {len(found)} classes in a formula that is too large for them "
+                    f"({size} steps, at most {MOST_WALKS}): split it into several rules, or "
+                    "mention the other classes",
+                )
+        mentioned = {self.place[atom.key[1]]: atom for atom in found}
+        worlds = [*mentioned.items()] + [(-1, None)] * (len(mentioned) < classes)
+        of_class: dict[int, list[int]] = {}  # by guard
+        for place, true in worlds:
+            walk = self._walk(rule, lambda atom, positive, t=true: int((atom == t) == positive))
+            of_class.setdefault(self._violation(walk, rule), []).append(place)
+        pieces = []
+        for node, places in sorted(of_class.items()):
+            if node != FALSE:
+                table = np.zeros(classes, bool)
+                if -1 in places:
+                    table[:] = True
+                    table[list(mentioned)] = False
+                table[[place for place in places if place >= 0]] = True
+                pieces.append(Piece(node, (), tuple(table.tolist())))
+        return pieces
 
     def violated(self, rule: f.Rule) -> tuple[int, int]:
         """Grounds a rule over label sets: nodes of where it is, and where it can be, violated."""
@@ -128,28 +264,83 @@ class Grounder:
 
         def literal(atom: Atom, positive: bool) -> int:
             view, name = atom.key
-            index = offsets[view] + self.schema.classes.index(name)
-            return self.builder.label(index, not positive)
+            return self.builder.label(offsets[view] + self.place[name], not positive)
 
-        violated = self._walk(rule, literal).node(rule.formula, False)
-        possible = self._walk(rule, lambda atom, positive: TRUE).node(rule.formula, False)
+        walks = (self._walk(rule, atom, self._nodes[kind]) for kind, atom in
+                 (("labels", literal), ("possible", _true)))  # fmt: skip
+        violated, possible = (self._violation(walk, rule) for walk in walks)
         return violated, possible
 
+    def _violation(self, walk: _Walk, rule: f.Rule) -> int:
+        """The node of a rule's violation in a world."""
+        node = walk.node(rule.formula, False)
+        if self.builder.height(node) > MOST_LEVELS:
+            raise rule_error(
+                rule,
+                f"it has {self.builder.height(node)} levels of conjunctions and disjunctions, with "
+                f"the clauses that it uses, at most {MOST_LEVELS}: write shorter chains of clauses",
+            )
+        return node
+
+    @functools.cached_property
+    def place(self) -> dict[str, int]:
+        """The index of each class."""
+        return {name: i for i, name in enumerate(self.schema.classes)}
+
     def _label_atoms(self, rule: f.Rule) -> list[Atom]:
-        """The label atoms that a rule depends on, found with a scratch builder."""
+        """The label atoms that a rule depends on."""
         atoms: dict[Atom, None] = {}
-        scratch = Builder(len(self.columns))
 
         def collect(atom: Atom, positive: bool) -> int:
             atoms[atom] = None
-            return scratch.label(list(atoms).index(atom), not positive)
+            return TRUE
 
-        self._walk(rule, collect, scratch).node(rule.formula, False)
+        features = _NoFeatures(self.columns, _NO_BUILDER, rule)
+        _Walk(self, features, collect, {}).node(rule.formula, False)
         return list(atoms)
 
-    def _walk(self, rule: f.Rule, atom: Statement, builder: Builder | None = None) -> _Walk:
-        features = FeatureAtoms(self.columns, builder or self.builder, rule)
-        return _Walk(self.schema, self.clauses, features, atom)
+    def _walk(
+        self, rule: f.Rule, atom: Statement, predicates: dict[tuple[str, bool], int] | None = None
+    ) -> _Walk:
+        features = FeatureAtoms(self.columns, self.builder, rule)
+        return _Walk(self, features, atom, {} if predicates is None else predicates)
+
+
+def _true(atom: Atom, positive: bool) -> int:
+    """Any atom over labels may hold, and so may its negation."""
+    return TRUE
+
+
+class _NoBuilder(Builder):
+    """Builds nothing: for finding what a formula depends on."""
+
+    def all(self, parts: Iterable[int]) -> int:
+        return TRUE
+
+    any = all
+
+    def at_least(self, number: int, parts: list[int]) -> int:
+        return TRUE
+
+
+_NO_BUILDER = _NoBuilder(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoFeatures(FeatureAtoms):
+    """Atoms over columns that nothing is built for."""
+
+    def comparison(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
+        return TRUE
+
+    def boolean(self, name: str, positive: bool) -> int:
+        return TRUE
+
+    def missing(self, x: f.Missing, positive: bool) -> int:
+        return TRUE
+
+    def matches(self, x: f.Matches, positive: bool) -> int:
+        return TRUE
 
 
 class _Walk:
@@ -158,19 +349,19 @@ class _Walk:
     Attributes:
       features: Builds nodes of atoms over columns; holds the rule being compiled.
       atom: Builds nodes of atoms over labels.
+      predicates: The nodes of predicates that are known in this world, by name and sign.
     """
 
     def __init__(
         self,
-        schema: Schema,
-        clauses: Mapping[str, Sequence[f.Rule]],
+        grounder: Grounder,
         features: FeatureAtoms,
         atom: Statement,
+        predicates: dict[tuple[str, bool], int],
     ):
-        self.schema, self.clauses = schema, clauses
-        self.features, self.atom = features, atom
-        self._cache: dict[tuple[int | str, bool], int] = {}
-        self._expanding: list[str] = []  # predicates whose clauses are being expanded
+        self.grounder, self.schema, self.clauses = grounder, grounder.schema, grounder.clauses
+        self.features, self.atom, self.predicates = features, atom, predicates
+        self._cache: dict[tuple[int, bool], int] = {}
 
     def node(self, x: f.Formula, positive: bool) -> int:
         """The node of ``x``, or of its negation if not ``positive``."""
@@ -241,12 +432,18 @@ class _Walk:
         held = [self.node(part, True) for part in x.parts]
         broken = [self.node(part, False) for part in x.parts]
         build = self.features.builder
-        if positive:  # at least low hold, and at least n - high do not
-            return build.all([build.at_least(low, held), build.at_least(n - high, broken)])
-        return build.any([build.at_least(n - low + 1, broken), build.at_least(high + 1, held)])
+        try:
+            if positive:  # at least low hold, and at least n - high do not
+                return build.all([build.at_least(low, held), build.at_least(n - high, broken)])
+            return build.any([build.at_least(n - low + 1, broken), build.at_least(high + 1, held)])
+        except TooManyNodes:
+            raise self.features.error(
+                f"{x.kind} of {n} formulas is made of more than {MOST_COUNTED} conjunctions: count "
+                f"smaller groups, or a number nearer to 0 or {n}"
+            ) from None
 
     def _name_node(self, x: f.Name | f.Of, positive: bool) -> int:
-        if isinstance(x, f.Of) or x.name in self.schema.classes:
+        if isinstance(x, f.Of) or x.name in self.grounder.place:
             return self.atom(self._label_atom(x), positive)
         column = self.features.columns.by_name.get(x.name)
         if column is not None:
@@ -268,12 +465,22 @@ class _Walk:
         raise unknown_name(self.features.rule, x.name, self.features.columns.names())
 
     def _predicate(self, name: str, positive: bool) -> int:
-        if (name, positive) in self._cache:
-            return self._cache[name, positive]
-        if name in self._expanding:
-            cycle = [*self._expanding[self._expanding.index(name) :], name]
-            raise self.features.error("clauses may not go in a circle: " + " :- ".join(cycle), name)
-        self._expanding.append(name)
+        """The node of a predicate; what it is made of comes first, so that chains may be long."""
+        if isinstance(self.features, _NoFeatures) and name not in self.grounder.labelled:
+            return TRUE
+        if (name, positive) not in self._known(name):
+            for other in self.grounder.long_chain(name):
+                for sign in (True, False):
+                    if (other, sign) not in self._known(other):
+                        self._expand(other, sign)
+            self._expand(name, positive)
+        return self._known(name)[name, positive]
+
+    def _known(self, name: str) -> dict[tuple[str, bool], int]:
+        """Known nodes; those of predicates over columns alone are the same in every world."""
+        return self.predicates if name in self.grounder.labelled else self.grounder.of_columns
+
+    def _expand(self, name: str, positive: bool) -> None:
         outer = self.features
         parts = []
         for clause in self.clauses[name]:
@@ -281,10 +488,9 @@ class _Walk:
             assert isinstance(clause.formula, f.Implies)
             parts.append(self.node(clause.formula.body, positive))
         self.features = outer
-        self._expanding.pop()
-        node = self.features.builder.any(parts) if positive else self.features.builder.all(parts)
-        self._cache[name, positive] = node
-        return node
+        build = self.features.builder
+        node = build.any(parts) if positive else build.all(parts)
+        self._known(name)[name, positive] = node
 
     # Atoms over labels
 
@@ -301,26 +507,16 @@ class _Walk:
                 raise unknown_name(self.features.rule, view, self.schema.views)
         if x.name == self.schema.target:
             raise self.features.error(f"{x} is the class variable: compare it with a class", x.name)
-        if x.name not in self.schema.classes:
+        if x.name not in self.grounder.place:
             raise unknown_name(self.features.rule, x.name, self.schema.classes)
-        place = self.schema.classes.index(x.name)
-        return Atom(
-            (view, x.name), self._on_view_axis(view, np.arange(len(self.schema.classes)) == place)
-        )
-
-    def _on_view_axis(self, view: str | None, truth: np.ndarray) -> np.ndarray:
-        """Reshapes ``[classes]`` of one view for broadcasting: one axis per view."""
-        axis = 0 if view is None else 1 + self.schema.views.index(view)
-        shape = [1] * (1 + len(self.schema.views))
-        shape[axis] = len(truth)
-        return truth.reshape(shape)
+        return self.grounder.atom_of(view, x.name)
 
     def _is_target(self, x: f.Value) -> bool:
         name = x.name if isinstance(x, f.Name | f.Of) else None
         return name is not None and name == self.schema.target
 
     def _is_label(self, x: f.Value) -> bool:
-        return isinstance(x, f.Of) or (isinstance(x, f.Name) and x.name in self.schema.classes)
+        return isinstance(x, f.Of) or (isinstance(x, f.Name) and x.name in self.grounder.place)
 
     def _comparison(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
         """The node of ``left operator right``, or of its negation."""
@@ -357,10 +553,12 @@ class _Walk:
             truth = np.zeros([1] * (1 + len(self.schema.views)), bool)
             for k in range(len(classes)):
                 one = np.arange(len(classes)) == k
-                truth = truth | (self._on_view_axis(view, one) & self._on_view_axis(other, one))
+                truth = truth | (
+                    self.grounder.on_view_axis(view, one) & self.grounder.on_view_axis(other, one)
+                )
             return Atom((view, (other, self.schema.target)), truth)
         name = class_or_category(right)
-        if name is None or name not in classes:
+        if name is None or name not in self.grounder.place:
             raise unknown_name(self.features.rule, str(right) if name is None else name, classes)
         return self._label_atom(f.Name(name) if view is None else f.Of(view, name))
 

@@ -156,7 +156,7 @@ def _rest(graph: _Graph, rules: list[int], violated: Any, labels: int, total: in
     below = {c for node in inner for c in graph.children(node)[1]} | set(roots)
     crisp = sorted(n for n in below if not graph.of_labels[n] and n not in (FALSE, TRUE))
     rows = {FALSE: 2 * total + 1, TRUE: 2 * total}
-    rows |= {n: graph.row(n, total) for n in below if graph.of_labels[n] and n not in inner}
+    rows |= {n: graph.row(n, total) for n in below - set(inner) if graph.of_labels[n]}
     start = 2 * total + 2
     rows |= {node: start + i for i, node in enumerate(crisp)}
     start += len(crisp)

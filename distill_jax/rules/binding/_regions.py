@@ -26,6 +26,7 @@ from distill_jax.rules.binding.schema import unit_of
 from distill_jax.rules.circuits._graph import nodes_of
 from distill_jax.rules.circuits._registers import registers
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._patterns import search
 from distill_jax.rules.language._times import DAY, SECOND
 
 MISSING, NUMBER, ANYTHING = (math.inf, math.inf), (-MAX, MAX), (-math.inf, math.inf)
@@ -365,8 +366,9 @@ def _as_written(x: float, operator: str) -> tuple[float, str]:
 
 
 def _shortest_decimal(x: Any) -> float:
-    """The shortest decimal number that rounds to this float32."""
-    return float(str(np.float32(x)))
+    """The shortest decimal number that rounds to this float32, and lies in its range."""
+    shortest = float(str(np.float32(x)))
+    return shortest if abs(shortest) <= MAX else float(np.float32(x))
 
 
 # Rows
@@ -450,7 +452,7 @@ def _literal_text(pattern: str) -> str:
 def _within_bound(x: str | None, pattern: str | None, bound: tuple[float, float]) -> bool:
     if pattern is None:
         return bound[0] <= float(x is None) <= bound[1]
-    value = math.inf if x is None else float(re.search(pattern, x) is not None)
+    value = math.inf if x is None else float(search(pattern, x))
     return bound[0] <= value <= bound[1]
 
 

@@ -20,8 +20,9 @@ from distill_jax.rules.circuits._circuit import FALSE, TRUE
 from distill_jax.rules.circuits.fuzzy_logics import Logic, LogicName, find_logic
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error
+from distill_jax.rules.language._spelling import is_word, quoted
 from distill_jax.rules.language.building import Built, formula
-from distill_jax.rules.language.errors import RuleError
+from distill_jax.rules.language.errors import RuleError, shortened
 from distill_jax.rules.language.parsing import parse
 
 
@@ -111,10 +112,9 @@ def _bound(
     definitions = tuple(rule for rule in written if _defines(rule, schema))
     kept = tuple(rule for rule in written if not _defines(rule, schema))
     _check_rules(kept, definitions, schema)
-    widths = _checked_widths(widths)
+    widths = _checked_widths(widths, schema)
     grounder = Grounder(schema, written, definitions, widths, like)
-    for clause in definitions:
-        grounder.check(clause)
+    grounder.check()
     grounded = _grounded(grounder, kept)
     _warn_of_idle_rules(kept, grounded.fires)
     _check_widths_are_used(widths, grounder.columns)
@@ -279,6 +279,7 @@ def _check_rules(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: 
                 f"rules may have {f.MAX_DEPTH} levels of nesting, got one with "
                 f"{f.depth(rule.formula)}: define parts of it as predicates by clauses"
             )
+    _check_arithmetic(rules=(*kept, *definitions), columns=columns)
     names: set[str] = set()
     for rule in kept:
         if rule.name in names:
@@ -286,6 +287,21 @@ def _check_rules(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: 
         names |= {rule.name} if rule.name else set()
         if rule.strength.kind == "budget":
             raise rule_error(rule, "[budget] is parsed but not built yet")
+
+
+def _check_arithmetic(rules: Sequence[f.Rule], columns: set[str]) -> None:
+    """Raises where ``x-1`` is written for a difference, and is the name of a column as well."""
+    odd = {name.replace(" ", ""): name for name in columns if not is_word(name)}
+    for rule in rules if odd else ():
+        for tree in f.trees(rule.formula):
+            if isinstance(tree, f.Arithmetic):
+                name = odd.get(str(tree).replace(" ", ""))
+                if name is not None and name in rule.source.replace(quoted(name), ""):
+                    raise rule_error(
+                        rule,
+                        f"{name} is arithmetic here, and there is a column of that name: write "
+                        f"{quoted(name)} for the column, or other spaces for arithmetic",
+                    )
 
 
 def _check_satisfiable(
@@ -310,7 +326,9 @@ def _check_satisfiable(
 def _warn_of_idle_rules(rules: Sequence[f.Rule], fires: Sequence[int]) -> None:
     idle = [rule for rule, node in zip(rules, fires, strict=True) if node == FALSE]
     if idle:
-        listed = "; ".join((f"line {r.line}: " if r.line else "") + str(r) for r in idle[:5])
+        listed = "; ".join(
+            (f"line {r.line}: " if r.line else "") + shortened(str(r), 200) for r in idle[:5]
+        )
         more = f" and {len(idle) - 5} more" if len(idle) > 5 else ""
         warnings.warn(
             f"{len(idle)} of {len(rules)} rules can never be violated, since their bodies never "
@@ -326,7 +344,10 @@ def _report_contradictions(book: Book, strict: bool) -> None:
         own = [conflict for conflict in found if conflict.certain == certain]
         if not own:
             continue
-        shown = [f"{conflict}{_lines_of(book, conflict.indices)}" for conflict in own[:5]]
+        shown = [
+            f"{shortened(str(conflict), 1000)}{_lines_of(book, conflict.indices)}"
+            for conflict in own[:5]
+        ]
         more = [f"and {len(own) - 5} more conflicts"] if len(own) > 5 else []
         message = "\n".join([*shown, *more])
         if certain and strict:
@@ -334,17 +355,20 @@ def _report_contradictions(book: Book, strict: bool) -> None:
                 f"{message}\nmake a rule soft with a strength, as in [w=6], or narrow it; "
                 'bind(…, conflicts="warn") only warns'
             )
-        warnings.warn(message, RuleWarning, stacklevel=4)
+        warnings.warn(shortened(message, 4000), RuleWarning, stacklevel=4)
 
 
 def _lines_of(book: Book, indices: Sequence[int]) -> str:
     written = [book.rules[i] for i in indices if book.rules[i].line]
-    return "".join(f"\n  line {r.line}: {r}" for r in written[:5])
+    return "".join(f"\n  line {r.line}: {shortened(str(r), 200)}" for r in written[:5])
 
 
-def _checked_widths(widths: Mapping[str, float] | None) -> dict[str, float]:
-    widths = dict(widths or {})
-    for name, width in widths.items():
+def _checked_widths(widths: Mapping[str, float] | None, schema: Schema) -> dict[str, float]:
+    """The widths by the printed expression; a key that is a column's name stands for the column."""
+    columns = {column.name for column in schema.columns}
+    found = {}
+    for name, width in (widths or {}).items():
         if not (np.isfinite(width) and width > 0):
             raise ValueError(f"widths[{name!r}] must be finite and > 0, got {width}")
-    return widths
+        found[quoted(name) if name in columns else name] = width
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,15 @@ import numpy as np
 from distill_jax.rules.binding._computing import computed
 from distill_jax.rules.binding._places import Exact, placed, unheld
 from distill_jax.rules.binding._plans import Plan
-from distill_jax.rules.binding._tables import Cells, number_of_rows, numbers, read, text_of
+from distill_jax.rules.binding._tables import (
+    Cells,
+    is_column,
+    number_of_rows,
+    numbers,
+    one_row,
+    read,
+    text_of,
+)
 from distill_jax.rules.binding.schema import (
     Schema,
     encoded_array,
@@ -28,6 +35,7 @@ from distill_jax.rules.binding.schema import (
 from distill_jax.rules.circuits._circuit import Circuit
 from distill_jax.rules.circuits.fuzzy_logics import Logic
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._patterns import search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +178,9 @@ def encode(book: Book, table: Any) -> np.ndarray:
     Args:
       book: The rules; determines the columns.
       table: A data frame of pandas, Polars or Arrow, a dictionary of columns, or a NumPy structured
-        array; or an array ``[batch, columns]`` with the values of ``schema.encoded``, numbers and
-        codes, if no rule tests text and no column holds times.
+        array; one row as a dictionary of single values, such as the ``example`` of a conflict; or
+        an array ``[batch, columns]`` with the values of ``schema.encoded``, numbers and codes, if
+        no rule tests text and no column holds times.
 
     Returns:
       The columns, float32 ``[batch, columns]``; NaN where a value is missing.
@@ -198,6 +207,8 @@ def encode(book: Book, table: Any) -> np.ndarray:
         found = _cells_of_array(book, np.asarray(unmasked(table)))
         _warn_of_rounded_columns(book, found)
         return encode_exact(book, found, {}, len(table))
+    if isinstance(table, Mapping) and table and not any(map(is_column, table.values())):
+        table = one_row(table)
     found = exact_columns(book.schema, table)
     _warn_of_rounded_columns(book, found)
     texts = {name: read(table, name) for name, _ in book.info.patterns}
@@ -302,6 +313,5 @@ def _warn_of_rounded_columns(book: Book, columns: Mapping[str, Cells]) -> None:
 def _pattern_column(name: str, cells: Cells, pattern: str | None) -> Cells:
     if pattern is None:
         return Cells(cells.missing.astype(np.int64), np.zeros_like(cells.missing))
-    search = re.compile(pattern).search
-    found = [search(text_of(name, x)) is not None for x in cells.present]
+    found = [search(pattern, text_of(name, x)) for x in cells.present]
     return Cells(np.array(found, np.int64), cells.missing)

@@ -25,6 +25,8 @@ from distill_jax.rules.circuits._algebra import BOOLEAN, evaluate, first_nodes
 
 MOST_CASES = 1_000
 """Maximum number of boxes per rule; further ones are not compared."""
+MOST_TRIED = 50_000_000
+"""Nodes times label sets that are tried before the search, at most: bytes of memory."""
 MOST_STEPS = 20_000
 """Maximum number of regions visited, and of steps of the solver for label sets."""
 
@@ -255,8 +257,12 @@ def _always_possible(book: Book) -> bool:
         tables = np.asarray(book.pieces.table)[hard[np.asarray(book.pieces.rule)]]
         return not tables.any(0).all()
     labels = len(book.schema.classes)
-    ends = np.repeat([[0], [1]], labels, 1)
-    candidates = np.concatenate([ends, np.eye(labels, dtype=int), np.tri(labels, dtype=int)]) > 0
+    # All sets of one label and of the first labels, or as many as fit.
+    most = max(1, MOST_TRIED // (labels + book.circuit.number_of_nodes + 2) // 2)
+    some = np.unique(np.linspace(0, labels - 1, min(labels, most)).astype(int))[:, None]
+    every = np.arange(labels)[None, :]
+    ends = np.repeat([[False], [True]], labels, 1)
+    candidates = np.concatenate([ends, every == some, every <= some])
     held = _with_labels(book, candidates)[np.asarray(book.violated)[hard]]
     return bool((~held).all(0).any())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
@@ -135,7 +136,7 @@ class Schema:
             raise ValueError(f"views must have distinct names, got {list(self.views)}")
         names = [column.name for column in self.columns] + list(self.classes)
         names += [self.target] if self.target is not None else []
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, n in collections.Counter(names).items() if n > 1)
         if twice:
             raise ValueError(
                 f"columns, classes and target must have distinct names, got twice: {twice}. "

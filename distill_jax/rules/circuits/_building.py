@@ -13,6 +13,14 @@ FAN_IN = 8
 """Nodes with more children are split into trees, so that padding stays small."""
 
 
+MOST_COUNTED = 200_000
+"""Conjunctions that one ``at_least`` may be made of."""
+
+
+class TooManyNodes(Exception):
+    """An ``at_least`` of more than ``MOST_COUNTED`` conjunctions."""
+
+
 class Interval(NamedTuple):
     """A literal on features; see ``Circuit``.
 
@@ -36,6 +44,7 @@ class Builder:
     def __init__(self, columns: int):
         self.columns = columns
         self.nodes: list[Any] = [None, None]  # FALSE, TRUE
+        self._heights = [0, 0]
         self._known: dict[Any, int] = {}
         self._registers: dict[Any, int] = {}
         self._made: list[tuple[Any, int]] = []  # the operation of each new register, and its depth
@@ -90,8 +99,14 @@ class Builder:
         return self._join("or", [part for part in flat if part != FALSE], FALSE)
 
     def at_least(self, number: int, parts: list[int]) -> int:
-        """``number`` of the parts or more, as conjunctions and disjunctions of halves."""
+        """``number`` of the parts or more, as conjunctions and disjunctions of halves.
+
+        Raises:
+          TooManyNodes: if these are more than ``MOST_COUNTED``.
+        """
         known: dict[tuple[int, int, int], int] = {}
+        if _conjunctions(number, len(parts)) > MOST_COUNTED:
+            raise TooManyNodes
 
         def count(n: int, start: int, stop: int) -> int:
             if n <= 0:
@@ -104,14 +119,19 @@ class Builder:
                 return self.all(parts[start:stop])
             if (n, start, stop) not in known:
                 half = (start + stop) // 2
+                # Of the first half at most all, and of the second half at most all.
+                numbers = range(max(0, n - (stop - half)), min(n, half - start) + 1)
                 splits = [
-                    self.all([count(i, start, half), count(n - i, half, stop)])
-                    for i in range(n + 1)
+                    self.all([count(i, start, half), count(n - i, half, stop)]) for i in numbers
                 ]
                 known[n, start, stop] = self.any(splits)
             return known[n, start, stop]
 
         return count(number, 0, len(parts))
+
+    def height(self, node: int) -> int:
+        """The levels of conjunctions and disjunctions up to a node."""
+        return self._heights[node]
 
     def children(self, node: int) -> tuple[str, tuple[int, ...]]:
         """``("and", parts)``, ``("or", parts)``, or ``("", ())`` of a literal."""
@@ -122,6 +142,8 @@ class Builder:
         if key not in self._known:
             self._known[key] = len(self.nodes)
             self.nodes.append(key)
+            inner = key[1] if key[0] in ("and", "or") else ()
+            self._heights.append(1 + max(map(self._heights.__getitem__, inner)) if inner else 0)
         return self._known[key]
 
     def _flat(self, kind: str, parts: Iterable[int]) -> list[int]:
@@ -186,12 +208,13 @@ class Builder:
         place = {FALSE: FALSE, TRUE: TRUE}
         for node in (*intervals, *labels):
             place[node] = len(place)
+        by_height: dict[int, tuple[list[int], list[int]]] = {}
+        for node in nodes:
+            if node not in place:
+                ands, ors = by_height.setdefault(self._heights[node], ([], []))
+                (ands if self.nodes[node][0] == "and" else ors).append(node)
         levels = []
-        waiting = [n for n in nodes if n not in place]
-        while waiting:
-            ready = [n for n in waiting if all(c in place for c in self.nodes[n][1])]
-            ands = [n for n in ready if self.nodes[n][0] == "and"]
-            ors = [n for n in ready if self.nodes[n][0] == "or"]
+        for _, (ands, ors) in sorted(by_height.items()):
             level = Level(
                 _padded([[place[c] for c in self.nodes[n][1]] for n in ands], TRUE),
                 _padded([[place[c] for c in self.nodes[n][1]] for n in ors], FALSE),
@@ -199,7 +222,6 @@ class Builder:
             for node in (*ands, *ors):
                 place[node] = len(place)
             levels.append(level)
-            waiting = [n for n in waiting if n not in place]
         literals = [self.nodes[n] for n in intervals]
         constants, arithmetic, moved = self._program(further)
         low, high = [x.low for x in literals], [x.high for x in literals]
@@ -260,15 +282,31 @@ class Builder:
             if depth == 0:
                 moved[self.columns + i] = len(moved)
                 constants.append(key[1])
+        by_depth: dict[int, list[int]] = {}
+        for i, (_, depth) in enumerate(self._made):
+            if depth:
+                by_depth.setdefault(depth, []).append(i)
         steps = []
-        for depth in range(1, 1 + max((d for _, d in self._made), default=0)):
+        for _, own in sorted(by_depth.items()):
             step = []
-            for i, (key, own) in enumerate(self._made):
-                if own == depth:
-                    step.append((key[0], moved[key[1]], moved[key[2]]))
-                    moved[self.columns + i] = len(moved)
+            for i in own:
+                (operator, left, right), _ = self._made[i]
+                step.append((operator, moved[left], moved[right]))
+                moved[self.columns + i] = len(moved)
             steps.append(Arithmetic(*(np.asarray(x, np.int32) for x in zip(*step, strict=True))))
         return constants, tuple(steps), moved
+
+
+def _conjunctions(number: int, parts: int) -> int:
+    """How many conjunctions ``at_least`` makes, approximately, without making them."""
+    found, size, segments = 0, parts, 1
+    while size > 1:
+        half = (size + 1) // 2
+        wanted = np.arange(max(2, number - (parts - size)), min(number, size - 1) + 1)
+        splits = np.minimum(wanted, half) - np.maximum(wanted - half, 0) + 1
+        found += segments * int(splits.sum())
+        size, segments = half, 2 * segments
+    return found
 
 
 def _is_label(node: Any) -> bool:

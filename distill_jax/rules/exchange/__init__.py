@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from distill_jax.rules.exchange.files import from_table, read_rules, to_table, write_rules
-from distill_jax.rules.exchange.mined import from_rule_strings, from_tree
+from distill_jax.rules.exchange.mined import from_rule_frame, from_rule_strings, from_tree
 
 __all__ = [
+    "from_rule_frame",
     "from_rule_strings",
     "from_table",
     "from_tree",

@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 
 from distill_jax.rules.language import formulas as f
-from distill_jax.rules.language.errors import RuleError, error_at
+from distill_jax.rules.language.errors import RuleError, error_at, shortened
 
 _HEADER = re.compile(r"p\s+cnf\s+([0-9]{1,9})\s+([0-9]{1,9})\s*")
-_NAMED = re.compile(r"c\s+([0-9]{1,9})\s+(\S.*?)\s*")
 
 
 def from_dimacs(text: str, names: Sequence[str] | None = None) -> tuple[f.Rule, ...]:
@@ -31,9 +30,10 @@ def from_dimacs(text: str, names: Sequence[str] | None = None) -> tuple[f.Rule, 
     for line, row in enumerate(re.split("\r\n|\n|\r", text), 1):
         if row.startswith("%"):  # files of SATLIB end with it
             break
-        if row.split(maxsplit=1)[:1] == ["c"]:
-            if named := _NAMED.fullmatch(row):
-                commented.setdefault(int(named[1]), named[2])
+        comment = row.split(maxsplit=2)
+        if comment[:1] == ["c"]:
+            if len(comment) == 3 and re.fullmatch("[0-9]{1,9}", comment[1]):
+                commented.setdefault(int(comment[1]), comment[2].rstrip())
             continue
         if row.startswith("p"):
             header = _HEADER.fullmatch(row)
@@ -57,7 +57,8 @@ def from_dimacs(text: str, names: Sequence[str] | None = None) -> tuple[f.Rule, 
         raise RuleError(f"line {first}: this clause does not end with 0")
     if len(clauses) != max(count, 0):
         raise RuleError(f"line {line}: expected {max(count, 0)} clauses, got {len(clauses)}")
-    known = _names(variables, commented, names)
+    used = {abs(x) for _, one in clauses for x in one}
+    known = _names(variables, used, commented, names)
     return tuple(
         f.Rule(_disjunction([known[abs(x)] for x in one], one), None, f.HARD, False, start)
         for start, one in clauses
@@ -75,12 +76,17 @@ def _literal(word: re.Match[str], variables: int, row: str, line: int) -> int:
     return literal
 
 
-def _names(count: int, commented: dict[int, str], names: Sequence[str] | None) -> dict[int, str]:
-    """The name of each variable, by number."""
+def _names(
+    count: int, used: set[int], commented: dict[int, str], names: Sequence[str] | None
+) -> dict[int, str]:
+    """The name of each variable that occurs, by number: a header may promise any number."""
     if names is not None and len(names) != count:
         raise ValueError(f"names must hold {count} names, one per variable, got {len(names)}")
-    numbers = range(1, count + 1)
-    known = {i: names[i - 1] if names is not None else commented.get(i, f"x{i}") for i in numbers}
+    if names is not None:
+        known = dict(enumerate(names, 1))
+    else:
+        numbers = sorted(used | {i for i in commented if 1 <= i <= count})
+        known = {i: commented.get(i, f"x{i}") for i in numbers}
     number_of: dict[str, int] = {}
     for i, name in known.items():
         if (other := number_of.setdefault(name, i)) != i:
@@ -111,7 +117,8 @@ def to_dimacs(rules: Sequence[f.Rule]) -> str:
         literals = [_name_and_sign(part) for part in _parts(rule)]
         if None in literals or rule.strength != f.HARD or rule.definition or rule.name is not None:
             raise ValueError(
-                f"a .cnf file can only hold rules such as [hard] a or not b, got {rule}"
+                "a .cnf file can only hold rules such as [hard] a or not b, got "
+                f"{shortened(str(rule), 200)}"
             )
         signed = [
             numbers.setdefault(name, len(numbers) + 1) * sign
@@ -120,7 +127,7 @@ def to_dimacs(rules: Sequence[f.Rule]) -> str:
         lines.append(" ".join(map(str, [*signed, 0])))
     for name in numbers:
         if not name.isprintable() or name != name.strip() or not name:
-            raise ValueError(f"a .cnf file cannot hold the name {name!r}")
+            raise ValueError(f"a .cnf file cannot hold the name {shortened(repr(name), 80)}")
     comments = [f"c {number} {name}" for name, number in numbers.items()]
     return "\n".join([*comments, f"p cnf {len(numbers)} {len(rules)}", *lines]) + "\n"
 

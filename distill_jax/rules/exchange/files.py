@@ -17,8 +17,9 @@ from typing import Any
 from distill_jax import _files
 from distill_jax.rules.exchange._dimacs import from_dimacs, to_dimacs
 from distill_jax.rules.language import formulas as f
-from distill_jax.rules.language.errors import RuleError, error_at
-from distill_jax.rules.language.parsing import parse
+from distill_jax.rules.language._patterns import pattern_problem, search
+from distill_jax.rules.language.errors import RuleError, error_at, shortened
+from distill_jax.rules.language.parsing import parse, parse_clauses
 
 COLUMNS: tuple[str, ...] = ("rule", "name", "strength")
 
@@ -102,7 +103,8 @@ def write_rules(rules: Sequence[f.Rule], path: str | pathlib.Path) -> None:
         for rule in rules:
             if not rule.definition:
                 raise ValueError(
-                    f"a {suffix} file can only hold clauses, head :- body., got {rule}"
+                    f"a {suffix} file can only hold clauses, head :- body., got "
+                    f"{shortened(str(rule), 200)}"
                 )
     if suffix == ".csv":
         out = io.StringIO(newline="")
@@ -180,7 +182,7 @@ def _suffix(path: pathlib.Path) -> str:
 
 def _clauses(text: str) -> tuple[f.Rule, ...]:
     """The Horn clauses of a text, which must hold nothing else."""
-    rules = parse(text)
+    rules = parse_clauses(text)
     for rule in rules:
         if not rule.definition:
             start = len(rule.source) - len(rule.source.lstrip())
@@ -200,28 +202,35 @@ def _from_rows(rows: Iterable[tuple[str, int, Any]]) -> tuple[f.Rule, ...]:
 
 def _from_row(where: str, line: int, row: Any) -> f.Rule:
     if not isinstance(row, Mapping):
-        raise RuleError(f"{where}: expected a row with {', '.join(COLUMNS)}, got {row!r}")
+        raise RuleError(f"{where}: expected a row with {', '.join(COLUMNS)}, got {_shown(row)}")
     unknown = [key for key in row if key not in COLUMNS]
     if unknown:
         known = ", ".join(COLUMNS)
-        raise RuleError(f"{where}: unknown column {unknown[0]!r}, expected {known}")
+        raise RuleError(f"{where}: unknown column {_shown(unknown[0])}, expected {known}")
     text, name, strength = (_cell(where, column, row.get(column)) for column in COLUMNS)
     if text is None:
         raise RuleError(f"{where}: no rule")
     rules = _in_cell(f"{where}, rule", text)
     if len(rules) != 1:
-        raise RuleError(f"{where}: expected one rule, got {len(rules)} in {text!r}")
+        raise RuleError(f"{where}: expected one rule, got {len(rules)} in {_shown(text)}")
     rule = dataclasses.replace(rules[0], line=line)
     if name is not None:
         if rule.name not in (None, name):
-            raise RuleError(f"{where}: the rule is named twice, {rule.name!r} and {name!r}")
+            raise RuleError(
+                f"{where}: the rule is named twice, {_shown(rule.name)} and {_shown(name)}"
+            )
         rule = dataclasses.replace(rule, name=name)
     if strength is not None:
         if rule.strength.kind:
             raise RuleError(
-                f"{where}: the rule's text already holds a strength, besides {strength!r}"
+                f"{where}: the rule's text already holds a strength, besides {_shown(strength)}"
             )
         inner = strength.strip().removeprefix("[").removesuffix("]")
+        if not inner.strip() or set("[]#%\r\n") & set(inner):
+            raise RuleError(
+                f"{where}, strength: expected w=number, p=number, hard, learn or budget, got "
+                f"{_shown(strength)}"
+            )
         (parsed,) = _in_cell(f"{where}, strength", f"[{inner}] x")
         rule = dataclasses.replace(rule, strength=parsed.strength)
     return rule
@@ -229,11 +238,26 @@ def _from_row(where: str, line: int, row: Any) -> f.Rule:
 
 def _cell(where: str, column: str, value: Any) -> str | None:
     """A cell as text; None if it is empty."""
-    if value is None or value == "" or value != value:  # pandas has NaN for a missing cell
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise RuleError(f"{where}, {column}: expected text, got {value!r}")
-    return str(value)
+        raise RuleError(f"{where}, {column}: expected text, got {_shown(value)}")
+    if value == "" or value != value:  # NaN, too, is a missing cell
+        return None
+    try:
+        return str(value)
+    except ValueError:  # an integer with thousands of digits
+        raise RuleError(
+            f"{where}, {column}: expected text, got a number that is too long"
+        ) from None
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, however long it is."""
+    try:
+        return shortened(repr(value), 80)
+    except ValueError:  # an integer with thousands of digits
+        return f"a {type(value).__name__} that is too long to show"
 
 
 def _in_cell(where: str, text: str) -> tuple[f.Rule, ...]:
@@ -293,9 +317,9 @@ def _from_patterns(text: str, column: str) -> tuple[f.Rule, ...]:
             message = "expected a regular expression, a tab, a label, and optionally a tab and an "
             raise error_at(message + "example", line, number, 0)
         pattern, label = cells[0], cells[1].strip()
-        if (problem := f.pattern_problem(pattern)) is not None:
+        if (problem := pattern_problem(pattern)) is not None:
             raise error_at(f"not a regular expression: {problem}", line, number, 0)
-        if len(cells) == 3 and cells[2] and not re.search(pattern, cells[2]):
+        if len(cells) == 3 and cells[2] and not search(pattern, cells[2]):
             message = "the regular expression does not match this example"
             raise error_at(message, line, number, len(cells[0]) + len(cells[1]) + 2)
         formula = f.Implies(f.Matches(f.Name(column), pattern), f.Name(label))
@@ -311,5 +335,6 @@ def _pattern_line(rule: f.Rule) -> str:
             if line.count("\t") == 1 and len(line.splitlines()) == 1 and not line.startswith("#"):
                 return line
     raise ValueError(
-        f'a .tsv file can only hold rules such as text matches r"..." => label, got {rule}'
+        'a .tsv file can only hold rules such as text matches r"..." => label, got '
+        f"{shortened(str(rule), 200)}"
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language.building import Built, formula
-from distill_jax.rules.language.errors import RuleError
+from distill_jax.rules.language.errors import RuleError, shortened
 from distill_jax.rules.language.parsing import parse_formula
 
 
@@ -125,8 +127,13 @@ def _implies(body: Sequence[f.Formula], head: f.Formula) -> f.Formula:
     return f.Implies(body[0] if len(body) == 1 else f.And(tuple(body)), head)
 
 
-_AND = re.compile(r"\s+(?:and|&)\s+")
-_CONDITION = re.compile(r"\s*([^<>=!]*[^<>=!\s])\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
+LEAST_P = 0.001
+"""Probabilities without a support lie between this and 1 minus this: log-odds of ±6.9."""
+
+_JOIN = re.compile(r"\s+(?:and|&)\s+")
+_TEST = re.compile(r"\s*(<=|>=|==|!=|<|>)\s*([^\s&]+)")
+_UNKNOWN = re.compile(r"[^\s<>=!`'\"](?:[^<>=!`'\"]*[^\s<>=!`'\"])?+(?=\s*[<>=!])")
+_NUMBER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)?(?:(?<=[0-9])\.[0-9]*|\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
 
 def from_rule_strings(
@@ -134,72 +141,231 @@ def from_rule_strings(
     then: str | Built | f.Formula,
     *,
     p: Sequence[float] | None = None,
+    support: Sequence[float] | None = None,
     feature_names: Sequence[str] | None = None,
 ) -> tuple[f.Rule, ...]:
-    """Rules from conditions such as ``a > 3 and b <= 4``, the output of skope-rules and imodels.
+    r"""Rules from conditions such as ``a > 3 and b <= 4``, the output of skope-rules and imodels.
+
+    A rule that was always right on the rows that it was mined from has the precision 1, and
+    infinite log-odds. So with the ``support`` :math:`n` of each rule, its strength is ``[p=...]``
+    of :math:`(p\,n + 1) / (n + 2)`, Laplace's rule of succession. Without it, probabilities are
+    brought into [0.001, 0.999].
 
     Args:
       strings: The conditions. A string that is not a formula of this library is read as comparisons
         of a column with a number, joined by ``and`` or ``&``; the names of columns may contain
         spaces.
       then: The head of each rule: the name of a class or label, or a formula.
-      p: The probability of each rule, such as its precision, in (0, 1); its strength is
+      p: The probability of each rule, such as its precision, in [0, 1]; its strength is
         ``[p=...]``.
-      feature_names: The names of the columns. If given, all conditions are read as such
-        comparisons, and other names raise an error.
+      support: With ``p``, the number of rows that each probability was estimated from, >= 0.
+      feature_names: The names of the columns, of any characters: ``income_<=50K``, ``x-1``, ``a and
+        b``. If given, all conditions are read as such comparisons. The longest name that fits is
+        read first, then the operator. Other names raise an error.
 
     Returns:
       One rule per string, ``condition => then``.
 
     Raises:
-      RuleError: for a string that is not a condition, with its index.
+      RuleError: for a string that is not a condition, with its index; without ``feature_names``,
+        also for arithmetic without spaces, such as ``x-1 > 3``, which may be a column's name.
       TypeError: if ``strings`` is a single string, or ``then`` is not a formula.
-      ValueError: if the number of probabilities does not match, or one lies outside (0, 1).
+      ValueError: if the number of probabilities or supports does not match, or one is out of range.
 
     Example:
       >>> for rule in from_rule_strings(["mean area > 3.0 and b <= 4"], "malignant", p=[0.9]):
       ...     print(rule)
       [p=0.9] `mean area` > 3 and b <= 4 => malignant
+      >>> names = ["income_<=50K", "age"]
+      >>> print(*from_rule_strings(["income_<=50K > 0.5 and age > 30"], "no", feature_names=names))
+      `income_<=50K` > 0.5 and age > 30 => no
+      >>> print(*from_rule_strings(["age > 30"], "no", p=[1.0], support=[98]))
+      [p=0.99] age > 30 => no
     """
     if isinstance(strings, str):
         raise TypeError(f"strings must be a list, got the string {strings!r}")
-    if p is not None and len(p) != len(strings):
-        raise ValueError(f"p must hold {len(strings)} numbers, one per rule, got {len(p)}")
+    for name, values in (("p", p), ("support", support)):
+        if values is not None and len(values) != len(strings):
+            raise ValueError(
+                f"{name} must hold {len(strings)} numbers, one per rule, got {len(values)}"
+            )
+    if p is None and support is not None:
+        raise ValueError("support is the number of rows behind each p: give p, too")
     head = f.Name(then) if isinstance(then, str) else formula(then)
-    known = None if feature_names is None else {name: None for name in feature_names}
+    known = None if feature_names is None else _Names(feature_names)
     if p is None:
         strengths = [f.Strength()] * len(strings)
     else:
-        strengths = [f.Strength("p", float(x)) for x in p]
+        counts = [None] * len(strings) if support is None else support
+        strengths = [
+            f.Strength("p", _smoothed(i, x, n))
+            for i, (x, n) in enumerate(zip(p, counts, strict=True))
+        ]
     return tuple(
         f.Rule(f.Implies(_body(text, i, known), head), None, strength)
         for i, (text, strength) in enumerate(zip(strings, strengths, strict=True))
     )
 
 
-def _body(text: str, i: int, known: Mapping[str, None] | None) -> f.Formula:
+def from_rule_frame(
+    frame: Any,
+    then: str | Built | f.Formula,
+    *,
+    scale: float = 1.0,
+    feature_names: Sequence[str] | None = None,
+) -> tuple[f.Rule, ...]:
+    """Rules from a table of conditions and coefficients, such as that of imodels' RuleFit.
+
+    The table is what ``_get_rules()`` of imodels 3 returns (``get_rules()`` of earlier ones): the
+    columns ``rule``, ``type``, ``coef``, ``support`` and ``importance``. A rule's strength is
+    ``scale * coef``, log-odds that it adds to ``then``. Rows with the coefficient 0 are left out.
+
+    RuleFit fits the coefficients of a classifier as log-odds, which is ``scale=1``. Its own
+    ``predict_proba`` takes the softmax of 1 − c and c, where c is their sum with the intercept, and
+    so doubles them; ``scale=2`` does so, too. The intercept is no rule, and is not in the table.
+
+    Args:
+      frame: A pandas data frame, or a mapping of columns, with ``rule`` and ``coef``, and ``type``
+        (``"rule"`` or ``"linear"``) if there are linear terms.
+      then: The head of each rule: the name of a class or label, or a formula.
+      scale: Log-odds per unit of a coefficient.
+      feature_names: As in ``from_rule_strings``.
+
+    Returns:
+      One rule per row with a coefficient other than 0, ``[w=...] condition => then``.
+
+    Raises:
+      RuleError: for a row whose ``rule`` is not a condition.
+      ValueError: for a table without these columns, a coefficient that is not finite, or a linear
+        term with a coefficient other than 0, which is no rule.
+
+    Example:
+      >>> frame = {"rule": ["age > 60", "age <= 30"], "coef": [0.8, 0.0]}
+      >>> print(*from_rule_frame(frame, "sick"))
+      [w=0.8] age > 60 => sick
+    """
+    try:
+        texts, coefficients = list(frame["rule"]), [float(x) for x in frame["coef"]]
+        kinds = list(frame["type"]) if "type" in frame else ["rule"] * len(texts)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            "frame must have the columns 'rule' and 'coef' (numbers), as imodels' _get_rules() has "
+            f"them, got {type(frame).__name__}: {error!r}"
+        ) from None
+    if not len(texts) == len(coefficients) == len(kinds):
+        raise ValueError(
+            f"the columns of frame must have one length, got {len(texts)}, {len(coefficients)} and "
+            f"{len(kinds)}"
+        )
+    kept, weights = [], []
+    for i, (text, kind, coefficient) in enumerate(zip(texts, kinds, coefficients, strict=True)):
+        if not math.isfinite(scale * coefficient):
+            raise ValueError(f"coef must be finite, got {coefficient} in row {i}")
+        if coefficient == 0:
+            continue
+        if kind != "rule":
+            raise ValueError(
+                f"row {i} is a {kind} term of {text!r}, which no rule can stand for: fit with "
+                'include_linear=False, or pass frame[frame["type"] == "rule"]'
+            )
+        kept.append(str(text))
+        weights.append(scale * coefficient)
+    rules = from_rule_strings(kept, then, feature_names=feature_names)
+    return tuple(
+        dataclasses.replace(rule, strength=f.Strength("w", w))
+        for rule, w in zip(rules, weights, strict=True)
+    )
+
+
+def _smoothed(i: int, p: Any, support: Any) -> float:
+    """A probability strictly between 0 and 1."""
+    p = float(p)
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"p must lie between 0 and 1, got {p} for strings[{i}]")
+    if support is None:
+        return min(max(p, LEAST_P), 1.0 - LEAST_P)
+    if not (support >= 0 and math.isfinite(support)):
+        raise ValueError(f"support must be finite and >= 0, got {support} for strings[{i}]")
+    return (p * float(support) + 1.0) / (float(support) + 2.0)
+
+
+class _Names:
+    """Names of columns, the longest of which is looked for first."""
+
+    def __init__(self, names: Sequence[str]):
+        self.names = dict.fromkeys(map(str, names))
+        self.lengths = sorted({len(name) for name in self.names}, reverse=True)
+
+    def at(self, text: str, start: int) -> Iterator[tuple[str, int]]:
+        """The names that may stand at a place, and where they end."""
+        for length in self.lengths:
+            if (name := text[start : start + length]) in self.names:
+                yield name, start + length
+
+    def __str__(self) -> str:
+        return ", ".join(itertools.islice(self.names, 8)) + ", …" * (len(self.names) > 8)
+
+
+def _body(text: str, i: int, known: _Names | None) -> f.Formula:
     """The formula of ``strings[i]``."""
     if known is None:
         try:
-            return parse_formula(text)
+            found = parse_formula(text)
         except RuleError as error:
             problem = str(error).removeprefix("line 1, ")
+        else:
+            _check_spaces(text, i, found)
+            return found
     else:
-        problem = f"expected comparisons of {', '.join(known)} with numbers, got {text}"
-    parts = tuple(_condition(part, known) for part in _AND.split(text))
-    whole = [part for part in parts if part is not None]
-    if len(whole) < len(parts):
+        problem = f"expected comparisons of {known} with numbers, got {shortened(text, 200)}"
+    whole = _conditions(text, known)
+    if whole is None:
         raise RuleError(f"strings[{i}], {problem}")
     return whole[0] if len(whole) == 1 else f.And(tuple(whole))
 
 
-def _condition(text: str, known: Mapping[str, None] | None) -> f.Formula | None:
-    """A comparison of a column with a number; None if the text is not one."""
-    match = _CONDITION.fullmatch(text)
-    if match is None or (known is not None and match[1] not in known):
+def _conditions(text: str, known: _Names | None) -> list[f.Formula] | None:
+    """Comparisons of columns with numbers, joined by and; None if the text is something else."""
+    found: list[f.Formula] = []
+    text = text.strip()
+    start = 0
+    while start < len(text):
+        names = known.at(text, start) if known is not None else _unknown(text, start)
+        parts = (_comparison(text, *name_and_end) for name_and_end in names)
+        part = next((part for part in parts if part is not None), None)
+        if part is None:
+            return None
+        comparison, start = part
+        found.append(comparison)
+    return found or None
+
+
+def _comparison(text: str, name: str, end: int) -> tuple[f.Formula, int] | None:
+    """The comparison whose name ends at ``end``, and where the next one starts; None if none."""
+    test = _TEST.match(text, end) if name else None
+    if test is None or not _NUMBER.fullmatch(test[2]) or not re.search("[0-9]", test[2]):
         return None
-    try:
-        number = f.Number(float(match[3]))
-    except ValueError:  # not a number, or not finite
+    joined, value = _JOIN.match(text, test.end()), float(test[2])
+    if not math.isfinite(value) or not (joined or test.end() == len(text)):
         return None
-    return f.Compare((f.Name(match[1]), number), (match[2],))
+    comparison = f.Compare((f.Name(name), f.Number(value)), (test[1],))
+    return comparison, joined.end() if joined else len(text)
+
+
+def _unknown(text: str, start: int) -> Iterator[tuple[str, int]]:
+    """The name of a column up to the next operator."""
+    match = _UNKNOWN.match(text, start)
+    name = "" if match is None else match[0]
+    if name.count("(") == name.count(")") and not {"and", "or", "not", "&"} & set(name.split()):
+        yield name, start + len(name)
+
+
+def _check_spaces(text: str, i: int, found: f.Formula) -> None:
+    """Raises for arithmetic without spaces, which may be a column's name."""
+    for tree in f.trees(found):
+        if isinstance(tree, f.Arithmetic) and (name := str(tree).replace(" ", "")) in text:
+            raise RuleError(
+                f"strings[{i}], {shortened(name, 40)} may be arithmetic or the name of a column: "
+                f"pass feature_names, or write `{shortened(name, 40)}` for a name and "
+                f"{shortened(str(tree), 40)} for arithmetic"
+            )

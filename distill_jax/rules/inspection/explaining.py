@@ -158,11 +158,15 @@ def _of_classes(
         violated = np.where(hard, by_class, violated)
 
     def corrected(use: np.ndarray) -> np.ndarray:
-        """Probabilities under some of the rules; hard rules that leave no class are ignored."""
-        scores = z - violated @ np.where(use, strengths, 0.0)
+        """Probabilities under some of the rules, as ``project`` has them."""
         out = (violated[:, use & hard] > 0.5).any(1)
-        if (~out & ~np.isneginf(scores)).any():
-            scores = np.where(out, -np.inf, scores)
+        out &= not out.all()  # hard rules that leave no class are ignored
+        kept = np.where(out, -np.inf, z)
+        if np.isneginf(kept).all() and not np.isneginf(z).all():
+            kept = np.where(out, -np.inf, 0.0)  # the model excludes all classes that are left
+        if np.isposinf(kept).any():
+            kept = np.where(np.isposinf(kept), 0.0, -np.inf)
+        scores = kept - violated @ np.where(use, strengths, 0.0)
         odds = np.exp(scores - scores.max())
         return odds / odds.sum()
 

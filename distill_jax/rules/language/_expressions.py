@@ -6,9 +6,10 @@ import difflib
 from typing import Any, NamedTuple, NoReturn
 
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._patterns import pattern_problem
 from distill_jax.rules.language._times import parse_date, parse_datetime
 from distill_jax.rules.language._tokens import Token, tokenize
-from distill_jax.rules.language.errors import error_at, visible
+from distill_jax.rules.language.errors import error_at, shortened, visible
 
 # The precedence of each infix operator. formulas.py has the same order for trees.
 _LEVELS = {"<=>": 1, "=>": 2, "or": 3, "and": 4}
@@ -30,9 +31,9 @@ class Part(NamedTuple):
 class Parser:
     """Reads the tokens of a text from left to right."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, horn: bool = False):
         self.text = text
-        self.tokens = tokenize(text)
+        self.tokens = tokenize(text, horn=horn)
         self.i = 0
         self.depth = 0
         self.clause = False  # inside a Horn clause, where x=a compares with the string 'a'
@@ -70,7 +71,7 @@ class Parser:
 
     def show(self, token: Token) -> str:
         named = {"line": "the end of the line", "end": "the end of the text"}
-        return named.get(token.kind) or _shortened(visible(self.text[token.start : token.end]))
+        return named.get(token.kind) or shortened(visible(self.text[token.start : token.end]))
 
     def advice(self) -> str:
         """How to fix an unexpected token after a formula."""
@@ -100,7 +101,7 @@ class Parser:
 
     def formula(self, part: Part) -> f.Formula:
         if not isinstance(part.tree, f.Formula):
-            shown = _shortened(str(part.tree))
+            shown = shortened(str(part.tree))
             message = f"expected a formula, got the value {shown}: compare it with a value"
             self.fail(message, part.start)
         return part.tree
@@ -267,7 +268,7 @@ class Parser:
         if self.current.kind != "string":
             self.fail(f'expected a pattern, matches r"...", got {self.show(self.current)}')
         token = self.take()
-        if (problem := f.pattern_problem(token.value)) is not None:
+        if (problem := pattern_problem(token.value)) is not None:
             self.fail(f"not a regular expression: {problem}", token.start)
         return token.value
 
@@ -289,7 +290,8 @@ class Parser:
             near = difflib.get_close_matches(name, _FUNCTIONS, n=1)
             advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(_FUNCTIONS)}"
             self.fail(
-                f"unknown function {name}: {advice} (columns and predicates take no arguments)",
+                f"unknown function {shortened(name)}: {advice} (columns and predicates take no "
+                "arguments)",
                 function.start,
             )
         if name == "view":
@@ -351,7 +353,3 @@ class Parser:
 def _number(text: str) -> int | float:
     """An integer if the text has neither point nor exponent, else a float."""
     return int(text.lstrip("0") or "0") if text.isdecimal() else float(text)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) < 40 else text[:39] + "…"

@@ -26,7 +26,7 @@ def name_offset(source: str, name: str) -> int | None:
     rule's own name and its strength are skipped.
     """
     try:
-        tokens = tokenize(source)
+        tokens = tokenize(source, horn=True)
     except RuleError:
         return None
     first = _formula_start(tokens)

@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 from distill_jax.rules.language._spelling import KEYWORDS, run_end, word_end
-from distill_jax.rules.language.errors import error_at
+from distill_jax.rules.language.errors import error_at, shortened
 
 # Operators of other languages, and how they are written here.
 _ADVICE = {
@@ -39,13 +39,18 @@ _ADVICE = {
     "’": "write a straight quote",
     "**": "there are no powers: multiply",
     "//": "there is no integer division",
-    "%": "there is no remainder (comments start with #; % starts one only in Horn clauses)",
+    "%": "there is no remainder (comments start with #; % starts one only in a text of Horn "
+    "clauses alone; a column's name is quoted, `% change`)",
     ";": "write one rule per line",
     "\\": "a rule continues on the next line only inside parentheses",
     "{": "write a list as [a, b]",
 }
 
 _NUMBER = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_DATE = re.compile(
+    r"(?:[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}|[0-9]{4}/[0-9]{1,2}/[0-9]{1,2}"
+    r"|[0-9]{1,2}([./])[0-9]{1,2}\1[0-9]{4})(?![0-9.])"
+)
 _SIGN = re.compile(r"<=>|===|=>|:-|->|==|!=|<=|>=|<>|&&|\|\||\*\*|//|\\\+|[-+*/<>=()\[\],.:]")
 _QUOTED = {quote: re.compile(rf"{quote}(?:[^{quote}\\\n]|\\[^\n])*+{quote}") for quote in "'\"`"}
 _ESCAPE = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
@@ -73,19 +78,28 @@ class Token(NamedTuple):
     end: int
 
 
-def tokenize(text: str) -> list[Token]:
+def tokenize(text: str, *, horn: bool = False) -> list[Token]:
     """The tokens of a text, the last one of kind ``end``.
 
-    A line break inside brackets, or before the period of a clause, yields no ``line`` token.
+    A line break inside brackets, or before the period of a clause, yields no ``line`` token. ``#``
+    starts a comment everywhere, ``%`` in a clause and after it on its line. A line that begins with
+    ``%`` is a comment only in a text of clauses alone: elsewhere it may be a rule about a column
+    such as "% change".
+
+    Args:
+      text: The rules.
+      horn: Whether the text holds clauses alone, whatever it looks like.
 
     Raises:
       RuleError: for an invalid character, number or quoted text.
     """
     tokens: list[Token] = []
+    percent, clauses, plain = -1, False, False  # the first such line; which rules there are
     depth, clause, line_start, i = 0, False, True, 0  # line_start: at the start of a line
     while i < len(text):
         if line_start and not depth and not clause:
             clause = _CLAUSE.match(text, i) is not None
+            clauses |= clause
         line_start = False
         c = text[i]
         if c == "\n":
@@ -95,13 +109,23 @@ def tokenize(text: str) -> list[Token]:
             i, line_start = i + 1, True
         elif c.isspace() or c == "\ufeff":  # a byte order mark
             i += 1
-        elif c == "#" or (c == "%" and (clause or _first_in_line(text, i))):
+        elif c == "#" or (c == "%" and (clause or horn or _first_in_line(text, i))):
+            if c == "%" and not clause and percent < 0:
+                percent = i
             i = text.find("\n", i) if text.find("\n", i) >= 0 else len(text)
         else:
             tokens.append(_token(text, i, clause, tokens))
+            plain |= not clause
             kind, i = tokens[-1].kind, tokens[-1].end
             depth = max(depth + (kind in ("(", "[")) - (kind in (")", "]")), 0)
-    return [*tokens, Token("end", "", len(text), len(text))]
+    if percent >= 0 and not horn and (plain or not clauses):
+        message = (
+            "% starts a comment only in a text of Horn clauses alone, and this line would be lost: "
+            "write # for a comment, or quote the name of a column, `% change`"
+        )
+        raise error_at(message, text, 1, percent)
+    tokens.append(Token("end", "", len(text), len(text)))
+    return tokens
 
 
 def _first_in_line(text: str, i: int) -> bool:
@@ -136,8 +160,24 @@ def _token(text: str, i: int, clause: bool, before: list[Token]) -> Token:
 
 def _number(text: str, match: re.Match[str]) -> Token:
     start, end = match.span()
+    if date := _DATE.match(text, start):
+        raise error_at(
+            f"{date[0]} is not read as a date: write date '2024-01-31' for one, in the order year, "
+            "month, day; for arithmetic, leave spaces around the signs",
+            text,
+            1,
+            start,
+        )
+    if match[0][0] == "0" and match[0][1:2].isdecimal():
+        raise error_at(
+            f"{shortened(match[0])} begins with zeros, which a number would lose: quote it, as in "
+            "code == '007', or omit the zeros",
+            text,
+            1,
+            start,
+        )
     if word_end(text, end) > end:
-        word = text[start : run_end(text, end)]
+        word = shortened(text[start : run_end(text, end)])
         raise error_at(
             f"a number touches a name: leave a space, or quote the name, `{word}`",
             text,

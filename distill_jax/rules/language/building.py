@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._patterns import pattern_problem
 from distill_jax.rules.language._times import is_time, nanoseconds
 
 
@@ -113,8 +114,10 @@ class Built:
 
     def matches(self, pattern: str) -> Built:
         """``self matches r"pattern"``: the regular expression is found in the text."""
-        if (problem := f.pattern_problem(pattern)) is not None:
-            raise ValueError(f"pattern is not a regular expression: {problem}, got {pattern!r}")
+        if (problem := pattern_problem(pattern)) is not None:
+            raise ValueError(
+                f"pattern is not a regular expression: {problem}, got {pattern[:99]!r}"
+            )
         return Built(f.Matches(_value(self), pattern))
 
 
@@ -292,9 +295,9 @@ def rule(
         raise ValueError(f"a rule has one strength at most, got {given}")
     strength = f.Strength()
     if w is not None:
-        strength = f.Strength("w", float(w))
+        strength = f.Strength("w", f.as_float(w))
     elif p is not None:
-        strength = f.Strength("p", float(p))
+        strength = f.Strength("p", f.as_float(p))
     elif hard or learn:
         strength = f.HARD if hard else f.LEARN
     return f.Rule(formula(what), name, strength)
@@ -390,6 +393,8 @@ def _count(kind: str, number: Any, parts: Sequence[Any]) -> Built:
     whole = isinstance(number, int) and not isinstance(number, bool) and number >= 0
     if number is not None and not whole:
         raise ValueError(f"number must be an integer >= 0, got {number!r}")
+    if number is not None and number >= 10**9:
+        raise ValueError("number must be below 1e9, got one of ten digits or more")
     if not parts:
         raise ValueError(f"{kind} needs at least one formula, got none")
     return Built(f.Count(kind, number, tuple(formula(part) for part in parts)))

@@ -8,7 +8,8 @@ import unicodedata
 class RuleError(ValueError):
     """An error in a rule's syntax or meaning, with line, column and a caret where known.
 
-    A subclass of ``ValueError``, raised by ``parse``, ``bind`` and the readers of rule files.
+    A subclass of ``ValueError``, raised by ``parse``, ``bind`` and the readers of rule files. What
+    it shows of a rule is safe to print, and of bounded length.
 
     Example:
       >>> from distill_jax.rules import RuleError, parse
@@ -20,6 +21,15 @@ class RuleError(ValueError):
           age > 60 & smoker => sick
                    ^
     """
+
+    def __init__(self, message: str):
+        text = visible(message)
+        half = MOST_SHOWN // 2
+        super().__init__(text if len(text) <= MOST_SHOWN else f"{text[:half]} … {text[-half:]}")
+
+
+MOST_SHOWN = 2_000
+"""Characters of a message, at most."""
 
 
 def error_at(message: str, source: str, line: int, offset: int) -> RuleError:
@@ -47,7 +57,14 @@ def error_at(message: str, source: str, line: int, offset: int) -> RuleError:
 
 def visible(text: str) -> str:
     """The text with control characters replaced, so that it is safe to print."""
-    return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\t\n" else "\ufffd" for c in text)
+
+
+def shortened(text: str, most: int = 40) -> str:
+    """The text, or the start of it: a message is not as long as what was wrong."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _width(c: str) -> int:

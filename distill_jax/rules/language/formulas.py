@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
@@ -77,13 +75,9 @@ class Number(Value):
     def __post_init__(self) -> None:
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise TypeError(f"value must be a number, got {self.value!r}")
-        try:
-            finite = math.isfinite(self.value)
-        except OverflowError:  # an integer beyond float64
-            finite = False
-        if not finite:
-            shown = str(self.value) if isinstance(self.value, float) else "an integer beyond 1e308"
-            raise ValueError(f"value must be finite, got {shown}")
+        number = as_float(self.value)
+        if not math.isfinite(number):
+            raise ValueError(f"value must be finite, got {number}")
         plain = int if isinstance(self.value, int) else float  # NumPy's float64 is a float, too
         object.__setattr__(self, "value", plain(self.value))
 
@@ -385,15 +379,12 @@ def _check_depth(tree: Tree) -> None:
         )
 
 
-def pattern_problem(pattern: str) -> str | None:
-    """Why a text is not a valid regular expression; None if it is one."""
+def as_float(value: Any) -> float:
+    """A number as a float; infinite for an integer that is beyond the range of floats."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # FutureWarning about sets like [[a]]
-            re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        return str(error)
-    return None
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def depth(tree: Tree) -> int:

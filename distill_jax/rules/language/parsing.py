@@ -22,7 +22,8 @@ def parse(text: str) -> tuple[f.Rule, ...]:
 
     One rule per line; ``#`` starts a comment; a rule continues on the next line inside open
     brackets. A rule may start with its strength in brackets, then its name and a colon.
-    ``head :- a, b.`` is a Horn clause.
+    ``head :- a, b.`` is a Horn clause. In a text of Horn clauses alone, ``%`` starts a comment,
+    too.
 
     Args:
       text: The rules, in the language described in the documentation.
@@ -64,12 +65,17 @@ def parse_formula(text: str) -> f.Formula:
     return _parse_with(text, _Rules.whole_formula)
 
 
-def _parse_with(text: str, read: Any) -> Any:
+def parse_clauses(text: str) -> tuple[f.Rule, ...]:
+    """``parse`` for a text of Horn clauses alone, where ``%`` starts a comment."""
+    return _parse_with(text, _Rules.rules, horn=True)
+
+
+def _parse_with(text: str, read: Any, horn: bool = False) -> Any:
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, got {type(text).__name__}")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     try:
-        return read(_Rules(text))
+        return read(_Rules(text, horn))
     except RecursionError:  # called from deep within other code
         raise RuleError(
             "the rules are nested too deeply for Python's current recursion limit"
@@ -79,8 +85,8 @@ def _parse_with(text: str, read: Any) -> Any:
 class _Rules(Parser):
     """Parses rules around formulas: strengths, names, Horn clauses."""
 
-    def __init__(self, text: str):
-        super().__init__(text)
+    def __init__(self, text: str, horn: bool = False):
+        super().__init__(text, horn)
         self.lines = [0, *(m.end() for m in re.finditer("\n", text))]
 
     def rules(self) -> tuple[f.Rule, ...]:

@@ -2,12 +2,15 @@ r"""Hard rules that a model satisfies by construction, through its last layer.
 
 Exclusive classes: classes that the hard rules forbid on an example get the logit ``-inf``, and
 hence probability 0. The loss stays finite for labels that are allowed, so that the model can be
-trained with the constraint.
+trained with the constraint. If the model itself gives ``-inf`` to every class that is allowed,
+these share the probability equally: a forbidden class is never predicted.
 
-Label sets: a hard rule must be an implication whose head is a label (or several, joined by
-``and``), and whose body joins labels and conditions on columns by ``and``; a body of labels alone
-may use ``or``, and ``a <=> b`` is read as two implications. Each label's logit becomes the maximum
-of its own and those of the bodies that imply it,
+Label sets: a hard rule must mean one or more implications whose head is a label, and whose body
+joins labels and conditions on columns by ``and``. It may be written in any way that means this,
+such as ``a or b => c``, ``any_of(a, b) => c``, ``not a or c``, or ``a <=> b``, which is two
+implications. Rules that exclude labels (``not (a and b)``), or that demand one of several
+(``a => b or c``), are refused: they do not say which logit to lower or to raise. Each label's logit
+becomes the maximum of its own and those of the bodies that imply it,
 
 .. math:: z'_b = \max\Big(z_b, \max_{a_1 \wedge \dots \wedge a_n \Rightarrow b}
     \min(z'_{a_1}, \dots, z'_{a_n})\Big),
@@ -28,8 +31,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +40,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from distill_jax import _checks
+from distill_jax.rules.binding._ground import Grounder
 from distill_jax.rules.binding.book import Book, Info
+from distill_jax.rules.circuits._building import Builder, Interval
+from distill_jax.rules.circuits._circuit import FALSE, TRUE, Circuit
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error
-from distill_jax.rules.language.errors import RuleError
+from distill_jax.rules.language._spelling import quoted
 from distill_jax.rules.levels.projection import hold
 from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic.evaluation import fires
@@ -49,17 +55,20 @@ from distill_jax.types import Model, Outputs, Params, State
 SURE = 1e4
 """The logit of a label that a condition on columns implies: probability 1 in any precision."""
 
+MOST_CASES = 100_000
+"""Maximum number of implications between labels that one hard rule may stand for."""
+
 
 def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs.identity) -> Model:
     """A model whose predictions satisfy the book's hard rules by construction.
 
     It has the parameters and the state of ``model``. Rules that are not hard are ignored.
 
-    Over exclusive classes, hard rules are ignored on an example where they leave no class. The loss
-    of a label that hard rules forbid is infinite: mask such rows in the loss, with a ``where`` made
-    from ``forbidden``, or correct their labels. Over label sets, either train ``model`` itself with
-    ``max_constraint_loss``, as in the paper, and enforce the rules on the trained model, or train
-    the enforced model with any loss.
+    Over exclusive classes, hard rules are ignored on an example where they forbid every class. The
+    loss of a label that hard rules forbid is infinite: mask such rows in the loss, with a ``where``
+    made from ``forbidden``, or correct their labels. Over label sets, either train ``model`` itself
+    with ``max_constraint_loss``, as in the paper, and enforce the rules on the trained model, or
+    train the enforced model with any loss.
 
     Args:
       model: A model of the book's classes, in the same order.
@@ -74,7 +83,8 @@ def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs
 
     Raises:
       ValueError: if the classes differ, or no rule is hard.
-      RuleError: for a hard rule over label sets that is not an implication as the module describes.
+      RuleError: for a hard rule over label sets that does not mean implications as the module
+        describes, with the reason.
 
     Example:
       >>> from distill_jax.models import logistic_regression
@@ -200,7 +210,10 @@ class Clauses(NamedTuple):
       bodies: The labels of each clause's body, padded with the number of labels,
         ``[clauses, parts]``.
       rule: The rule that each clause comes from, ``[clauses]``.
-      guarded: Whether the clause depends on columns, ``[clauses]``.
+      guard: Where each clause applies: a column of ``guards``, or their number for everywhere,
+        ``[clauses]``.
+      guards: Nodes of ``circuit``, the conditions on columns, ``[guards]``.
+      circuit: A circuit over the book's columns.
       of_label: The clauses that imply each label, padded with the number of clauses,
         ``[labels, most]``.
       rounds: How many times to apply all clauses until the logits no longer change.
@@ -208,7 +221,9 @@ class Clauses(NamedTuple):
 
     bodies: Integer[np.ndarray, "clauses parts"]
     rule: Integer[np.ndarray, " clauses"]
-    guarded: Bool[np.ndarray, " clauses"]
+    guard: Integer[np.ndarray, " clauses"]
+    guards: Integer[np.ndarray, " guards"]
+    circuit: Circuit
     of_label: Integer[np.ndarray, "labels most"]
     rounds: int
 
@@ -216,115 +231,165 @@ class Clauses(NamedTuple):
 def clauses(book: Book) -> Clauses:
     """The hard rules of a book over label sets, as implications.
 
+    Rules are read by their meaning, not by how they are written: ``a or b => c``,
+    ``any_of(a, b) => c`` and ``(not a or c) and (not b or c)`` give the same clauses.
+
     Raises:
-      RuleError: for a hard rule that is not such an implication, with its text.
+      RuleError: for a hard rule that is not a set of such implications, with its text and the
+        reason.
     """
     return _clauses(book.info)
 
 
 @functools.lru_cache(maxsize=64)
 def _clauses(info: Info) -> Clauses:
-    labels = {name: i for i, name in enumerate(info.schema.classes)}
+    grounder = Grounder(info.schema, info.rules, info.definitions, {}, info)
+    number = len(info.schema.classes)
     found = [
-        (r, body, labels[head], guarded)
+        (r, case)
         for r, rule in enumerate(info.rules)
         if rule.strength.kind == "hard"
-        for body, head, guarded in _Horn(rule, info).clauses()
+        for case in _implications(grounder, rule)
     ]
-    widest = max((len(body) for _, body, _, _ in found), default=1)
-    bodies = np.full((len(found), max(widest, 1)), len(labels), np.int32)
-    by_head: list[list[int]] = [[] for _ in labels]
-    for i, (_, body, head, _) in enumerate(found):
-        bodies[i, : len(body)] = sorted(labels[name] for name in body)
+    bodies = np.full((len(found), max(1, *(len(c.on) for _, c in found), 1)), number, np.int32)
+    by_head: list[list[int]] = [[] for _ in range(number)]
+    edges = []
+    for i, (_, case) in enumerate(found):
+        (head,), body = case.off, sorted(case.on)
+        bodies[i, : len(body)] = body
         by_head[head].append(i)
-    of_label = np.full((len(labels), max(1, *map(len, by_head))), len(found), np.int32)
+        edges.append((body, head))
+    of_label = np.full((number, max(1, *map(len, by_head))), len(found), np.int32)
     for i, row in enumerate(by_head):
         of_label[i, : len(row)] = row
-    rule = np.asarray([r for r, _, _, _ in found], np.int32)
-    guarded = np.asarray([guarded for _, _, _, guarded in found], bool)
-    edges = [([labels[name] for name in body], head) for _, body, head, _ in found]
-    return Clauses(bodies, rule, guarded, of_label, _rounds(edges, len(labels)))
+    nodes = [grounder.builder.all(case.conditions) for _, case in found]
+    places = {node: i for i, node in enumerate(dict.fromkeys(n for n in nodes if n != TRUE))}
+    circuit, guards = grounder.circuit(list(places))
+    return Clauses(
+        bodies,
+        np.asarray([r for r, _ in found], np.int32),
+        np.asarray([places.get(node, len(places)) for node in nodes], np.int32),
+        guards,
+        circuit,
+        of_label,
+        _rounds(edges, number),
+    )
 
 
-class _Horn:
-    """Reads a hard rule as implications: ``(labels of the body, head, depends on columns)``."""
+class _Case(NamedTuple):
+    """A way to violate a rule: where all conditions hold, labels ``on`` hold, and ``off`` do not.
 
-    def __init__(self, rule: f.Rule, info: Info):
-        self.rule, self.labels = rule, set(info.schema.classes)
-        self.uncertain = self.labels | {info.schema.target}
-        self.clauses_of: dict[str, list[f.Formula]] = {}
-        for clause in info.definitions:
-            body, head = (
-                getattr(clause.formula, "body", None),
-                getattr(clause.formula, "head", None),
+    Attributes:
+      conditions: Nodes over columns.
+      on, off: Indices of labels.
+    """
+
+    conditions: frozenset[int] = frozenset()
+    on: frozenset[int] = frozenset()
+    off: frozenset[int] = frozenset()
+
+    def __or__(self, other: _Case) -> _Case:  # type: ignore[override]
+        return _Case(*(a | b for a, b in zip(self, other, strict=True)))
+
+
+def _implications(grounder: Grounder, rule: f.Rule) -> list[_Case]:
+    """The ways to violate a rule, each the negation of an implication whose head is one label.
+
+    Raises:
+      RuleError: if one of them is not.
+    """
+    node, _ = grounder.violated(rule)
+    cases = _Cases(grounder.builder)
+    found = cases.of(node)
+    labels = grounder.schema.classes
+    for case in found:
+        why = _why_not(case, labels)
+        if why:
+            raise rule_error(
+                rule,
+                "over label sets, hard rules are enforced as implications whose head is a label, "
+                f"whose logit is raised to that of the body; this rule {why}. Use encourage for "
+                "it, or give it a finite strength",
             )
-            if body is not None:
-                self.clauses_of.setdefault(str(head).strip("`"), []).append(body)
+    if cases.truncated:
+        raise rule_error(
+            rule,
+            f"as implications between labels, this rule has more than {MOST_CASES} clauses, "
+            "too many to enforce: write implications, such as a and b => c",
+        )
+    return found
 
-    def clauses(self) -> list[tuple[frozenset[str], str, bool]]:
-        x = self.rule.formula
-        if isinstance(x, f.Implies):
-            ways = [(x.body, x.head)]
-        elif isinstance(x, f.Iff) and not self._on_columns(x):
-            ways = [(x.left, x.right), (x.right, x.left)]
+
+def _why_not(case: _Case, labels: Sequence[str]) -> str:
+    """Why the negation of a case is not an implication to a label; empty if it is."""
+    if any(i >= len(labels) for i in case.on | case.off):
+        return "depends on another view, whose labels are predictions themselves"
+    on, off = ([quoted(labels[i]) for i in sorted(x)] for x in (case.on, case.off))
+    if len(off) > 1:
+        return (
+            f"demands one of {', '.join(off[:5])}{', …' * (len(off) > 5)}, and does not say which "
+            "of them to raise"
+        )
+    if off:
+        return ""
+    if len(on) > 1:
+        return (
+            f"excludes {', '.join(on[:5])}{', …' * (len(on) > 5)} from holding together, and does "
+            "not say which of them to lower"
+        )
+    return (
+        f"excludes {on[0]}, whose logit would be lowered"
+        if on
+        else ("cannot be satisfied where its condition holds")
+    )
+
+
+class _Cases:
+    """Formulas over labels as disjunctions of cases; those over columns alone stay whole.
+
+    Attributes:
+      truncated: Whether a formula had more than ``MOST_CASES``, and the others were left out.
+    """
+
+    def __init__(self, builder: Builder):
+        self.builder, self.truncated = builder, False
+        self._known: dict[int, list[_Case] | None] = {FALSE: [], TRUE: [_Case()]}
+
+    def of(self, node: int) -> list[_Case]:
+        """The cases of a node."""
+        found = self._of(node)
+        return [_Case(frozenset([node]))] if found is None else found
+
+    def _of(self, node: int) -> list[_Case] | None:
+        """The cases of a node; None for a formula over columns alone."""
+        if node not in self._known:
+            self._known[node] = self._cases(node)
+        return self._known[node]
+
+    def _cases(self, node: int) -> list[_Case] | None:
+        kind, parts = self.builder.children(node)
+        if not kind:
+            literal = self.builder.nodes[node]
+            if isinstance(literal, Interval):
+                return None
+            _, label, negated = literal
+            one = frozenset([label])
+            return [_Case(off=one) if negated else _Case(on=one)]
+        inner = {part: self._of(part) for part in parts}
+        if all(cases is None for cases in inner.values()):
+            return None
+        if kind == "or":
+            found = list(dict.fromkeys(case for part in parts for case in self.of(part)))
         else:
-            raise self._refused()
-        return [
-            (parts, head, self._on_columns(body))
-            for body, all_heads in ways
-            for parts in self._bodies(body)
-            for head in self._heads(all_heads)
-            if head not in parts
-        ]
-
-    def _heads(self, head: Any) -> list[str]:
-        parts = head.parts if isinstance(head, f.And) else (head,)
-        names = [part.name for part in parts if self._is_label(part)]
-        if len(names) < len(parts):
-            raise self._refused()
-        return names
-
-    def _bodies(self, body: Any) -> list[frozenset[str]]:
-        """The labels of a body: one set per conjunction of its disjunctive normal form."""
-        if self._is_label(body):
-            return [frozenset([body.name])]
-        if not self._on_labels(body):
-            return [frozenset()]  # the guard, from ``fires``, is where it holds
-        if isinstance(body, f.And):
-            ways = [self._bodies(part) for part in body.parts]
-            return [frozenset[str]().union(*parts) for parts in itertools.product(*ways)]
-        if isinstance(body, f.Or) and not self._on_columns(body):
-            return [way for part in body.parts for way in self._bodies(part)]
-        raise self._refused()
-
-    def _is_label(self, x: Any) -> TypeGuard[f.Name]:
-        return isinstance(x, f.Name) and x.name in self.labels
-
-    def _on_labels(self, tree: Any) -> bool:
-        return any(isinstance(x, f.Of) or x.name in self.uncertain for x in self._leaves(tree))
-
-    def _on_columns(self, tree: Any) -> bool:
-        return any(
-            isinstance(x, f.Name) and x.name not in self.uncertain for x in self._leaves(tree)
-        )
-
-    def _leaves(self, tree: Any) -> Iterator[f.Name | f.Of]:
-        """Names of columns and labels, and predictions on views, in a formula."""
-        if isinstance(tree, f.Name) and tree.name in self.clauses_of:
-            tree = tuple(self.clauses_of[tree.name])
-        if isinstance(tree, f.Name | f.Of):
-            yield tree
-        elif isinstance(tree, f.Tree | tuple):
-            for part in tree if isinstance(tree, tuple) else vars(tree).values():
-                yield from self._leaves(part)
-
-    def _refused(self) -> RuleError:
-        return rule_error(
-            self.rule,
-            "over label sets, only hard implications can be enforced whose body joins labels and "
-            "conditions on columns by and, and whose head is labels; use encourage for this rule, "
-            "or give it a finite strength",
-        )
+            found = [_Case()]
+            for part in parts:
+                own = self.of(part)
+                self.truncated |= len(found) * len(own) > MOST_CASES
+                both = itertools.islice(itertools.product(found, own), MOST_CASES)
+                joined = (a | b for a, b in both)
+                found = list(dict.fromkeys(c for c in joined if not c.on & c.off))
+        self.truncated |= len(found) > MOST_CASES
+        return found[:MOST_CASES]
 
 
 def _rounds(edges: Sequence[tuple[Sequence[int], int]], labels: int) -> int:
@@ -344,12 +409,15 @@ def _guards(
     book: Book, found: Clauses, columns: Any, logits: Array
 ) -> Bool[Array, "batch clauses"]:
     """Where the conditions on columns of each clause hold."""
-    if not found.guarded.any():
-        return jnp.ones((logits.shape[0], len(found.rule)), bool)
+    everywhere = jnp.ones((logits.shape[0], 1), bool)
+    if not found.guards.size:
+        return jnp.broadcast_to(everywhere, (logits.shape[0], len(found.rule)))
     if columns is None:
-        first = book.rules[found.rule[found.guarded.argmax()]]
+        first = book.rules[found.rule[(found.guard < found.guards.size).argmax()]]
         raise ValueError(f"columns are needed, since a hard rule depends on them: {first}")
-    return fires(book, columns)[:, found.rule] | ~jnp.asarray(found.guarded)[None, :]
+    circuit, guards = jax.tree.map(jnp.asarray, (found.circuit, found.guards))
+    conditions = dataclasses.replace(book, circuit=circuit, fires=guards)
+    return jnp.concatenate([fires(conditions, columns), everywhere], axis=1)[:, found.guard]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,12 @@ prediction, and hard rules always hold.
 - ``teach`` distils the corrected distribution into the student that it is computed from;
 - ``rule_teacher`` and ``corrected`` are teachers, which an objective can combine with others.
 
-Where hard rules leave no class for an example (they contradict each other there, or leave only
-classes that the model itself excludes with the logit ``-inf``), they are ignored for that example,
-and the soft rules still apply. The result is never NaN.
+Hard rules come first, then the model, then soft rules. Where hard rules forbid every class of an
+example, they contradict each other there and are ignored, and the soft rules still apply. Where
+they leave only classes that the model itself excludes with the logit ``-inf``, these share the
+probability as the soft rules say. A class with the logit ``inf`` takes it all, or shares it with
+others at ``inf`` in the same way. The result is never NaN for logits without NaN of which one is
+above ``-inf``, for strengths of any size.
 
 Everywhere here, ``columns`` come from ``encode``, and ``views`` are the model's logits (or
 ``Outputs``) on other views of the examples, by name.
@@ -37,7 +40,7 @@ from jaxtyping import Array, Float
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.logic import _inputs
 from distill_jax.rules.logic._inputs import Views
-from distill_jax.rules.logic.evaluation import energies, forbidden
+from distill_jax.rules.logic.evaluation import forbidden, scaled_energies
 
 
 def project(
@@ -77,14 +80,26 @@ def project(
     """
     _inputs.check_exclusive(book, "project")
     logits, columns, views = _inputs.prepared(book, logits, columns, views, name="logits")
-    against = energies(book, columns, strengths=strengths, views=views)
-    return jax.nn.log_softmax(hold(book, columns, logits - against), axis=-1)
+    logits = hold(book, columns, logits)
+    certain = jnp.isposinf(logits)
+    alone = jnp.where(certain, 0.0, -jnp.inf)
+    logits = jnp.where(certain.any(-1, keepdims=True), alone, logits)
+    against, scale = scaled_energies(book, columns, strengths=strengths, views=views)
+    # Relative to the least of the classes that are left, so that no sum of strengths overflows.
+    left = ~jnp.isneginf(logits)
+    least = jnp.where(left, against, jnp.inf).min(-1, keepdims=True)
+    against = scale * (against - jax.lax.stop_gradient(least))
+    corrected = jnp.where(left, jnp.where(left, logits, 0.0) - against, -jnp.inf)
+    return jax.nn.log_softmax(corrected, axis=-1)
 
 
 def hold(
     book: Book, columns: Float[Any, "batch columns"], logits: Float[Array, "batch classes"]
 ) -> Float[Array, "batch classes"]:
     """Logits with ``-inf`` for classes that hard rules forbid, on examples where any class is left.
+
+    Where the model itself excludes every class that is left with the logit ``-inf``, though not all
+    classes, these get the logit 0.
 
     Args:
       book: Rules over exclusive classes.
@@ -95,5 +110,7 @@ def hold(
       ``[batch, classes]``.
     """
     without = forbidden(book, columns)
-    left = (~without & ~jnp.isneginf(logits)).any(-1, keepdims=True)
-    return jnp.where(without & left, -jnp.inf, logits)
+    without &= ~without.all(-1, keepdims=True)
+    possible = ~jnp.isneginf(logits)
+    none_left = possible.any(-1, keepdims=True) & ~(possible & ~without).any(-1, keepdims=True)
+    return jnp.where(without, -jnp.inf, jnp.where(none_left, 0.0, logits))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from distill_jax._programs import vary_alike
@@ -23,6 +24,7 @@ from distill_jax.rules.circuits._algebra import BITS, each_child, evaluate, take
 from distill_jax.rules.circuits._circuit import Circuit
 from distill_jax.rules.circuits._registers import registers
 from distill_jax.rules.circuits.fuzzy_logics import PRODUCT, Logic, Squared
+from distill_jax.rules.logic._linear_maps import linear_map
 from distill_jax.rules.logic._tiles import cut, holds, nodes, over_tiles, padded, tiles_of, write
 
 
@@ -61,32 +63,30 @@ def weighted(
     return _weighted((logic.algebra, rescale), *vary_alike((plan, circuit, columns, seen, p, w)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _weighted(static, plan, circuit, columns, seen, p, weights):
     return _rows(static, plan, circuit, columns, seen, p, weights, False)[0]
 
 
-def _weighted_fwd(static, *arguments):
-    values = jax.tree.map(lambda x: x.value, arguments, is_leaf=lambda x: hasattr(x, "perturbed"))
-    plan, circuit, columns, seen, p, weights = values
-    for_p, for_weights = (x.perturbed for x in arguments[-2:])
-    rows, gradient = _rows(static, plan, circuit, columns, seen, p, weights, for_p)
-    return rows, (gradient, values if for_weights else None)
+def _weighted_jvp(static, primals, tangents):
+    plan, circuit, columns, seen, p, weights = primals
+    fixed = plan, circuit, columns, seen
+    of_p, of_weights = tangents[-2:]
+    for_p = not isinstance(of_p, SymbolicZero)
+    rows, gradient = _rows(static, *fixed, p, weights, for_p)
+    slope = jnp.zeros_like(rows) if gradient is None else (gradient * of_p).sum(1)
+    if not isinstance(of_weights, SymbolicZero):
+        slope += linear_map(
+            lambda weights: _rows(static, *fixed, p, weights, False)[0],
+            lambda slope: _per_rule(
+                static, *fixed, p, slope.astype(p.dtype), weights.shape[0]
+            ).astype(weights.dtype),
+            of_weights,
+        )
+    return rows, slope
 
 
-def _weighted_bwd(static, residuals, slope):
-    gradient, values = residuals
-    of_p = None if gradient is None else slope[:, None] * gradient
-    of_weights = None
-    if values is not None:
-        plan, circuit, columns, seen, p, weights = values
-        of_weights = _per_rule(
-            static, plan, circuit, columns, seen, p, slope.astype(p.dtype), weights.shape[0]
-        ).astype(weights.dtype)
-    return None, None, None, None, of_p, of_weights
-
-
-_weighted.defvjp(_weighted_fwd, _weighted_bwd, symbolic_zeros=True)
+_weighted.defjvp(_weighted_jvp, symbolic_zeros=True)
 
 
 class _Batch(NamedTuple):

@@ -28,6 +28,7 @@ from distill_jax._programs import vary_alike
 from distill_jax.rules.circuits._algebra import BITS, each_child, evaluate, first_nodes, take
 from distill_jax.rules.circuits._circuit import Circuit
 from distill_jax.rules.circuits._registers import registers
+from distill_jax.rules.logic._linear_maps import linear_map
 
 WIDTH = 1000
 """The approximate number of bytes per node and tile: the nodes of 1,000 rules then fit in cache."""
@@ -276,7 +277,7 @@ def scored(
     return _scored(*vary_alike((circuit, columns, guards, scores)))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _scored(circuit, columns, guards, scores):
     factors = padded(guards.factors.T, 0.0).T
     values = registers(circuit, padded(columns, jnp.nan))
@@ -292,12 +293,18 @@ def _scored(circuit, columns, guards, scores):
     return out.T[: columns.shape[0]]
 
 
-def _scored_fwd(circuit, columns, guards, scores):
-    return _scored(circuit, columns, guards, scores), (circuit, columns, guards)
+@_scored.defjvp
+def _scored_jvp(primals, tangents):
+    circuit, columns, guards, scores = primals
+    slope = linear_map(
+        lambda scores: _scored(circuit, columns, guards, scores),
+        lambda slope: _scored_transposed(circuit, columns, guards, slope),
+        tangents[-1],
+    )
+    return _scored(circuit, columns, guards, scores), slope
 
 
-def _scored_bwd(residuals, slope):
-    circuit, columns, guards = residuals
+def _scored_transposed(circuit, columns, guards, slope):
     factors = padded(guards.factors.T, 0.0).T
     values, slope = registers(circuit, padded(columns, jnp.nan)), padded(slope, 0.0).T
     tiles = tiles_of(values.shape[1])
@@ -309,10 +316,7 @@ def _scored_bwd(residuals, slope):
         return total + weights(chosen, i, first) @ new.T
 
     total = jnp.zeros((guards.node.shape[0], slope.shape[0]), slope.dtype)
-    return None, None, None, over_tiles(tiles, prepare, plane, total, (values, slope, guards))
-
-
-_scored.defvjp(_scored_fwd, _scored_bwd)
+    return over_tiles(tiles, prepare, plane, total, (values, slope, guards))
 
 
 def _weights(circuit, guards, values, factors, tiles, dtype):

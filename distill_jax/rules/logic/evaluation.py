@@ -162,8 +162,8 @@ def energies(
       views: Logits on other views, as in ``truth``.
 
     Returns:
-      ``[batch, classes]``, float32 or wider. Gradients reach the strengths and, through soft
-      comparisons, the columns.
+      ``[batch, classes]``, float32 or wider; ``inf`` or ``-inf`` for a sum beyond its range.
+      Gradients reach the strengths and, through soft comparisons, the columns.
 
     Raises:
       ValueError: for label sets, other shapes, or if a view is missing.
@@ -175,12 +175,30 @@ def energies(
       [[2. 0.]
        [0. 0.]]
     """
+    scaled, scale = scaled_energies(book, columns, strengths=strengths, views=views)
+    return scale * scaled
+
+
+def scaled_energies(
+    book: Book,
+    columns: Float[Any, "batch columns"],
+    *,
+    strengths: Float[Any, " rules"] | None = None,
+    views: Views | None = None,
+) -> tuple[Float[Array, "batch classes"], float]:
+    """``energies`` divided by a power of two, so that no sum or difference of them overflows.
+
+    Returns:
+      The scaled energies, ``[batch, classes]``, and the power of two.
+    """
     _inputs.check_exclusive(book, "energies")
     columns, _, arrays = _arguments(book, columns, None, views)
     own = book.strengths if strengths is None else jnp.asarray(strengths)
     _checks.shape((len(book),), strengths=own)
     _checks.finite(strengths=own)
-    return _against(book, columns, arrays, jnp.where(book.hard, 0.0, own))
+    # Exact: dividing by a power of two changes no digit of a strength above 1e-30.
+    scale = 2.0 ** (1 + book.pieces.rule.shape[0].bit_length())
+    return _against(book, columns, arrays, jnp.where(book.hard, 0.0, own) / scale), scale
 
 
 def forbidden(book: Book, columns: Float[Any, "batch columns"]) -> Bool[Array, "batch classes"]:

@@ -279,7 +279,8 @@ class _Graph:
         self._open.append(name)
         clauses = self.clauses[name]
         if len(clauses) == 1:
-            self._unit(name, clauses[0], clauses[0].formula.body)  # type: ignore[union-attr]
+            body = clauses[0].formula.body  # type: ignore[union-attr]
+            self._unit(name, clauses[0], body, predicate=True)
         else:
             parts = []
             for i, clause in enumerate(clauses):
@@ -290,15 +291,18 @@ class _Graph:
                     parts.append((self._unit(own, clause, body), 1))
                 else:  # a single literal is an input of the disjunction itself
                     parts.append(self._literal(clause, body))
-            self._join(name, f"{name}: any of {len(clauses)}", "or", parts, clauses[0])
+            self._join(name, f"{name}: any of {len(clauses)}", "or", parts, clauses[0], True)
         self._open.pop()
         return name
 
-    def _unit(self, name: str, rule: f.Rule, x: Any, text: str | None = None) -> str:
+    def _unit(
+        self, name: str, rule: f.Rule, x: Any, text: str | None = None, predicate: bool = False
+    ) -> str:
         parts = x.parts if isinstance(x, f.And | f.Or) else (x,)
         kind = "or" if isinstance(x, f.Or) else "and"
         made = [self._literal(rule, part) for part in parts]
-        return self._join(name, str(rule) if text is None else text, kind, made, rule)
+        text = str(rule) if text is None else text
+        return self._join(name, text, kind, made, rule, predicate)
 
     def _literal(self, rule: f.Rule, x: Any) -> tuple[Any, int]:
         """An input's index or a unit's name, and the sign: 1, or −1 if it is negated."""
@@ -317,7 +321,13 @@ class _Graph:
         return self.places[str(x)], sign
 
     def _join(
-        self, name: str, text: str, kind: str, parts: list[tuple[Any, int]], rule: f.Rule
+        self,
+        name: str,
+        text: str,
+        kind: str,
+        parts: list[tuple[Any, int]],
+        rule: f.Rule,
+        predicate: bool = False,
     ) -> str:
         inputs: dict[int, int] = {}
         units: dict[str, int] = {}
@@ -331,8 +341,12 @@ class _Graph:
             self.places[f"unknown: {self.names[place]}"] for place, s in inputs.items() if s < 0
         )
         made = _Unit(name, text, kind, inputs, units, unknown)
-        while name in self.units and self.units[name] != made:
-            name += "'"  # two clauses to which the user gave the same name
+        # A predicate keeps its name. The name of a clause, or the text of a nested formula, may be
+        # that of a predicate, or of another clause.
+        while not predicate and (
+            self._is_predicate(f.Name(name)) or self.units.get(name, made) != made
+        ):
+            name += "'"
             made = dataclasses.replace(made, name=name)
         self.units[name] = made
         return name

@@ -238,3 +238,26 @@ def test_arguments_of_explain(book: Book) -> None:
         explain(book, {k: v * 2 for k, v in ROW.items()}, logits)
     with pytest.raises(ValueError, match=r"strengths must have shape \(2,\), got \(1,\)"):
         explain(book, ROW, logits, strengths=np.ones(1, np.float32))
+
+
+def test_arithmetic_that_is_written_like_a_column_is_refused():
+    schema = Schema((Column("x-1"), Column("x"), Column("a / b")), ("no", "yes"))
+    with pytest.raises(RuleError, match="x-1 is arithmetic here, and there is a column of that"):
+        bind("x-1 > 0.5 => yes", schema)
+    bind("x - 1 > 0.5 => yes\n`x-1` > x+1 => yes\n`x-1` > x - 1 => yes", schema)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x + 1e308 > 0", "1e\\+308 does not fit float32"),
+        ("x * -4e38 > y", "-4e\\+38 does not fit float32"),
+        ("x > 1e308 * 10", "is beyond double precision"),
+    ],
+)
+def test_constants_beyond_float32_are_refused_in_soft_arithmetic(text, message):
+    schema = Schema((Column("x"), Column("y")), ("no", "yes"))
+    widths = {"x + 1e+308": 1.0, "x * -4e+38 - y": 1.0, "x": 1.0}
+    with pytest.raises(RuleError, match=message):
+        bind(f"{text} => yes", schema, widths=widths)
+    bind("x < 1e308 => yes\nx + 1e308 > 0 => yes", schema)  # the host computes in float64

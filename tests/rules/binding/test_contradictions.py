@@ -257,3 +257,22 @@ def test_bind_warns_of_what_only_may_happen() -> None:
 def test_bind_refuses_other_choices() -> None:
     with pytest.raises(ValueError, match="conflicts must be 'raise', 'warn' or 'ignore'"):
         bind("smoker => sick", TWO, conflicts="no")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[hard] x > 1 => yes\n[hard] y < -3.4e38 => no",
+        "[hard] x >= 3.4e38 => yes\n[hard] s == 'u' => no",
+        "[hard] t matches r'ab' => yes\n[hard] b and x is missing => no",
+        "[hard] s not in ['u', 'v'] => yes\n[hard] x + y > 3 => no",
+        "[hard] t is missing => yes\n[hard] not b => no",
+    ],
+)
+def test_an_example_is_a_row_that_encode_takes(text):
+    columns = Column("x"), Column("y"), Column("s", "categorical", ("u", "v"))
+    schema = Schema((*columns, Column("b", "boolean"), Column("t", "text")), ("no", "yes"))
+    book = bind(text, schema, conflicts="ignore")
+    (found,) = conflicts(book)
+    for row in (found.example, {name: [x] for name, x in found.example.items()}):
+        assert np.asarray(forbidden(book, encode(book, row))).tolist() == [[True, True]]

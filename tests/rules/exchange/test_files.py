@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
+import numpy as np
 import pytest
 
+from distill_jax.rules.exchange import _dimacs
 from distill_jax.rules.exchange.files import from_table, read_rules, to_table, write_rules
 from distill_jax.rules.language.errors import RuleError
 from distill_jax.rules.language.parsing import parse
@@ -193,3 +196,51 @@ def test_regular_expressions(tmp_path: pathlib.Path) -> None:
     rules = read_rules(path, column="text")
     assert rules == parse("text matches r'free\\s+pri[cz]e' => spam\ntext matches '\"' => ham")
     assert [rule.line for rule in rules] == [2, 4]
+
+
+def test_dimacs_costs_what_it_holds(tmp_path: pathlib.Path) -> None:
+    """A header may promise any number, and spaces are no reason to go back and forth."""
+    path = tmp_path / "book.cnf"
+    path.write_text("c 2 a" + " " * 100_000 + "b\nc 7\np cnf 999999999 1\n-2 999999999 0\n")
+    (rule,) = read_rules(path)
+    assert rule == parse("[hard] not `a" + " " * 100_000 + "b` or x999999999")[0]
+    assert len(_dimacs._names(999_999_999, {5}, {7: "a", 1_000_000_000: "b"}, None)) == 2
+    path.write_text("c 1 x2\np cnf 9 1\n1 2 0\n")
+    with pytest.raises(RuleError, match="1 and 2 are both named 'x2'"):
+        read_rules(path)
+
+
+def test_an_example_is_searched_in_bounded_time(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "spam.tsv"
+    path.write_text("(a+)+b\tspam\t" + "a" * 41)
+    with pytest.raises(RuleError, match="line 1, column 13: .* does not match this example"):
+        read_rules(path, column="text")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"rule": "a => b", "strength": "w=2] c => d\n[w=3"}, "row 1, strength: expected w=number"),
+        ({"rule": "a => b", "strength": "w=2] c => d #"}, "row 1, strength: expected w=number"),
+        ({"rule": "a => b", "strength": "[]"}, "row 1, strength: expected w=number"),
+        ({"rule": 10**5000}, "row 1, rule: expected text, got a number that is too long"),
+        ({"rule": [10**5000]}, "row 1, rule: expected text, got a list that is too long to show"),
+        ({"rule": "a", 10**5000: 3}, "row 1: unknown column a int that is too long to show"),
+        ({"rule": np.zeros(3)}, r"row 1, rule: expected text, got array\(\[0"),
+        ({"rule": "a\n" * 99}, "expected one rule, got 99 in 'a"),
+        ("\x1b[31m" * 9_999, r"row 1: expected a row with rule, name, strength, got '.x1b\[31m"),
+    ],
+)
+def test_cells_of_strangers(library_errors: None, row: Any, message: str) -> None:
+    with pytest.raises(RuleError, match=message) as found:
+        from_table([row])
+    assert len(str(found.value)) < 300 and "\x1b" not in str(found.value)
+
+
+def test_missing_cells_of_pandas() -> None:
+    pandas = pytest.importorskip("pandas")
+    for missing in (None, float("nan"), "", pandas.NA, pandas.NaT):
+        row = {"rule": "a => b", "name": missing, "strength": missing}
+        assert from_table([row]) == parse("a => b")
+    with pytest.raises(RuleError, match="row 1: no rule"):
+        from_table([{"rule": pandas.NA}])

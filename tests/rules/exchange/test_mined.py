@@ -11,7 +11,7 @@ from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from distill_jax.rules.exchange.mined import from_rule_strings, from_tree
+from distill_jax.rules.exchange.mined import from_rule_frame, from_rule_strings, from_tree
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language.building import col, label
 from distill_jax.rules.language.errors import RuleError
@@ -113,9 +113,95 @@ def test_strings() -> None:
     [p=0.7] 0 < a <= 5 => y"""
     assert from_rule_strings(strings, "y", p=[0.9, 0.5, 0.7]) == parse(text)
     assert from_rule_strings(["a > 3"], ~label("y")) == parse("a > 3 => not y")
-    # A name that is read as a difference otherwise.
-    assert from_rule_strings(["a-b > 3"], "y") == parse("a - b > 3 => y")
-    assert from_rule_strings(["a-b > 3"], "y", feature_names=["a-b"]) == parse("`a-b` > 3 => y")
+    # With spaces it is a difference; without them it may be a name.
+    assert from_rule_strings(["a - b > 3"], "y") == parse("a - b > 3 => y")
+    with pytest.raises(RuleError, match=r"a-b may be arithmetic or the name of a column"):
+        from_rule_strings(["a-b > 3"], "y")
+
+
+def test_known_names_come_first() -> None:
+    names = [
+        "income_<=50K",
+        "income_",
+        "x-1",
+        "x",
+        "a and b",
+        "a",
+        "b",
+        "b > 3",
+        "c & d",
+        "",
+        "é é",
+    ]
+    for string, text in [
+        ("income_<=50K > 0.5", "`income_<=50K` > 0.5"),
+        ("income_<=50K <= 0.5 and x-1 > 3", "`income_<=50K` <= 0.5 and `x-1` > 3"),
+        ("x > 1 & a and b > 3 & b > 3", "x > 1 and `a and b` > 3 and b > 3"),
+        ("b > 3 > 2 and c & d != -1e-3", "`b > 3` > 2 and `c & d` != -0.001"),
+        ("  income_ <=   50  and é é == .5 ", "income_ <= 50 and `é é` == 0.5"),
+    ]:
+        (rule,) = from_rule_strings([string], "y", feature_names=names)
+        assert rule.formula == parse(f"{text} => y")[0].formula
+    for string in ("x - 1 > 3", "x-1 > 007", "x > 3 and", "x > inf", "x > 3 or a > 3", "", "z > 3"):
+        with pytest.raises(
+            RuleError, match=r"strings\[0\], expected comparisons of income_<=50K, "
+        ):
+            from_rule_strings([string], "y", feature_names=names)
+
+
+def test_spaces_and_long_strings_are_read_once(library_errors: None) -> None:
+    """Each would take hours if the time grew with the square."""
+    space = " " * 300_000
+    (rule,) = from_rule_strings([f"a{space}>{space}3{space}and b{space}c <= 4{space}"], "y")
+    assert len(rule.formula.body.parts) == 2
+    for string in (f"a{space}b", f"a >{space}", f"a > 3{space}b", "a " * 99_999, "<" * 99_999):
+        for known in (None, ["a", "a b"]):
+            with pytest.raises(RuleError) as found:
+                from_rule_strings([string], "y", feature_names=known)
+            assert len(str(found.value)) < 2_100
+
+
+def test_precisions_of_1_are_smoothed() -> None:
+    def strengths(p: list, **options: list) -> list:
+        rules = from_rule_strings(["a > 3"] * len(p), "y", p=p, **options)
+        return [rule.strength.number for rule in rules]
+
+    assert strengths([0.0, 0.2, 1.0, 0.9999]) == [0.001, 0.2, 0.999, 0.999]
+    assert strengths([1.0, 0.0, 0.5], support=[8, 8, 0]) == [0.9, 0.1, 0.5]
+    for bad in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"p must lie between 0 and 1, got .* strings\[0\]"):
+            strengths([bad])
+    with pytest.raises(
+        ValueError, match=r"support must be finite and >= 0, got -1 for strings\[0\]"
+    ):
+        strengths([0.5], support=[-1])
+    with pytest.raises(ValueError, match="support must hold 1 numbers"):
+        strengths([0.5], support=[1, 2])
+    with pytest.raises(ValueError, match="give p, too"):
+        from_rule_strings(["a > 3"], "y", support=[1])
+
+
+def test_frames_of_imodels() -> None:
+    frame = {
+        "rule": ["age", "age > 60 and mean area <= 2", "age <= 30", "b > 1"],
+        "type": ["linear", "rule", "rule", "rule"],
+        "coef": [0.0, 0.5, 0.0, np.float64(-1.25)],
+        "support": [1, 0.25, 0.5, 0.5],
+        "importance": [0, 0.2, 0.0, 0.6],
+    }
+    want = parse("[w=0.5] age > 60 and `mean area` <= 2 => y\n[w=-1.25] b > 1 => y")
+    assert from_rule_frame(frame, "y") == want
+    pandas = pytest.importorskip("pandas")
+    assert from_rule_frame(pandas.DataFrame(frame), "y") == want
+    doubled = from_rule_frame(frame, "y", scale=2, feature_names=["age", "mean area", "b"])
+    assert [rule.strength.number for rule in doubled] == [1.0, -2.5]
+    with pytest.raises(ValueError, match="row 0 is a linear term of 'age'.*include_linear=False"):
+        from_rule_frame(frame | {"coef": [0.1, 0.5, 0.0, 1.0]}, "y")
+    with pytest.raises(ValueError, match="coef must be finite, got inf in row 1"):
+        from_rule_frame(frame | {"coef": [0.0, np.inf, 0.0, 1.0]}, "y")
+    for bad in ({"rule": ["a > 3"]}, [1], {"rule": ["a > 3"], "coef": ["x"]}, None):
+        with pytest.raises(ValueError, match="frame must have the columns"):
+            from_rule_frame(bad, "y")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +227,5 @@ def test_wrong_options(library_errors: None) -> None:
         from_rule_strings("a > 3", "y")
     with pytest.raises(ValueError, match="p must hold 1 numbers, one per rule, got 2"):
         from_rule_strings(["a > 3"], "y", p=[0.1, 0.2])
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        from_rule_strings(["a > 3"], "y", p=[1.0])
     with pytest.raises(TypeError, match="a formula was expected"):
         from_rule_strings(["a > 3"], col("x") + 1)

@@ -157,3 +157,17 @@ def test_clauses_and_texts_are_bound_together() -> None:
     assert str(built) == str(bind(text, schema)) == text
     with pytest.raises(ValueError, match="body must hold at least one formula"):
         clause("risky")
+
+
+def test_numbers_without_end_are_refused():
+    huge = 10**5000
+    for build in (
+        lambda: col("x") > huge,
+        lambda: rule(col("x"), w=huge),
+        lambda: rule(col("x"), p=huge),
+        lambda: rule(col("x"), w=float("inf")),
+        lambda: at_most(huge, col("x")),
+        lambda: f.Number(-huge),
+    ):
+        with pytest.raises(ValueError, match="finite|between 0 and 1|of ten digits or more"):
+            build()

@@ -132,11 +132,10 @@ def test_horn_clauses() -> None:
         [w=2] site: minus-35 :- p-37=c, not p-36=t,   % bases
             (p-35 > 3.5 or x=3). b :- c.
         c :- `odd name`.   # the last
-        a => b
         """
     )
-    assert [rule.line for rule in rules] == [2, 3, 4, 5]
-    assert [rule.definition for rule in rules] == [True, True, True, False]
+    assert [rule.line for rule in rules] == [2, 3, 4]
+    assert all(rule.definition for rule in rules)
     site, second = rules[:2]
     assert (site.name, site.strength) == ("site", f.Strength("w", 2.0))
     bases = (
@@ -342,6 +341,56 @@ def test_only_text(library_errors: None) -> None:
 def test_nesting_has_a_limit(text: str) -> None:
     with pytest.raises(RuleError):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("days > 2024-01-01 => a", "column 8: 2024-01-01 is not read as a date: write date '"),
+        ("days between 2024-1-1 and 3 => a", "2024-1-1 is not read as a date"),
+        ("a and d > 31.12.2024", "31.12.2024 is not read as a date"),
+        ("d > 1/2/2024", "1/2/2024 is not read as a date"),
+        ("d > 2024/01/02", "2024/01/02 is not read as a date"),
+        ("code == 007", "column 9: 007 begins with zeros.*code == '007'"),
+        ("code in [12, -00.5]", "column 15: 00.5 begins with zeros"),
+        ("[w=02] a", "02 begins with zeros"),
+        ("at_least(02, a, b)", "02 begins with zeros"),
+        ("% change > 5 => a", "column 1: % starts a comment only in a text of Horn clauses alone"),
+        ("a => b\n  % change > 5 => a", "line 2, column 3: % starts a comment only"),
+        ("% change > 5 => a\na :- b.\nc => d", "line 1, column 1: % starts a comment only"),
+        ("% only this", "write # for a comment"),
+        ("x > 3 => a % here", "there is no remainder"),
+    ],
+)
+def test_what_would_mean_something_else_is_refused(text: str, message: str) -> None:
+    with pytest.raises(RuleError, match=message):
+        parse(text)
+
+
+def test_what_only_resembles_it_is_read() -> None:
+    assert parse("x > 2024 - 1 - 1") == parse("x>(2024-1) -1")
+    assert parse("x > 0.5 and x < 1e05 and x != 0 and x / 2 / 3 > 4 and x/10/2 > 1")
+    assert parse("% a comment\na :- b. % another\n  % the last") == parse("a :- b.")
+
+
+def test_messages_are_safe_to_print_and_bounded(library_errors: None) -> None:
+    for text in (
+        "f" * 99_999 + "(a)",
+        "9" * 99_999 + "a",
+        "0" * 99_999,
+        "x == '" + "\x1b[31m" * 9_999,
+        "x == \x1b[2J",
+        "`\x1b]0;x\x07` => ",
+        "a :- \u202e.",
+        "x > 3 and " + "y" * 99_999 + " z",
+        "x matches r'(" + "\x1b[1m" * 9_999 + "'",
+    ):
+        with pytest.raises(RuleError) as found:
+            parse(text)
+        message = str(found.value)
+        assert len(message) < 2_100
+        assert all(c.isprintable() or c == "\n" for c in message)
+    assert "\x1b" not in str(RuleError("\x1b[31m"))
 
 
 def test_long_lines(library_errors: None) -> None:

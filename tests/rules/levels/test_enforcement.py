@@ -27,7 +27,9 @@ from distill_jax.rules import (
     max_constraint_loss,
     violation,
 )
-from distill_jax.rules.levels.enforcement import SURE, max_constraint
+from distill_jax.rules.language import formulas as f
+from distill_jax.rules.levels import enforcement
+from distill_jax.rules.levels.enforcement import SURE, clauses, max_constraint
 from distill_jax.types import Outputs
 from tests.rules import small_books
 
@@ -274,25 +276,86 @@ def test_conditions_on_columns_imply_labels():
 
 
 @pytest.mark.parametrize(
-    "rule",
+    ("rule", "why"),
     [
-        "a => not b",
-        "exactly_one(a, b)",
-        "not a => b",
-        "a or x > 0 => b",
-        "a <=> x > 0",
-        "a => b or c",
-        "a",
-        "thing and a => b",
+        ("a => not b", "excludes a, b from holding together"),
+        ("not (a and b)", "excludes a, b from holding together"),
+        ("exactly_one(a, b)", "does not say which of them to"),
+        ("not a => b", "demands one of a, b,"),
+        ("a <=> x > 0", "excludes a, whose logit would be lowered"),
+        ("a => b or c", "demands one of b, c,"),
+        ("x > 0 => at_most(1, a, b, c)", "excludes b, c from holding together"),
+        ("view(later).a => b", "depends on another view"),
+        ("(a and a == b and x > 0) or x < 0", "cannot be satisfied where its condition holds"),
     ],
 )
-def test_what_cannot_be_enforced_is_named(rule):
-    schema = Schema((Column("x"),), ("a", "b", "c"), exclusive=False)
-    book = bind(f"thing :- c.\nthing :- x > 0.\n[w=1] a => c\n[hard] {rule}", schema)
+def test_what_cannot_be_enforced_is_named_with_the_reason(rule, why):
+    schema = Schema((Column("x"),), ("a", "b", "c"), exclusive=False, views=("later",))
+    book = bound(f"thing :- c.\nthing :- x > 0.\n[w=1] a => c\n[hard] {rule}", schema)
     model = models.logistic_regression(3)
-    with pytest.raises(RuleError, match="implications") as found:
+    with pytest.raises(RuleError, match=why) as found:
         enforce(model, book)
-    assert f"[hard] {rule}" in str(found.value)
+    assert f"[hard] {rule}" in str(found.value) and "enforced as implications" in str(found.value)
+
+
+SAME = [
+    ["a => c", "b => c", "x > 0 and c => d"],
+    ["a or b => c", "c => x <= 0 or x is missing or d"],
+    ["any_of(a, b) => c", "not (x > 0 and c and not d)"],
+    ["at_least(1, a, b) => c", "all_of(x > 0, c) => d"],
+    ["(not a or c) and (not b or c)", "c => (x > 0 => d)"],
+    ["not c => not a and not b", "big and c => d"],
+    ["not (any_of(a, b) and not c) and (big => (c => d))"],
+    ["(a or b) <=> (a or b) and c", "c and (x > 0 or (x > 5 and a)) => d and c"],
+]
+
+
+@pytest.mark.parametrize("rules", SAME[1:])
+def test_rules_that_mean_the_same_are_enforced_alike(rules):
+    schema = Schema((Column("x"),), tuple("abcd"), exclusive=False)
+    first, other = (
+        bound("big :- x > 0.\n" + "\n".join(f"[hard] {rule}" for rule in r), schema)
+        for r in (SAME[0], rules)
+    )
+    rng = np.random.default_rng(0)
+    logits = (2 * rng.normal(size=(16, 4))).astype(np.float32)
+    columns = np.repeat(np.float32([[1.0], [-1.0], [np.nan], [7.0]]), 4, 0)
+    got, want = (max_constraint(book, columns, jnp.asarray(logits)) for book in (other, first))
+    np.testing.assert_array_equal(got, want)
+    assert (np.asarray(got) != logits).any()
+
+
+def test_more_implications_than_can_be_enforced_are_an_error_that_says_so(monkeypatch):
+    schema = Schema((), tuple(f"l{i}" for i in range(17)), exclusive=False)
+    text = " and ".join(f"(l{2 * i} or l{2 * i + 1})" for i in range(8))
+    book = bind(f"[hard] {text} => l16", schema)
+    assert len(clauses(book).rule) == 2**8
+    monkeypatch.setattr(enforcement, "MOST_CASES", 100)
+    enforcement._clauses.cache_clear()
+    with pytest.raises(RuleError, match="more than 100 clauses"):
+        clauses(book)
+
+
+@pytest.mark.parametrize("name", ["big one", "`", "``x", "a\\b", "\n", "or", "x > 0"])
+def test_predicates_of_any_name_are_expanded(name):
+    """Labels that nothing implies stay as they were; see ``strip`` of a name in quotes."""
+    schema = Schema((Column("x"),), ("a", "b"), exclusive=False)
+    define = f.Rule(f.Implies(f.Name("a"), f.Name(name)), definition=True)
+    hard = f.Rule(f.Implies(f.Name(name), f.Name("b")), strength=f.HARD)
+    logits = jnp.array([[-2.0, -3.0], [2.0, 3.0]])
+    got = max_constraint(bind([define, hard], schema), jnp.zeros((2, 1)), logits)
+    np.testing.assert_array_equal(got, [[-2, -2], [2, 3]])
+
+
+def test_a_forbidden_class_is_not_predicted_where_the_model_excludes_the_others():
+    rules = bind("[hard] x > 0 => a or b", Schema((Column("x"),), ("a", "b", "c")))
+    inf = np.inf
+    logits = jnp.array([[-inf, -inf, 1.0], [-inf, 2.0, 1.0], [-inf, -inf, 1.0], [-inf] * 3])
+    model = from_function(lambda key, inputs: logits, lambda params, inputs: params)
+    columns = jnp.array([[1.0], [1.0], [-1.0], [1.0]])
+    got = enforce(model, rules).predict(logits, {}, columns).logits
+    want = [[0, 0, -inf], [-inf, 2, -inf], [-inf, -inf, 1], [-inf] * 3]
+    np.testing.assert_array_equal(got, want)
 
 
 def test_clauses_over_columns_may_stand_in_bodies():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax.rules import Column, RuleWarning, Schema, bind, project
+from distill_jax.rules import Column, RuleWarning, Schema, bind, energies, explain, project
 from distill_jax.types import Outputs
 from tests.rules import small_books
 from tests.rules.small_books import posterior
@@ -59,11 +59,48 @@ def test_where_hard_rules_leave_no_class_they_are_ignored():
 
     grads, got = small_books.quick(jax.grad(total, has_aux=True))(logits)
     e = np.exp(2)
-    want = [[1, 0, 0], [1 / (2 + e), 1 / (2 + e), e / (2 + e)], [0, np.e / (1 + np.e), 0]]
-    np.testing.assert_allclose(np.exp(got[:2]), want[:2], rtol=1e-5)
-    np.testing.assert_allclose(np.exp(got[2]), [0, np.e / (1 + np.e), 1 / (1 + np.e)], rtol=1e-5)
-    np.testing.assert_allclose(np.exp(got[3]), 1 / 3, rtol=1e-5)
+    want = [[1, 0, 0], [1 / (2 + e), 1 / (2 + e), e / (2 + e)], [1, 0, 0], [1 / 3, 1 / 3, 1 / 3]]
+    np.testing.assert_allclose(np.exp(got), want, rtol=1e-5)
     assert np.isfinite(grads).all()
+
+
+def test_no_strength_and_no_logit_gives_nan():
+    schema = Schema((Column("x"),), ("a", "b", "c"))
+    text = (
+        "[w=3e38] x > 0 => a\n" * 4
+        + "[w=-3e38] x > 1 => b\n" * 3
+        + "[w=2] not b\n[hard] x > 2 => b or c"
+    )
+    rules = bind(text, schema)
+    columns = jnp.array([[0.0], [1.0], [2.0], [3.0], [0.0], [2.0], [3.0], [0.0]])
+    inf = jnp.inf
+    logits = jnp.array(
+        [
+            [0.0, inf, 0.0],  # the model is certain
+            [0.0, 5.0, 1e38],  # for a
+            [-inf, 0.0, 0.0],  # the strengths for b are negative, against it
+            [0.0, -inf, -inf],  # b and c are left, and the model excludes them
+            [inf, inf, 0.0],  # a rule decides between a and b
+            [0.0, 0.0, 0.0],
+            [inf, 0.0, -inf],  # b alone is left
+            [-inf, -inf, -inf],  # no distribution
+        ]
+    )
+    e = np.exp(2)
+    want = [[0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1], [e / (e + 1), 1 / (e + 1), 0], [1, 0, 0],
+            [0, 1, 0], [np.nan] * 3]  # fmt: skip
+
+    def total(logits, strengths):
+        found = project(rules, columns, logits, strengths=strengths)
+        return jnp.where(jnp.isfinite(found), found, 0.0).sum(), found
+
+    grads, got = small_books.quick(jax.grad(total, (0, 1), has_aux=True))(logits, rules.strengths)
+    np.testing.assert_allclose(np.exp(got), want, rtol=1e-5)
+    assert np.isfinite(grads[0][:-1]).all() and not np.isnan(got[:-1]).any()
+    np.testing.assert_array_equal(energies(rules, columns)[2], np.float32([-inf, inf, 3e38]))
+    for i in (0, 3, 4):
+        found = explain(rules, columns[i], logits[i]).summary["probabilities"]
+        np.testing.assert_allclose(list(found.values()), want[i], atol=1e-12)
 
 
 def test_order_of_classes_does_not_matter():

@@ -204,6 +204,12 @@ def test_soft_comparisons_have_a_gradient_into_the_column() -> None:
     np.testing.assert_allclose(got, np.nan_to_num(want), rtol=1e-5)
     slope = jax.grad(lambda x: violation(book, x, p).sum())(ages)
     assert slope[0, 0] > 0.05 and np.isfinite(slope).all() and slope[2, 0] == 0
+    # A column's name is a key, however rules have to spell it; so is an expression as printed.
+    odd = Schema((Column("a b"), Column("a - b"), Column("a"), Column("b")), ("well", "sick"))
+    for text, key in [("`a b`", "a b"), ("`a - b`", "a - b"), ("a - b / 2", "a - b / 2")]:
+        assert bind(f"{text} > 3 => sick", odd, widths={key: 2.0}).info.soft
+    with pytest.raises(ValueError, match="no comparison"):  # of the difference, not of the column
+        bind("a-b > 3 => sick", odd, widths={"a - b": 2.0})
     with pytest.raises(ValueError, match="widths has keys that no comparison.*'height'"):
         bind("age > 60 => sick", schema, widths={"height": 1.0})
 

@@ -103,13 +103,18 @@ def test_scores_of_the_pieces_that_apply():
         got, pull = jax.vjp(
             lambda s: _tiles.scored(circuit, jnp.asarray(columns), guards, s), scores
         )
-        return got, pull(jnp.asarray(slope))[0]
+        forwards = jax.jvp(
+            lambda s: _tiles.scored(circuit, jnp.asarray(columns), guards, s), (scores,), (moves,)
+        )
+        return got, pull(jnp.asarray(slope))[0], forwards[1]
 
-    got, gradient = both(jnp.asarray(scores))
+    moves = jnp.asarray(rng.standard_normal((12, 3)), jnp.float32)
+    got, gradient, forwards = both(jnp.asarray(scores))
     held = values_of(circuit, columns, None, "godel")[places]
     weight = held * factors[seen[:, 0]] * factors[seen[:, 1]]
     laws.close(got, weight.T @ scores, rtol=1e-5, atol=1e-5)
     laws.close(gradient, weight @ slope, rtol=1e-5, atol=1e-4)
+    laws.close(forwards, weight.T @ np.asarray(moves), rtol=1e-5, atol=1e-5)
 
 
 # Label sets
@@ -195,6 +200,31 @@ def test_gradient_by_differences():
     low, gradient = pair(p)
     high, _ = pair(p.at[:, 1].set(1.0))
     laws.close(gradient[:, 1], np.asarray(high) - np.asarray(low), rtol=1e-4, atol=1e-5)
+
+
+def test_forward_mode():
+    """One direction at a time, and both; memory stays that of tiles."""
+    circuit, _, made, columns, p, seen, weights, slope = setting(False, 12)
+    x = jnp.asarray(columns)
+
+    def rows(p, weights):
+        return _label_sums.weighted(made, circuit, x, p, weights, views=seen)
+
+    @jax.jit
+    def run(p, weights, moves):
+        pull = jax.vjp(rows, p, weights)[1](slope)
+        alone = [
+            jax.jvp(lambda x: rows(x, weights), (p,), moves[:1])[1],
+            jax.jvp(lambda x: rows(p, x), (weights,), moves[1:])[1],
+        ]
+        return pull, alone, jax.jvp(rows, (p, weights), moves)
+
+    moves = jax.random.normal(jax.random.key(0), p.shape), jnp.cos(weights)
+    pull, alone, (value, both) = run(p, weights, moves)
+    for back, forwards, move in zip(pull, alone, moves, strict=True):
+        laws.close((back * move).sum(), (slope * forwards).sum(), rtol=1e-4, atol=1e-3)
+    laws.close(alone[0] + alone[1], both, rtol=1e-5, atol=1e-4)
+    laws.close(value, rows(p, weights), rtol=1e-6)
 
 
 def test_rules_with_few_rows_many_literals_or_no_label():

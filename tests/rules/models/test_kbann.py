@@ -153,6 +153,26 @@ def test_is_trained_by_run_under_vmap() -> None:
     assert (loss[:, -1] < loss[:, 0] / 3).all()
 
 
+def test_a_predicate_may_be_named_like_a_formula_or_a_clause() -> None:
+    """The text of a formula, or the name of a clause, is not the name of a predicate."""
+    schema = Schema(BITS, ("no", "yes"))
+    plain = """
+    yes :- (b or c), p.   p :- a, d.   p :- a, q.   q :- b.
+    """
+    odd = """
+    no_2: yes :- (b or c), `b or c`.   yes: `b or c` :- a, d.   `b or c` :- a, `b or c/1`.
+    `b or c/1` :- b.
+    """
+    inputs = jnp.asarray(np.indices((2,) * 4).reshape(4, -1).T, jnp.float32)
+    logits = []
+    for theory in (plain, odd):
+        model = to_network(theory, schema, omega=20.0, noise=0.0)
+        logits.append(model.predict(*model.init(jax.random.key(0), inputs), inputs).logits)
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-4)
+    names = [unit.name for unit in model.layout.units]
+    assert len(set(names)) == len(names) and {"yes", "b or c", "b or c/1"} <= set(names)
+
+
 def test_the_program_does_not_grow_with_the_theory() -> None:
     columns = tuple(Column(f"x{i}", "boolean") for i in range(60))
     schema = Schema(columns, ("no", "yes"))
