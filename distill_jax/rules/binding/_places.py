@@ -89,6 +89,7 @@ def unplaced(numbers: np.ndarray, thresholds: Sequence[Exact], unit: int = 1) ->
         low = thresholds[i - 1] if i else -math.inf
         high = thresholds[i] if i < len(near) else math.inf
         decimal = float(str(x))
+        decimal = decimal if abs(decimal) <= float(np.finfo(np.float32).max) else float(x)
         value = decimal if unit == 1 else round(Fraction(decimal) * unit)
         if not low < value < high:  # the number was moved: there is a threshold on each side of it
             low = Fraction(high) - 1 if math.isinf(low) else Fraction(low)

@@ -295,7 +295,7 @@ def test_what_cannot_be_kept_is_named(library_errors: None) -> None:
         encode(book, {"x": [1, 1e30], "y": [1, 1]})
     with pytest.raises(RuleError, match="beyond double precision"):
         bind("x > 1e308 * 10 => ill", schema)
-    with pytest.raises(RuleError, match="x \\* 1e\\+39.*does not fit float32|1e\\+39 does not fit"):
+    with pytest.raises(RuleError, match=r"1e\+39 does not fit float32"):
         bind("x * 1e39 > 1 => ill", schema, widths={"x * 1e+39": 1.0})
     with pytest.raises(ValueError, match="'x' must fit float32, got a value near 1e.39: rescale"):
         encode(book, {"x": [1e39], "y": [1]})
@@ -431,7 +431,7 @@ def test_regions_of_times_read_as_they_were_written() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("start > 2024-01-31", "start is a datetime: compare it with date '2024-01-31'"),
+        ("start > 2024-01-31", "(compare it with|write) date '2024-01-31'"),
         ("start > '2024-01-31'", "compare it with date"),
         ("end - start > 30", r"days\(end - start\) is its number of days"),
         ("stay > 30", r"days\(stay\) is its number of days"),
