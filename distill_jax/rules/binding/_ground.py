@@ -230,7 +230,7 @@ class Grounder:
         """The pieces of a rule without views: each class that it mentions, and all others, is a
         world."""
         classes = len(self.schema.classes)
-        if len(found) > 1000:
+        if len(found) > 20:
             size = len(found) * sum(1 for _ in f.trees(rule.formula))
             if size > MOST_WALKS:
                 raise rule_error(
