@@ -12,6 +12,7 @@ import numpy as np
 
 from distill_jax.rules.binding._places import Exact, beside, placed_thresholds
 from distill_jax.rules.binding._tables import MAX, nearest, text_of
+from distill_jax.rules.binding.book import Info
 from distill_jax.rules.binding.schema import Schema, unit_of
 from distill_jax.rules.circuits._building import Builder, Interval
 from distill_jax.rules.language import formulas as f
@@ -61,14 +62,14 @@ class Columns:
         schema: Schema,
         defined: Sequence[str],
         widths: Mapping[str, float],
-        like: Any = None,
+        like: Info | None = None,
     ):
         self.schema = schema
         self.places = {name: i for i, name in enumerate(schema.encoded)}
         self.by_name = {column.name: column for column in schema.columns}
         self.defined = tuple(defined)
-        self.patterns: list[tuple[str, str | None]] = list(like.patterns) if like else []
-        self.computed: list[tuple[f.Value, int]] = list(like.computed) if like else []
+        self.patterns: list[tuple[str, str | None]] = []
+        self.computed: list[tuple[f.Value, int]] = []
         self.thresholds: dict[int, set[Exact]] = {
             place: {0, 1}
             for name, place in self.places.items()
@@ -77,11 +78,14 @@ class Columns:
         self.widths = dict(widths)
         self.softened: set[str] = set()
         self.compared: set[str] = set()
-        self._like = like  # the Info of a book whose encoded columns these are, too
-        self._places: dict[Any, int] = {  # of patterns and of expressions
-            **{key: len(self.places) + i for i, key in enumerate(self.patterns)},
-            **{key: -1 - i for i, key in enumerate(self.computed)},
-        }
+        self._places: dict[Any, int] = {}  # of patterns and of expressions
+        self._like: Info | None = None
+        if like is not None:  # the Info of a book: the same columns, with the same thresholds
+            for column, pattern in like.patterns:
+                self.place_of_pattern(column, pattern)
+            for tree, unit in like.computed:
+                self.place_of_computed(tree, unit)
+            self._like = like
 
     def __len__(self) -> int:
         return len(self.places) + len(self.patterns)
@@ -112,9 +116,9 @@ class Columns:
         None if the columns are those of another book, which lacks it.
         """
         key = (tree, unit)
+        if key not in self._places and self._like is not None:
+            return None
         if key not in self._places:
-            if self._like is not None:
-                return None
             self.computed.append(key)
             self._places[key] = -len(self.computed)
         return self._places[key]
@@ -206,7 +210,8 @@ class FeatureAtoms:
             )
         operator = operator if positive else NEGATION[operator]
         if isinstance(right, f.Time):
-            return self._interval_node(self._place(left), operator, right.nanoseconds, left)
+            register = self._place(left)
+            return self._interval_node(register, operator, right.nanoseconds, left)
         number = self._constant(right)
         if number is None:
             difference = f.Arithmetic("-", left, right)
@@ -357,8 +362,7 @@ class FeatureAtoms:
         if isinstance(x, f.Name):
             return self.columns.places[x.name]
         unit = DAY if isinstance(x, f.Days) or kind == "duration" else 1
-        soft = self.columns.widths and not isinstance(x, f.Days) and str(x) in self.columns.widths
-        if not soft:
+        if isinstance(x, f.Days) or not self.columns.widths or str(x) not in self.columns.widths:
             for part in f.trees(x):
                 if isinstance(part, f.Value):
                     self._constant(part)

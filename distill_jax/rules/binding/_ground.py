@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.rules.binding._atoms import FLIPPED, Columns, FeatureAtoms, class_or_category
+from distill_jax.rules.binding.book import Info
 from distill_jax.rules.binding.schema import Schema
 from distill_jax.rules.circuits._building import MOST_COUNTED, Builder, TooManyNodes
 from distill_jax.rules.circuits._circuit import FALSE, TRUE, Circuit
@@ -70,6 +71,9 @@ Statement = Callable[[Atom, bool], int]
 class Grounder:
     """Grounds the rules of one book with one ``Builder``.
 
+    With ``like``, the columns and their thresholds are those of another book, whose encoded columns
+    the circuit then reads.
+
     Attributes:
       columns: The columns that the rules use, and which of their comparisons are soft.
       builder: The circuit under construction.
@@ -81,7 +85,7 @@ class Grounder:
         rules: Sequence[f.Rule],
         definitions: Sequence[f.Rule],
         widths: Mapping[str, float],
-        like: Any = None,
+        like: Info | None = None,
     ):
         self.schema = schema
         self.clauses: dict[str, list[f.Rule]] = {}
@@ -226,7 +230,7 @@ class Grounder:
         """The pieces of a rule without views: each class that it mentions, and all others, is a
         world."""
         classes = len(self.schema.classes)
-        if len(found) > 1000:
+        if len(found) > 20:
             size = len(found) * sum(1 for _ in f.trees(rule.formula))
             if size > MOST_WALKS:
                 raise rule_error(

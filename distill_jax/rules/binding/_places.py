@@ -22,7 +22,6 @@ import numpy as np
 
 Exact = int | float | Fraction
 
-_LARGEST = float(np.finfo(np.float32).max)
 _TINY = 0x007FFFFF  # the bits of the largest subnormal: compiled code flushes these to 0
 
 
@@ -89,7 +88,8 @@ def unplaced(numbers: np.ndarray, thresholds: Sequence[Exact], unit: int = 1) ->
             continue
         low = thresholds[i - 1] if i else -math.inf
         high = thresholds[i] if i < len(near) else math.inf
-        decimal = min(max(float(str(x)), -_LARGEST), _LARGEST)  # the shortest may lie beyond
+        decimal = float(str(x))
+        decimal = decimal if abs(decimal) <= float(np.finfo(np.float32).max) else float(x)
         value = decimal if unit == 1 else round(Fraction(decimal) * unit)
         if not low < value < high:  # the number was moved: there is a threshold on each side of it
             low = Fraction(high) - 1 if math.isinf(low) else Fraction(low)

@@ -119,7 +119,12 @@ def _of_one_row(x: Any) -> Any:
         return [x]
     if x is not np.ma.masked and hasattr(x, "dtype") and np.ndim(x) == 0:
         return np.asarray(x)[None]
-    return x if hasattr(x, "__len__") and x is not np.ma.masked else [x]
+    return x if is_column(x) else [x]
+
+
+def is_column(x: Any) -> bool:
+    """Whether a value of a mapping is a column, rather than a single cell."""
+    return hasattr(x, "__len__") and not isinstance(x, str | bytes) and x is not np.ma.masked
 
 
 def read(table: Any, name: str) -> Cells:

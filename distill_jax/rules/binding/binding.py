@@ -86,7 +86,7 @@ def bind(
 
 
 def bind_like(book: Book, rules: Sequence[f.Rule]) -> Book:
-    """Binds rules that read a book's columns as ``encode(book, table)`` gives them, without views.
+    """Binds rules that read a book's columns, as ``encode(book, table)`` places them; no views.
 
     Args:
       book: Its rules compare columns with all the constants that these rules do.

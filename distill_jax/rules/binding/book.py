@@ -15,7 +15,15 @@ import numpy as np
 from distill_jax.rules.binding._computing import computed
 from distill_jax.rules.binding._places import Exact, placed, unheld
 from distill_jax.rules.binding._plans import Plan
-from distill_jax.rules.binding._tables import Cells, number_of_rows, numbers, read, text_of
+from distill_jax.rules.binding._tables import (
+    Cells,
+    is_column,
+    number_of_rows,
+    numbers,
+    one_row,
+    read,
+    text_of,
+)
 from distill_jax.rules.binding.schema import (
     Schema,
     encoded_array,
@@ -180,7 +188,7 @@ def encode(book: Book, table: Any) -> np.ndarray:
     Args:
       book: The rules; determines the columns.
       table: A data frame of pandas, Polars or Arrow, a dictionary of columns, or a NumPy structured
-        array; one row as a dictionary of single values, such as the ``example`` of a conflict. Or
+        array; one row as a dictionary of single values, such as the ``example`` of a conflict; or
         an array ``[batch, columns]`` with the values of ``schema.encoded``, numbers and codes, if
         no rule tests text and no column holds times.
 
@@ -205,12 +213,12 @@ def encode(book: Book, table: Any) -> np.ndarray:
        [ 0.]
        [nan]]
     """
-    if isinstance(table, Mapping) and table and all(np.ndim(x) == 0 for x in table.values()):
-        table = {name: [x] for name, x in table.items()}
     if is_array(table):
         found = _cells_of_array(book, np.asarray(unmasked(table)))
         _warn_of_rounded_columns(book, found)
         return encode_exact(book, found, {}, len(table))
+    if isinstance(table, Mapping) and table and not any(map(is_column, table.values())):
+        table = one_row(table)
     found = exact_columns(book.schema, table)
     _warn_of_rounded_columns(book, found)
     texts = {name: read(table, name) for name, _ in book.info.patterns}

@@ -274,7 +274,7 @@ def unmasked(columns: Any) -> Any:
     """An array of columns with NaN in place of masked entries; any other array unchanged."""
     if not isinstance(columns, np.ma.MaskedArray):
         return columns
-    floats = columns if columns.dtype.kind == "f" else columns.astype(np.float64)
+    floats = columns if columns.dtype.kind == "f" else np.ma.asarray(columns, np.float64)
     return np.ma.filled(floats, np.nan)
 
 

@@ -75,9 +75,9 @@ class Number(Value):
     def __post_init__(self) -> None:
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise TypeError(f"value must be a number, got {self.value!r}")
-        if not math.isfinite(as_float(self.value)):
-            shown = str(self.value) if isinstance(self.value, float) else "an integer beyond 1e308"
-            raise ValueError(f"value must be finite, got {shown}")
+        number = as_float(self.value)
+        if not math.isfinite(number):
+            raise ValueError(f"value must be finite, got {number}")
         plain = int if isinstance(self.value, int) else float  # NumPy's float64 is a float, too
         object.__setattr__(self, "value", plain(self.value))
 

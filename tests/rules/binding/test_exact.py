@@ -295,7 +295,7 @@ def test_what_cannot_be_kept_is_named(library_errors: None) -> None:
         encode(book, {"x": [1, 1e30], "y": [1, 1]})
     with pytest.raises(RuleError, match="beyond double precision"):
         bind("x > 1e308 * 10 => ill", schema)
-    with pytest.raises(RuleError, match="x \\* 1e\\+39.*does not fit float32|1e\\+39 does not fit"):
+    with pytest.raises(RuleError, match=r"1e\+39 does not fit float32"):
         bind("x * 1e39 > 1 => ill", schema, widths={"x * 1e+39": 1.0})
     with pytest.raises(ValueError, match="'x' must fit float32, got a value near 1e.39: rescale"):
         encode(book, {"x": [1e39], "y": [1]})
@@ -405,6 +405,16 @@ def test_durations_and_times_beyond_nanoseconds() -> None:
     np.testing.assert_array_equal(held(book, table), [[0, 0], [1, 1], [0, 0]])
 
 
+def test_models_standardise_times() -> None:
+    table = {"x": np.array(["2024-01-30", "2024-02-01"], "M8[D]")}
+    model = to_logistic_regression("x > date '2024-01-31' => ill", infer_schema(table, CLASSES))
+    columns = encode_columns(infer_schema(table, CLASSES), table)
+    params, state = model.init(jax.random.key(0), columns)
+    params = jax.tree.map(jnp.ones_like, params)
+    z = model.predict(params, state, columns).logits  # column, atom, body and bias
+    np.testing.assert_allclose(z[:, 1] - z[:, 0], [-1 + 0 + 0 + 1, 1 + 1 + 1 + 1], atol=1e-4)
+
+
 def test_regions_of_times_read_as_they_were_written() -> None:
     text = "[hard] start > date '2024-01-31' and days(stay) <= 2.5 => ill\n[hard] n > 1 => well"
     (found,) = conflicts(bind(text, TIMES, conflicts="ignore"))
@@ -421,7 +431,7 @@ def test_regions_of_times_read_as_they_were_written() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("start > 2024-01-31", "start is a datetime: compare it with date '2024-01-31'"),
+        ("start > 2024-01-31", "(compare it with|write) date '2024-01-31'"),
         ("start > '2024-01-31'", "compare it with date"),
         ("end - start > 30", r"days\(end - start\) is its number of days"),
         ("stay > 30", r"days\(stay\) is its number of days"),

@@ -349,6 +349,7 @@ def test_nesting_has_a_limit(text: str) -> None:
         ("days > 2024-01-01 => a", "column 8: 2024-01-01 is not read as a date: write date '"),
         ("days between 2024-1-1 and 3 => a", "2024-1-1 is not read as a date"),
         ("a and d > 31.12.2024", "31.12.2024 is not read as a date"),
+        ("month >= 2024-12", "2024-12 is not read as a date"),
         ("d > 1/2/2024", "1/2/2024 is not read as a date"),
         ("d > 2024/01/02", "2024/01/02 is not read as a date"),
         ("code == 007", "column 9: 007 begins with zeros.*code == '007'"),
