@@ -9,10 +9,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jaxtyping import Array
 
 from distill_jax import _checks
+
+
+def described(x: Any, *leading: int, shape: tuple[int, ...] | None = None) -> Any:
+    """The shape and dtype of an array as JAX would hold it: 64 bits of NumPy's in 32, mostly.
+
+    Args:
+      x: An array.
+      *leading: Axes to put before its own.
+      shape: In place of its own shape.
+    """
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype) if isinstance(x.dtype, np.dtype) else x.dtype
+    return jax.ShapeDtypeStruct((*leading, *(x.shape if shape is None else shape)), dtype)
 
 
 class Program(NamedTuple):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from distill_jax._programs import described
 from distill_jax.models._adapt import (
     TRAINING,
     Features,
@@ -98,7 +99,7 @@ def from_linen(
     def init(key: Array, inputs: Any) -> tuple[Params, State]:
         params_key, other_key = jax.random.split(key)
         streams = {"params": params_key, **keys(other_key)}
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+        shapes = jax.tree.map(described, inputs)
         try:
             variables = module.lazy_init(streams, shapes, **options(False, other_key))
         except flax.errors.LazyInitError:  # a stored variable depends on the inputs' values

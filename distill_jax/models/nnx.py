@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import errors, linen, nnx
 from jaxtyping import Array
 
+from distill_jax._programs import described
 from distill_jax.models._adapt import (
     Features,
     as_outputs,
@@ -268,8 +269,7 @@ def _needs_inputs(make: Callable[..., nnx.Module]) -> bool:
 
 
 def _shape_only(x: Any) -> Any:
-    described = hasattr(x, "shape") and hasattr(x, "dtype")
-    return jax.ShapeDtypeStruct(x.shape, x.dtype) if described else x
+    return described(x) if hasattr(x, "shape") and hasattr(x, "dtype") else x
 
 
 def _record(make: Callable[[nnx.Rngs], nnx.Module], *, fixed: bool = True) -> _Graph:

@@ -50,7 +50,7 @@ def _columns(objective: Objective) -> dict[str, str]:
     """Columns that terms read, with the parameter that they are read as."""
     found: dict[str, str] = {}
     for t in objective.terms:
-        for parameter in t.parameters:
+        for parameter in t.parameters.all:
             name = dict(t.reads).get(parameter, parameter)
             if isinstance(name, str) and found.get(name) != "labels":
                 found[name] = parameter

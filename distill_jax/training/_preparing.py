@@ -207,10 +207,8 @@ class Prepared:
         """Shapes and dtypes of a batch of all processes."""
         sharding = None if self.layout is None else self.layout.replicated
         return {
-            name: jax.ShapeDtypeStruct(
-                (self.rows, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding
-            )
-            for name, x in self.row.items()
+            name: jax.ShapeDtypeStruct((self.rows, *x.shape[1:]), x.dtype, sharding=sharding)
+            for name, x in jax.tree.map(_programs.described, dict(self.row)).items()
         }
 
     def is_slow_in_a_scan(self) -> bool:

@@ -40,7 +40,7 @@ def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, A
     if "inputs" not in batch:
         raise ValueError(f"the data must have a column 'inputs', got {sorted(batch)}")
     key = jax.random.key(0)
-    row = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    row = {name: _programs.described(x, shape=(1, *x.shape[1:])) for name, x in batch.items()}
     columns = jax.eval_shape(lambda batch: recipe.columns(batch, key), row)
     model, inputs = recipe.model, columns["inputs"]
     student = jax.eval_shape(functools.partial(_untrained, model), inputs)
@@ -124,7 +124,7 @@ _ROWS = 7919
 
 
 def _with_rows(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((_ROWS, *x.shape[1:]), x.dtype)
+    return _programs.described(x, shape=(_ROWS, *x.shape[1:]))
 
 
 def check_initial(initial: TrainState, expected: TrainState) -> None:

@@ -14,7 +14,7 @@ from jax.extend import core
 from jaxtyping import Array, PyTree
 
 from distill_jax import _fingerprints
-from distill_jax._programs import inner_jaxprs
+from distill_jax._programs import described, inner_jaxprs
 from distill_jax.training.sweeps.grids import trial_name
 
 
@@ -71,9 +71,7 @@ def traced(
         names[:] = metrics
         return tuple(metrics.values())
 
-    arguments = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (key, shared, np.int32(0), dict(numbers))
-    )
+    arguments = jax.tree.map(described, (key, shared, np.int32(0), dict(numbers)))
     program = jax.jit(one).trace(*arguments)
     constants = _fingerprints.digest(list(_fingerprints.constants(program.jaxpr)))
     made = f"{program.jaxpr} {constants} {_callbacks(program.jaxpr)}"
@@ -93,7 +91,7 @@ def _unlike(trial: Traced, arguments: tuple) -> str | None:
         return None
     key, shared, *varying = arguments
     many = 7919  # unlike any axis of the trial's own
-    stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((many, *x.shape), x.dtype), varying)
+    stacked = jax.tree.map(lambda x: described(x, many), varying)
     batched = jax.make_jaxpr(jax.vmap(trial, in_axes=(None, None, 0, 0)))(key, shared, *stacked)
     return next((draw[0] for draw in sorted(_draws(batched.jaxpr) - alone)), None)
 
