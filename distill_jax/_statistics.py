@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax._arguments import checked
 
+
+@checked
 def mean_std(values: Sequence[float] | Any) -> dict[str, Any]:
     """Mean and standard deviation of a sample.
 

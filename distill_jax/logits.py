@@ -19,12 +19,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax._programs import vary_alike
 from distill_jax.types import OutputKind
 
 Core = Callable[..., Array]
 
 
+@checked
 def two_class(logits: Float[Array, "*batch outputs"]) -> Float[Array, "*batch classes"]:
     """A single output ``z`` as the logits ``[0, z]`` of two classes; wider logits are unchanged.
 
@@ -74,6 +76,7 @@ def as_logits(outputs: Any, kind: OutputKind) -> Array:
     return two_class(logits) if kind == "softmax" else logits
 
 
+@checked
 def rows(
     core: Core,
     student_logits: Float[Array, "*batch classes"],
@@ -113,6 +116,7 @@ def rows(
     return jnp.where(where, core(student, teacher, *scalars), 0.0)
 
 
+@checked
 def total(
     loss: Callable[..., Array],
     student_logits: Float[Array, "*batch classes"],

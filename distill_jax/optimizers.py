@@ -11,10 +11,12 @@ import optax
 from jaxtyping import Array, PyTree
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 
 Inputs = Sequence[int] | Callable[[str, tuple[int, ...]], Sequence[int]]
 
 
+@checked
 def max_norm(
     limit: float, *, name: str = "kernel", inputs: Inputs | None = None
 ) -> optax.GradientTransformation:
@@ -132,6 +134,7 @@ class PullState(NamedTuple):
     start: PyTree
 
 
+@checked
 def pull_to_start(strength: float | Array) -> optax.GradientTransformation:
     """Pulls all parameters back to where training started: rules are not forgotten.
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.data.checking import check
 
 
@@ -29,6 +30,7 @@ class Examples(Protocol):
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
+@checked
 def batch_indices(
     key: Array, n: int, batch_size: int, steps: int, *, start: Any = 0
 ) -> Int[Array, "steps batch"]:
@@ -90,6 +92,7 @@ def _order(key: Array, epoch: Any, n: int) -> Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(n, dtype=jnp.int32))
 
 
+@checked
 def batches(
     data: Mapping[str, Array | np.ndarray] | Examples,
     *,
@@ -228,6 +231,7 @@ def _column(name: str, x: Any, who: str) -> Any:
     return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
 
 
+@checked
 def padded_batches(
     data: Mapping[str, Array | np.ndarray], batch_size: int
 ) -> Iterator[dict[str, Array | np.ndarray]]:
@@ -277,6 +281,7 @@ def pad(batch: Mapping[str, Array | np.ndarray], size: int) -> dict[str, Array |
     return {**rows, "where": where & real}
 
 
+@checked
 def take(
     data: Mapping[str, Array | np.ndarray], index: np.ndarray | Array
 ) -> dict[str, Array | np.ndarray]:
@@ -349,6 +354,7 @@ def _stack(name: str, values: list[Any], rows: list[int]) -> np.ndarray:
     return np.stack([np.asarray(value) for value in values])
 
 
+@checked
 def split(
     data: Mapping[str, Array | np.ndarray], parts: Sequence[int] | Sequence[float], *, key: Array
 ) -> tuple[dict[str, Array | np.ndarray], ...]:

@@ -10,9 +10,11 @@ import numpy as np
 from jaxtyping import Array
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.types import OutputKind
 
 
+@checked
 def check(
     data: Mapping[str, Array | np.ndarray],
     *,

@@ -13,6 +13,7 @@ import numpy as np
 from rich.errors import LiveError
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from distill_jax._arguments import checked
 from distill_jax.data import files
 from distill_jax.data.files import Path
 
@@ -31,6 +32,7 @@ MOST_UNPACKED = 1 << 30
 _COMMAND = "python -m distill_jax.data mnist"
 
 
+@checked
 def mnist(folder: Path | None = None) -> dict[str, dict[str, np.ndarray]]:
     """MNIST from its four ``.gz`` files.
 
@@ -54,6 +56,7 @@ def mnist(folder: Path | None = None) -> dict[str, dict[str, np.ndarray]]:
     return {"train": _part(place, "train"), "test": _part(place, "t10k")}
 
 
+@checked
 def download(name: str, *, to: Path | None = None, url: str = MIRROR) -> pathlib.Path:
     """Downloads a data set's files, verifies their checksums, and returns their folder.
 

@@ -17,6 +17,7 @@ from typing import BinaryIO, TypeAlias
 
 from rich.progress import Progress, TaskID
 
+from distill_jax._arguments import checked
 from distill_jax._files import replacing
 
 VARIABLE = "DISTILL_JAX_DATA"
@@ -42,6 +43,7 @@ def cache() -> pathlib.Path:
     return home / "distill_jax"
 
 
+@checked
 def folder(name: str) -> pathlib.Path:
     """The folder of a data set: below ``$DISTILL_JAX_DATA``, or else in the user's cache.
 

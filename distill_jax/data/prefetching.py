@@ -12,8 +12,10 @@ from typing import Any, SupportsIndex
 import jax
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 
 
+@checked
 def prefetch(
     pairs: Iterable[tuple[Any, Any]], put: Callable[[Any], Any], size: SupportsIndex = 2
 ) -> Generator[tuple[Any, Any], None, None]:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.data.batching import columns_of, pad
 from distill_jax.types import Batch
 
@@ -37,6 +38,7 @@ _END = object()
 _MANY_SHAPES = 8
 
 
+@checked
 def positions(
     source: Iterable[Batch] | Callable[[int], Iterable[Batch]],
     *,
@@ -145,6 +147,7 @@ def _positions(
             iterator.close()  # threads and files that were opened here, none of the caller's
 
 
+@checked
 def padded(source: Iterable[Batch], batch_size: int | None = None) -> Iterable[dict[str, Any]]:
     """The stream's batches, padded to one size, so that one compiled program serves all.
 

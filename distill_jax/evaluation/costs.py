@@ -10,9 +10,11 @@ from typing import Any
 import jax
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.types import Model, Params, State
 
 
+@checked
 def cost(
     model: Model, params: Params, state: State, inputs: Any, *, repeats: int = 20
 ) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def cost(
     }
 
 
+@checked
 def compression(big: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, float | None]:
     """How many times smaller and faster one model is than another.
 

@@ -70,6 +70,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.data import check, padded_batches
 from distill_jax.data.batching import columns_of
 from distill_jax.evaluation import _ranking, _sums
@@ -88,6 +89,7 @@ MOST_RANKED = 2**24
 """Scores of a data set (rows times outputs times models) that are ranked without being asked."""
 
 
+@checked
 def evaluate(
     model: Model,
     params: Params,
@@ -146,6 +148,7 @@ def evaluate(
     return _as_numbers(found, model, "weights" in data)
 
 
+@checked
 def evaluate_many(
     model: Model,
     params: Params,
@@ -199,6 +202,7 @@ def evaluate_many(
     return [_as_numbers(found.of(i), model, "weights" in data) for i in range(many)]
 
 
+@checked
 def sums(
     outputs: Outputs,
     batch: Batch,

@@ -31,6 +31,7 @@ from __future__ import annotations
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.logits import rows, two_class
 from distill_jax.losses import _cores
 from distill_jax.losses._meaning import meant_for
@@ -41,6 +42,7 @@ Rows = Float[Array, "*batch"]
 Scalar = float | Float[Array, ""]
 
 
+@checked
 @meant_for("softmax")
 def forward_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Kullback-Leibler divergence from teacher to student, :math:`\sum_k p_k \log(p_k / q_k)`.
@@ -66,6 +68,7 @@ def forward_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where =
     return rows(_cores.kl, student_logits, teacher_logits, where=where)
 
 
+@checked
 @meant_for("softmax")
 def reverse_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Kullback-Leibler divergence from student to teacher, :math:`\sum_k q_k \log(q_k / p_k)`.
@@ -93,6 +96,7 @@ def reverse_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where =
     return rows(lambda s, t: _cores.kl(t, s), student_logits, teacher_logits, where=where)
 
 
+@checked
 @meant_for("softmax")
 def symmetric_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Jeffreys' divergence: forward plus reverse KL (their sum, not their mean).
@@ -115,6 +119,7 @@ def symmetric_kl(student_logits: Logits, teacher_logits: Logits, *, where: Where
     )
 
 
+@checked
 @meant_for("softmax")
 def jensen_shannon(
     student_logits: Logits,
@@ -158,6 +163,7 @@ def jensen_shannon(
     return rows(_cores.jensen_shannon, student_logits, teacher_logits, beta, where=where)
 
 
+@checked
 @meant_for("softmax")
 def scaled_jensen_shannon(
     student_logits: Logits,
@@ -197,6 +203,7 @@ def scaled_jensen_shannon(
     return rows(_cores.scaled_jensen_shannon, student_logits, teacher_logits, beta, where=where)
 
 
+@checked
 @meant_for("softmax")
 def skew_kl(
     student_logits: Logits,
@@ -236,6 +243,7 @@ def skew_kl(
     )
 
 
+@checked
 @meant_for("softmax")
 def skew_reverse_kl(
     student_logits: Logits,
@@ -275,6 +283,7 @@ def skew_reverse_kl(
     )
 
 
+@checked
 @meant_for("softmax")
 def total_variation(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Half the absolute difference, :math:`\tfrac12 \sum_k |p_k - q_k|`; symmetric, at most 1.
@@ -302,6 +311,7 @@ def total_variation(student_logits: Logits, teacher_logits: Logits, *, where: Wh
     return rows(_cores.total_variation, student_logits, teacher_logits, where=where)
 
 
+@checked
 @meant_for("softmax")
 def alpha_beta(
     student_logits: Logits,
@@ -347,6 +357,7 @@ def alpha_beta(
     return rows(_cores.alpha_beta, student_logits, teacher_logits, alpha, beta, where=where)
 
 
+@checked
 @meant_for("softmax")
 def renyi(
     student_logits: Logits,
@@ -384,6 +395,7 @@ def renyi(
     return rows(_cores.renyi, student_logits, teacher_logits, alpha, where=where)
 
 
+@checked
 @meant_for("softmax")
 def soft_targets(
     student_logits: Logits,
@@ -425,6 +437,7 @@ def soft_targets(
     return rows(_cores.soft_targets, student_logits, teacher_logits, temperature, where=where)
 
 
+@checked
 @meant_for("multi_label")
 def soft_targets_multilabel(
     student_logits: Logits,
@@ -469,6 +482,7 @@ def soft_targets_multilabel(
     return rows(core, student_logits, teacher_logits, temperature, where=where, least=1)
 
 
+@checked
 @meant_for("softmax", "multi_label", "regression", "embedding")
 def squared_error(student_logits: Logits, teacher_logits: Logits, *, where: Where = None) -> Rows:
     r"""Half the squared distance of the logits, :math:`\tfrac12 \sum_k (s_k - t_k)^2`.

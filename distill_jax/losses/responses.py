@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.logits import rows
 from distill_jax.losses import _cores
 from distill_jax.losses._meaning import meant_for
@@ -21,6 +22,7 @@ from distill_jax.losses._meaning import meant_for
 Scalar = float | Float[Array, ""]
 
 
+@checked
 @meant_for("softmax", label_values=lambda classes: classes)
 def cross_entropy(
     student_logits: Float[Array, "*batch classes"],
@@ -89,6 +91,7 @@ def cross_entropy(
     return value if where is None else jnp.where(where, value, 0.0)
 
 
+@checked
 @meant_for("softmax", probabilities=("targets",))
 def cross_entropy_with_targets(
     student_logits: Float[Array, "*batch classes"],
@@ -132,6 +135,7 @@ def cross_entropy_with_targets(
     return rows(core, student_logits, targets, where=where)
 
 
+@checked
 @meant_for("multi_label", label_values=lambda labels: 2)
 def binary_cross_entropy(
     student_logits: Float[Array, "*batch labels"],
@@ -190,6 +194,7 @@ def binary_cross_entropy(
     return (nats if kept is None else jnp.where(kept, nats, 0.0)).sum(-1)
 
 
+@checked
 @meant_for("multi_label", label_values=lambda levels: levels + 1)
 def ordinal_cross_entropy(
     student_logits: Float[Array, "*batch levels"],
@@ -252,6 +257,7 @@ def ordinal_cross_entropy(
     return value if kept is None else jnp.where(kept, value, 0.0)
 
 
+@checked
 @meant_for("regression", "embedding")
 def squared_error_with_targets(
     student_logits: Float[Array, "*batch outputs"],
@@ -283,6 +289,7 @@ def squared_error_with_targets(
     return _of_differences(lambda d: 0.5 * d * d, student_logits, targets, where)
 
 
+@checked
 @meant_for("regression", "embedding")
 def absolute_error(
     student_logits: Float[Array, "*batch outputs"],
@@ -313,6 +320,7 @@ def absolute_error(
     return _of_differences(_size, student_logits, targets, where)
 
 
+@checked
 @meant_for("regression", "embedding")
 def huber(
     student_logits: Float[Array, "*batch outputs"],

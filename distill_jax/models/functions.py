@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtyping import Array
 
+from distill_jax._arguments import checked
 from distill_jax.models._adapt import as_outputs, mode_arguments
 from distill_jax.types import Model, OutputKind, Outputs, Params, State
 
@@ -15,6 +16,7 @@ KEYS = ("key", "rng", "rngs")
 """Parameters of a function that are given the key of a call."""
 
 
+@checked
 def from_function(
     init: Callable[..., Any],
     apply: Callable[..., Any],

@@ -15,11 +15,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.models._checking import check_classes, check_images
 from distill_jax.models.nnx import from_nnx
 from distill_jax.types import Model, OutputKind
 
 
+@checked
 def convnet(
     channels: Sequence[int],
     num_classes: int,
@@ -73,6 +75,7 @@ def convnet(
     return from_nnx(make, classes=classes, outputs=outputs, features=(*features, "pooled"))
 
 
+@checked
 def resnet(
     depth: int,
     num_classes: int,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from distill_jax._arguments import checked
 from distill_jax._programs import described
 from distill_jax.models._adapt import (
     TRAINING,
@@ -28,6 +29,7 @@ KEYS = ("rng", "dropout_rng")
 """Parameters of ``__call__`` that are given a key, besides the module's random streams."""
 
 
+@checked
 def from_linen(
     module: nn.Module,
     *,

@@ -16,11 +16,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.models._checking import check_classes, check_floating
 from distill_jax.models.functions import from_function
 from distill_jax.types import Model, OutputKind, Outputs
 
 
+@checked
 def logistic_regression(
     num_classes: int = 2,
     *,
@@ -66,6 +68,7 @@ def logistic_regression(
     return from_function(init, apply, classes=classes, outputs=outputs)
 
 
+@checked
 def mlp(
     sizes: Sequence[int],
     num_classes: int,

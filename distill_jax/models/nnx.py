@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import errors, linen, nnx
 from jaxtyping import Array
 
+from distill_jax._arguments import checked
 from distill_jax._programs import described
 from distill_jax.models._adapt import (
     Features,
@@ -29,6 +30,7 @@ from distill_jax.models._adapt import (
 from distill_jax.types import Model, OutputKind, Outputs, Params, State
 
 
+@checked
 def from_nnx(
     make: Callable[..., nnx.Module] | nnx.Module | tuple[Any, ...],
     *,

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.types import Model, Outputs, Params, State
 
 
+@checked
 def cast(model: Model, dtype: Any) -> Model:
     """The same model, with its forward and backward pass computed in ``dtype``.
 

@@ -18,10 +18,12 @@ import numpy as np
 from jaxtyping import Array
 
 from distill_jax import _checks, _programs
+from distill_jax._arguments import checked
 from distill_jax._programs import variables
 from distill_jax.types import Model, Outputs, Params, State
 
 
+@checked
 def remat(model: Model, *, pieces: int | None = None) -> Model:
     """The same model, which keeps less memory between its forward and its backward pass.
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from distill_jax import _checks
 from distill_jax import data as data_
+from distill_jax._arguments import checked
 from distill_jax.objectives import _columns
 from distill_jax.objectives._guarding import weighted
 from distill_jax.objectives.context import Context
@@ -171,6 +172,7 @@ def _by_entry(name: str, column: Any, mask: Any) -> dict[str, Any]:
     return {name: column.reshape(-1, *column.shape[mask.ndim :]), "where": mask.reshape(-1)}
 
 
+@checked
 def weighted_sum(*terms: Term) -> Objective:
     """Joins terms into one objective.
 

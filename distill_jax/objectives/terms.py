@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.objectives import _reading
 from distill_jax.objectives._guarding import Guard, is_off
 from distill_jax.objectives._reading import Parameters, column_of, number_of_rows
@@ -149,6 +150,7 @@ class Term:
             )
 
 
+@checked
 def term(
     name: str,
     weight: Any,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distill_jax._arguments import checked
 from distill_jax._files import replacing
 from distill_jax._text import printable
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@checked
 def bars(
     rows: Sequence[Mapping[str, Any]],
     *,
@@ -78,6 +80,7 @@ def bars(
     return figure
 
 
+@checked
 def curves(
     series: Mapping[str, tuple[Any, Any]],
     *,
@@ -131,6 +134,7 @@ def curves(
     return figure
 
 
+@checked
 def series(
     rows: Sequence[Mapping[str, Any]], *, y: str, group: str | Sequence[str], x: Any = None
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -170,6 +174,7 @@ def series(
     return made
 
 
+@checked
 def heat_map(
     rows: Sequence[Mapping[str, Any]],
     *,
@@ -237,6 +242,7 @@ def heat_map(
     return figure
 
 
+@checked
 def save_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: int = 150) -> pathlib.Path:
     """Writes a figure to a file, atomically: if it fails, an existing file is unchanged.
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import jax
 
+from distill_jax._arguments import checked
 from distill_jax._files import json_values, replacing
 
 _PACKAGES = ("distill_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "torch")
 
 
+@checked
 def save_json(path: str | os.PathLike[str], payload: Any) -> pathlib.Path:
     """Writes data as JSON, atomically: if it fails, an existing file is unchanged.
 
@@ -41,6 +43,7 @@ def save_json(path: str | os.PathLike[str], payload: Any) -> pathlib.Path:
     return path
 
 
+@checked
 def result_file(
     script: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], command: str
 ) -> dict[str, Any]:

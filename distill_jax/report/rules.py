@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from distill_jax._arguments import checked
 from distill_jax.report.tables import show
 from distill_jax.rules import Check, Explanation
 
@@ -27,6 +28,7 @@ _EXPLANATION = {
 }  # fmt: skip
 
 
+@checked
 def show_check(check: Check, *, pairs: bool = True, console: Console | None = None) -> None:
     """Prints what ``rules.check`` found: one row per rule, then pairs that contradict or overlap.
 
@@ -57,6 +59,7 @@ def show_check(check: Check, *, pairs: bool = True, console: Console | None = No
         show(check.pairs, columns=_filled_columns(check.pairs, _PAIRS), console=console)
 
 
+@checked
 def show_explanation(explanation: Explanation, *, console: Console | None = None) -> None:
     """Prints the result of ``rules.explain``: one row per rule that fired on the example.
 

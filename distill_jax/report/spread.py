@@ -8,9 +8,11 @@ from typing import Any
 
 from scipy import special
 
+from distill_jax._arguments import checked
 from distill_jax._statistics import sample
 
 
+@checked
 def interval95(values: Sequence[float] | Any) -> dict[str, Any]:
     r"""A 95% confidence interval of the mean, :math:`\bar x \pm t_{0.975, n-1}\, s / \sqrt n`.
 

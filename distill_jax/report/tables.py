@@ -13,9 +13,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from distill_jax._arguments import checked
 from distill_jax._text import printable
 
 
+@checked
 def table(
     rows: Sequence[Mapping[str, Any]],
     *,
@@ -69,6 +71,7 @@ def _table(
     return made
 
 
+@checked
 def show(
     rows: Sequence[Mapping[str, Any]],
     *,

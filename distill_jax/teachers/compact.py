@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from distill_jax import _checks, _programs
+from distill_jax._arguments import checked
 from distill_jax.teachers.kinds import Teacher
 from distill_jax.types import Outputs, Params, State
 
@@ -35,6 +36,7 @@ class Quantized:
     dtype: Any
 
 
+@checked
 def cast(teacher: Teacher, dtype: Any = jnp.bfloat16) -> Teacher:
     """The same teacher with params stored, and outputs computed, in ``dtype``.
 
@@ -84,6 +86,7 @@ def cast(teacher: Teacher, dtype: Any = jnp.bfloat16) -> Teacher:
     )
 
 
+@checked
 def quantize(teacher: Teacher, *, smallest: int = 1024) -> Teacher:
     """The same teacher with eight-bit kernels: a quarter of float32's memory.
 

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.logits import as_logits
 from distill_jax.types import Model, OutputKind, Outputs, Params, State
 
@@ -67,6 +68,7 @@ class Teacher:
         return jax.lax.stop_gradient(self.predict(self.params, self.state, inputs))
 
 
+@checked
 def teacher(model: Model, params: Params, state: State) -> Teacher:
     """A model with its variables, as a teacher.
 
@@ -97,6 +99,7 @@ def teacher(model: Model, params: Params, state: State) -> Teacher:
     )
 
 
+@checked
 def from_function(
     predict: Callable[[Params, Any], Array | Outputs],
     params: Params,
@@ -125,6 +128,7 @@ def from_function(
     return Teacher(_Function(predict, outputs), params, {}, classes, outputs=outputs)
 
 
+@checked
 def ensemble(
     teachers: Sequence[Teacher],
     weights: Sequence[float] | Float[Array, " teachers"] | None = None,
@@ -208,6 +212,7 @@ def ensemble(
     )
 
 
+@checked
 def reorder(teacher: Teacher, classes: Sequence[str]) -> Teacher:
     """The same teacher with its classes in another order.
 
@@ -244,6 +249,7 @@ def reorder(teacher: Teacher, classes: Sequence[str]) -> Teacher:
     )
 
 
+@checked
 def start_average(params: PyTree) -> PyTree:
     """The start of a moving average: a copy of ``params`` with floats as float32 or better.
 
@@ -258,6 +264,7 @@ def start_average(params: PyTree) -> PyTree:
     return jax.tree.map(_wide, params)
 
 
+@checked
 def update_average(average: PyTree, params: PyTree, decay: float | Float[Array, ""]) -> PyTree:
     """One step of an exponential moving average, ``decay * average + (1 - decay) * params``.
 
@@ -300,6 +307,7 @@ def update_average(average: PyTree, params: PyTree, decay: float | Float[Array, 
     return jax.tree.map(step, average, params)
 
 
+@checked
 def precompute(
     teacher: Teacher, inputs: Any, *, batch_size: int = 1024
 ) -> Float[np.ndarray, "n ... classes"]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from distill_jax import _checks
 from distill_jax import data as data_
+from distill_jax._arguments import checked
 from distill_jax.data.batching import pad
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
@@ -39,6 +40,7 @@ from distill_jax.training.watching.history import History
 from distill_jax.types import Batch, Model
 
 
+@checked
 def fit(
     model: Model,
     objective: Objective,

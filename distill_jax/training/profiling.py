@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.objectives import Context, Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _preparing
@@ -63,6 +64,7 @@ class Breakdown:
         ]
 
 
+@checked
 def breakdown(
     model: Model,
     objective: Objective,

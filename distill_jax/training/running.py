@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from distill_jax import _checks
 from distill_jax import data as data_
+from distill_jax._arguments import checked
 from distill_jax.data.batching import columns_of
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
@@ -25,6 +26,7 @@ from distill_jax.types import Batch, Model
 Metrics = dict[str, Float[Array, " steps"]]
 
 
+@checked
 def run(
     model: Model,
     objective: Objective,

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from distill_jax._arguments import checked
 from distill_jax.rules.binding._atoms import Columns
 from distill_jax.rules.binding._ground import Grounder, Piece, head_of
 from distill_jax.rules.binding._plans import plan
@@ -34,6 +35,7 @@ class RuleWarning(UserWarning):
     """
 
 
+@checked
 def bind(
     rules: str | Sequence[str | f.Rule | f.Formula | Built],
     schema: Schema,

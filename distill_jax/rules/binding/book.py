@@ -12,6 +12,7 @@ import jax
 import jax.core
 import numpy as np
 
+from distill_jax._arguments import checked
 from distill_jax.rules.binding._computing import computed
 from distill_jax.rules.binding._places import Exact, placed, unheld
 from distill_jax.rules.binding._plans import Plan
@@ -175,6 +176,7 @@ class Pieces:
     table: Any
 
 
+@checked
 def encode(book: Book, table: Any) -> np.ndarray:
     """Encodes a table as the array of columns that the functions of this package take.
 

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from distill_jax._arguments import checked
 from distill_jax.rules.binding import _regions
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.circuits._algebra import BOOLEAN, evaluate, first_nodes
@@ -68,6 +69,7 @@ _UNFINISHED = "they have too many cases for all to be compared"
 _DEPENDENT = "no example was found: the region depends on arithmetic or regular expressions"
 
 
+@checked
 def conflicts(book: Book, *, most: int = 100) -> list[Conflict]:
     """Finds hard rules that together forbid every class, or every label set, on some example.
 

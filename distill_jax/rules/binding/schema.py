@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from distill_jax._arguments import checked
 from distill_jax.rules.binding._places import placed
 from distill_jax.rules.binding._tables import (
     Cells,
@@ -159,6 +160,7 @@ class Schema:
         return [column.name for column in self.columns]
 
 
+@checked
 def infer_schema(
     table: Any,
     classes: Sequence[str],
@@ -215,6 +217,7 @@ def infer_schema(
     )
 
 
+@checked
 def encode_columns(schema: Schema, table: Any) -> np.ndarray:
     """Encodes the columns of a schema as numbers, without regard to rules; see ``encode``.
 

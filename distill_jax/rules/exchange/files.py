@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distill_jax import _files, _text
+from distill_jax._arguments import checked
 from distill_jax.rules.exchange._dimacs import from_dimacs, to_dimacs
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._patterns import pattern_problem, search
@@ -27,6 +28,7 @@ _PLAIN, _HORN = (".rules", ".txt"), (".pl", ".horn")
 _SUFFIXES = (*_PLAIN, *_HORN, ".csv", ".json", ".cnf", ".tsv")
 
 
+@checked
 def read_rules(
     path: str | pathlib.Path, *, names: Sequence[str] | None = None, column: str | None = None
 ) -> tuple[f.Rule, ...]:
@@ -76,6 +78,7 @@ def read_rules(
         raise RuleError(f"{path}, {error}") from None
 
 
+@checked
 def write_rules(rules: Sequence[f.Rule], path: str | pathlib.Path) -> None:
     """Writes rules to a file from which ``read_rules`` reads equal rules.
 
@@ -126,6 +129,7 @@ def write_rules(rules: Sequence[f.Rule], path: str | pathlib.Path) -> None:
         file.write(data)
 
 
+@checked
 def to_table(rules: Sequence[f.Rule]) -> list[dict[str, str | None]]:
     """Rules as rows of a table, for a data frame, CSV or JSON.
 
@@ -151,6 +155,7 @@ def to_table(rules: Sequence[f.Rule]) -> list[dict[str, str | None]]:
     ]
 
 
+@checked
 def from_table(rows: Iterable[Mapping[str, Any]]) -> tuple[f.Rule, ...]:
     """Rules from the rows of a table, such as ``dataframe.to_dict("records")``.
 

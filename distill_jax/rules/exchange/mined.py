@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax._arguments import checked
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language.building import Built, formula
 from distill_jax.rules.language.errors import RuleError, shortened
 from distill_jax.rules.language.parsing import parse_formula
 
 
+@checked
 def from_tree(
     estimator: Any,
     feature_names: Sequence[str] | None = None,
@@ -136,6 +138,7 @@ _UNKNOWN = re.compile(r"[^\s<>=!`'\"](?:[^<>=!`'\"]*[^\s<>=!`'\"])?+(?=\s*[<>=!]
 _NUMBER = re.compile(r"[+-]?(?:0|[1-9][0-9]*)?(?:(?<=[0-9])\.[0-9]*|\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
 
+@checked
 def from_rule_strings(
     strings: Sequence[str],
     then: str | Built | f.Formula,
@@ -207,6 +210,7 @@ def from_rule_strings(
     )
 
 
+@checked
 def from_rule_frame(
     frame: Any,
     then: str | Built | f.Formula,

@@ -54,6 +54,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.rules.binding.book import Book, encode, encoded_rows
 from distill_jax.rules.binding.schema import is_array
 from distill_jax.rules.inspection import _sides
@@ -95,6 +96,7 @@ class Check:
     summary: dict[str, Any]
 
 
+@checked
 def check(
     book: Book,
     table: Any,

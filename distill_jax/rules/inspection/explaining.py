@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.rules.binding._tables import one_row
 from distill_jax.rules.binding.book import Book, encode, encoded_rows
 from distill_jax.rules.binding.schema import is_array, unmasked
@@ -34,6 +35,7 @@ class Explanation:
     summary: dict[str, Any]
 
 
+@checked
 def explain(
     book: Book,
     example: Any,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax._arguments import checked
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._patterns import pattern_problem
 from distill_jax.rules.language._times import is_time, nanoseconds
@@ -121,6 +122,7 @@ class Built:
         return Built(f.Matches(_value(self), pattern))
 
 
+@checked
 def col(name: str) -> Built:
     """A feature column, for use in comparisons, arithmetic and formulas.
 
@@ -142,6 +144,7 @@ def col(name: str) -> Built:
     return Built(f.Name(_checked_name(name)))
 
 
+@checked
 def label(name: str, *, view: str | None = None) -> Built:
     """A class, a label or the class variable; with ``view``, the student's prediction on that view.
 
@@ -162,6 +165,7 @@ def label(name: str, *, view: str | None = None) -> Built:
     return Built(f.Name(_checked_name(name)) if view is None else f.Of(view, _checked_name(name)))
 
 
+@checked
 def implies(body: Built, head: Built) -> Built:
     """The formula ``body => head``: violated where ``body`` holds and ``head`` does not.
 
@@ -175,6 +179,7 @@ def implies(body: Built, head: Built) -> Built:
     return Built(f.Implies(formula(body), formula(head)))
 
 
+@checked
 def iff(left: Built, right: Built) -> Built:
     """The formula ``left <=> right``: both hold, or neither does.
 
@@ -188,6 +193,7 @@ def iff(left: Built, right: Built) -> Built:
     return Built(f.Iff(formula(left), formula(right)))
 
 
+@checked
 def exactly_one(*parts: Built) -> Built:
     """The formula that exactly one of the formulas ``parts`` holds.
 
@@ -202,6 +208,7 @@ def exactly_one(*parts: Built) -> Built:
     return _count("exactly_one", None, parts)
 
 
+@checked
 def at_most(number: int, *parts: Built) -> Built:
     """The formula that at most ``number`` of the formulas ``parts`` hold.
 
@@ -216,6 +223,7 @@ def at_most(number: int, *parts: Built) -> Built:
     return _count("at_most", number, parts)
 
 
+@checked
 def at_least(number: int, *parts: Built) -> Built:
     """The formula that at least ``number`` of the formulas ``parts`` hold.
 
@@ -230,6 +238,7 @@ def at_least(number: int, *parts: Built) -> Built:
     return _count("at_least", number, parts)
 
 
+@checked
 def all_of(*parts: Built) -> Built:
     """The formula that all of the formulas ``parts`` hold.
 
@@ -244,6 +253,7 @@ def all_of(*parts: Built) -> Built:
     return _count("all_of", None, parts)
 
 
+@checked
 def any_of(*parts: Built) -> Built:
     """The formula that at least one of the formulas ``parts`` holds.
 
@@ -258,6 +268,7 @@ def any_of(*parts: Built) -> Built:
     return _count("any_of", None, parts)
 
 
+@checked
 def rule(
     what: Built | f.Formula,
     *,
@@ -303,6 +314,7 @@ def rule(
     return f.Rule(formula(what), name, strength)
 
 
+@checked
 def clause(head: str, *body: Built | f.Formula) -> f.Rule:
     """A Horn clause: ``head`` holds where all formulas of ``body`` do.
 

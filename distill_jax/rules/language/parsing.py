@@ -11,12 +11,14 @@ import bisect
 import re
 from typing import Any
 
+from distill_jax._arguments import checked
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._expressions import NOT, Parser
 from distill_jax.rules.language._spelling import quoted
 from distill_jax.rules.language.errors import RuleError
 
 
+@checked
 def parse(text: str) -> tuple[f.Rule, ...]:
     """Parses a text of rules.
 
@@ -45,6 +47,7 @@ def parse(text: str) -> tuple[f.Rule, ...]:
     return _parse_with(text, _Rules.rules)
 
 
+@checked
 def parse_formula(text: str) -> f.Formula:
     """Parses a single formula: a rule without strength and name.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from distill_jax._arguments import checked
 from distill_jax.rules.language import formulas as f
 
 
+@checked
 def to_text(what: f.Tree | f.Rule | Sequence[f.Rule]) -> str:
     """Prints a formula, a value or a rule as text; several rules one per line.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.objectives import Term, term
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.levels.penalties import each_penalty, weighted_sum
@@ -18,6 +19,7 @@ from distill_jax.rules.logic import _inputs
 from distill_jax.types import Params, State
 
 
+@checked
 def dual_ascent(
     name: str,
     weight: Any,

@@ -40,6 +40,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.rules.binding._ground import Grounder
 from distill_jax.rules.binding.book import Book, Info
 from distill_jax.rules.circuits._building import Builder, Interval
@@ -59,6 +60,7 @@ MOST_CASES = 100_000
 """Maximum number of implications between labels that one hard rule may stand for."""
 
 
+@checked
 def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs.identity) -> Model:
     """A model whose predictions satisfy the book's hard rules by construction.
 
@@ -145,6 +147,7 @@ def max_constraint(
     return jax.lax.fori_loop(0, found.rounds, round_, logits, unroll=found.rounds <= 8)
 
 
+@checked
 def max_constraint_loss(
     student_logits: Float[Array, "batch labels"],
     targets: Any,

@@ -37,6 +37,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.objectives import Term, term
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.logic import _inputs, _predictions
@@ -51,6 +52,7 @@ Kind = Literal["linear", "log", "squared"]
 KINDS = ("linear", "log", "squared")
 
 
+@checked
 def penalty(
     student_logits: Float[Array, "batch classes"],
     columns: Float[Any, "batch columns"],
@@ -142,6 +144,7 @@ def batch_penalty(
     return _inputs.masked(jnp.broadcast_to(value, keep.shape), where)
 
 
+@checked
 def encourage(
     name: str,
     weight: Any,

@@ -37,12 +37,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from distill_jax._arguments import checked
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.logic import _inputs
 from distill_jax.rules.logic._inputs import Views
 from distill_jax.rules.logic.evaluation import forbidden, scaled_energies
 
 
+@checked
 def project(
     book: Book,
     columns: Float[Any, "batch columns"],

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.levels.projection import project
 from distill_jax.rules.logic import _inputs
@@ -17,6 +18,7 @@ from distill_jax.teachers import Teacher
 from distill_jax.types import Outputs, Params, State
 
 
+@checked
 def rule_teacher(
     book: Book,
     *,
@@ -60,6 +62,7 @@ def rule_teacher(
     return Teacher(_RulesAlone(columns), params, {"book": book}, book.schema.classes, True, True)
 
 
+@checked
 def corrected(
     teacher: Teacher,
     book: Book,

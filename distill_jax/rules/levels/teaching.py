@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.objectives import Context, Term, term
 from distill_jax.rules.binding.book import Book
@@ -21,6 +22,7 @@ from distill_jax.rules.logic._inputs import Views
 from distill_jax.types import Params, State
 
 
+@checked
 def posterior_kl(
     student_logits: Float[Array, "batch classes"],
     columns: Float[Any, "batch columns"],
@@ -67,6 +69,7 @@ def posterior_kl(
     return soft_targets(logits, taught, temperature=temperature, where=where)
 
 
+@checked
 def teach(
     name: str,
     weight: Any,
@@ -147,6 +150,7 @@ def teach(
     )
 
 
+@checked
 def learned(book: Book, params: Mapping[str, Any]) -> Book:
     """The book with the strengths that a term made by ``teach(..., learn=True)`` has learned.
 
@@ -193,6 +197,7 @@ class Imitation:
         return jnp.minimum(self.ceiling, 1.0 - self.alpha**epochs)
 
 
+@checked
 def imitation(
     alpha: float = 0.95, *, steps_per_epoch: float, ceiling: float = 1.0, first: int = 1
 ) -> Imitation:
@@ -242,6 +247,7 @@ class Remainder:
         return 1.0 - self.schedule(step)
 
 
+@checked
 def remainder(schedule: Callable[[Any], Any]) -> Remainder:
     """The schedule ``step -> 1 - schedule(step)``, for a term with the remaining weight.
 

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.circuits.fuzzy_logics import PRODUCT
 from distill_jax.rules.logic import _inputs, _label_sums, _predictions, _tiles
@@ -36,6 +37,7 @@ from distill_jax.rules.logic._inputs import Views
 from distill_jax.rules.logic._nodes import crisp_nodes, fuzzy_nodes
 
 
+@checked
 def fires(
     book: Book, columns: Float[Any, "batch columns"], *, unknown: bool = False
 ) -> Bool[Array, "batch rules"]:
@@ -65,6 +67,7 @@ def fires(
     return _held(book, _columns(book, columns), book.fires, unknown)
 
 
+@checked
 def violation(
     book: Book,
     columns: Float[Any, "batch columns"],
@@ -103,6 +106,7 @@ def violation(
     return found if logic.rescale is None else logic.rescale(found)
 
 
+@checked
 def truth(
     book: Book,
     columns: Float[Any, "batch columns"],
@@ -144,6 +148,7 @@ def truth(
     return 1.0 - violation(book, columns, probabilities, views=views)
 
 
+@checked
 def energies(
     book: Book,
     columns: Float[Any, "batch columns"],
@@ -201,6 +206,7 @@ def scaled_energies(
     return _against(book, columns, arrays, jnp.where(book.hard, 0.0, own) / scale), scale
 
 
+@checked
 def forbidden(book: Book, columns: Float[Any, "batch columns"]) -> Bool[Array, "batch classes"]:
     """Which classes the hard rules forbid on each example; exclusive classes only.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from distill_jax._arguments import checked
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.circuits._algebra import Algebra
 from distill_jax.rules.circuits._log_pairs import log_sum_exp
@@ -22,6 +23,7 @@ LEAST_TRUTH = 1e-7
 rounding errors. The gradient is 0 below it."""
 
 
+@checked
 def log_truth(
     book: Book,
     columns: Float[Any, "batch columns"],

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distill_jax._arguments import checked
 from distill_jax.types import Model, Params
 
 
@@ -57,6 +58,7 @@ class RuleModel(Model):
     layout: Layout = dataclasses.field(default=Layout({}, ()), compare=False)
 
 
+@checked
 def drift(model: Model, before: Params, after: Params, *, most: int = 3) -> list[dict[str, Any]]:
     """How far training moved the weights of each rule.
 

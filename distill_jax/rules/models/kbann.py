@@ -30,6 +30,7 @@ import numpy as np
 from jaxtyping import Array
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.models.functions import from_function
 from distill_jax.rules.binding.binding import bind
 from distill_jax.rules.binding.book import Book
@@ -41,6 +42,7 @@ from distill_jax.rules.models import _features
 from distill_jax.rules.models.drifting import Layout, RuleModel, Unit
 
 
+@checked
 def to_network(
     theory: str | Sequence[f.Rule] | Book,
     schema: Schema | None = None,

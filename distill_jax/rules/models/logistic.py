@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax.models.functions import from_function
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.binding.schema import Schema
@@ -31,6 +32,7 @@ Kind = Literal["columns", "atoms", "bodies"]
 KINDS = ("columns", "atoms", "bodies")
 
 
+@checked
 def to_logistic_regression(
     rules: Book | str | Sequence[f.Rule],
     schema: Schema | None = None,

@@ -23,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from distill_jax import _checks, _fingerprints
+from distill_jax._arguments import checked
 from distill_jax.teachers import Teacher
 from distill_jax.training.devices.sharding import (
     Axes,
@@ -286,6 +287,7 @@ class _GatheredAnew:
         return self.predict(params, state, inputs)
 
 
+@checked
 def data_parallel(devices: Sequence[Any] | None = None) -> Layout:
     """Rows sharded over all devices, parameters replicated.
 
@@ -302,6 +304,7 @@ def data_parallel(devices: Sequence[Any] | None = None) -> Layout:
     return Layout(_mesh(devices, data=len(devices)))
 
 
+@checked
 def fsdp(
     devices: Sequence[Any] | None = None, *, shards: int | None = None, least: int = 2**16
 ) -> Layout:

@@ -14,12 +14,15 @@ from typing import Any
 
 from jax.sharding import PartitionSpec
 
+from distill_jax._arguments import checked
+
 Rule = Callable[[str, tuple[int, ...], Mapping[str, int]], PartitionSpec]
 """``(path, shape, sizes of the mesh's axes) -> PartitionSpec``; hashed with the layout."""
 
 Axes = str | tuple[str, ...]
 
 
+@checked
 def replicate(path: str, shape: tuple[int, ...], axes: Mapping[str, int]) -> PartitionSpec:
     """The sharding rule by which every device holds the whole array.
 

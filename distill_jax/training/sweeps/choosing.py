@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from distill_jax._arguments import checked
 from distill_jax._statistics import mean_std
 
 Row = dict[str, Any]
 
 
+@checked
 def summary(rows: Sequence[Mapping[str, Any]], *, over: str | Sequence[str] = "seed") -> list[Row]:
     """One row per configuration: mean and spread of every metric that is a number.
 
@@ -60,6 +62,7 @@ def summary(rows: Sequence[Mapping[str, Any]], *, over: str | Sequence[str] = "s
     return made
 
 
+@checked
 def best(rows: Sequence[Mapping[str, Any]], *, by: str, better: Literal["higher", "lower"]) -> Row:
     """The configuration whose mean over seeds is best, as a row of :func:`summary`.
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 
 Configuration = dict[str, Any]
 """One value for each hyper-parameter."""
@@ -23,6 +24,7 @@ Distribution = Callable[[float], Any]
 """From a number drawn uniformly from [0, 1) to a value; see :func:`sampled`."""
 
 
+@checked
 def sampled(key: Array, n: int, /, **distributions: Distribution | Sequence[Any]) -> list[dict]:
     """Configurations drawn at random: a grid for :func:`sweep`.
 
@@ -87,6 +89,7 @@ def _drawn(
     return [draw(float(u)) for u in draws]
 
 
+@checked
 def uniform(low: float, high: float) -> Distribution:
     """Uniform between ``low`` and ``high``, for :func:`sampled`; six significant digits.
 
@@ -101,6 +104,7 @@ def uniform(low: float, high: float) -> Distribution:
     return lambda u: _rounded(low + (high - low) * u, low, high)
 
 
+@checked
 def log_uniform(low: float, high: float) -> Distribution:
     """Uniform in the logarithm, between ``low`` > 0 and ``high``, for :func:`sampled`; six digits.
 
@@ -117,6 +121,7 @@ def log_uniform(low: float, high: float) -> Distribution:
     return lambda u: _rounded(low * (high / low) ** u, low, high)
 
 
+@checked
 def integers(low: int, high: int) -> Distribution:
     """Integers from ``low`` to ``high``, both included, with equal probability.
 

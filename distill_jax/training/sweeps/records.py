@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from distill_jax._arguments import checked
 from distill_jax._files import end_of_whole_lines, json_values, locked
 
 _KIND, _FLOAT = "sweep", "float"
@@ -158,6 +159,7 @@ class Records:
         self._synced = time.monotonic()
 
 
+@checked
 def read_sweep(file: str | os.PathLike[str]) -> list[Row]:
     """The finished trials in a sweep's file, also while it runs or after an interruption.
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from distill_jax import _checks, _fingerprints
+from distill_jax._arguments import checked
 from distill_jax.training.sweeps import records as records_
 from distill_jax.training.sweeps._blocks import Limits, Mode, free_memory, replicated, run_group
 from distill_jax.training.sweeps._trials import Traced, traced
@@ -24,6 +25,7 @@ from distill_jax.training.watching._progress import Progress
 Row = dict[str, Any]
 
 
+@checked
 def sweep(
     trial: Callable[..., Mapping[str, Any]],
     grid: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]],

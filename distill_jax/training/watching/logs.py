@@ -29,12 +29,14 @@ import jax
 import numpy as np
 
 from distill_jax import _checks
+from distill_jax._arguments import checked
 from distill_jax._files import end_of_whole_lines, json_values
 
 Log = Callable[[int, Mapping[str, float]], None]
 """``(step, metrics) -> None``."""
 
 
+@checked
 def json_lines(path: str | os.PathLike[str], *, every: int = 1) -> Log:
     """A log that appends ``{"step": 7, "loss": 0.53, ...}`` to a file, one line per record.
 
@@ -83,6 +85,7 @@ def json_lines(path: str | os.PathLike[str], *, every: int = 1) -> Log:
     return _Log(every, _Lines(path))
 
 
+@checked
 def tensorboard(folder: str | os.PathLike[str], *, every: int = 1) -> Log:
     """A log for TensorBoard, with one curve per name.
 
