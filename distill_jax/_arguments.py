@@ -1,7 +1,7 @@
-"""The kinds of a public function's arguments, checked against its annotations before it runs.
+"""Errors of public functions name the argument that is of a wrong kind.
 
-A wrong kind is thus an error that names the argument, and not one that a library raises far below.
-Values are checked by each function itself, since only it knows which are right.
+A function checks what it can say something useful about. Where it fails otherwise, somewhere far
+below, and an argument is of another kind than it is annotated with, that is the error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import inspect
 import numbers
 import operator
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -40,9 +41,10 @@ class Kind(NamedTuple):
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that refuses arguments of another kind than it is annotated with, by name.
+    """A function whose errors name the argument of another kind than it is annotated with.
 
-    What is checked is deliberately coarse: an array is whatever has a dtype or is a number or a
+    An error that names this argument itself is left as it is, and costs nothing otherwise. What is
+    checked is deliberately coarse: an array is whatever has a dtype or is a number or a
     sequence, an integer whatever is one by ``operator.index``. A parameter called ``key``, or
     ``..._key``, takes a random key.
 
@@ -54,13 +56,18 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not kinds:  # at the first call, when every name that an annotation uses is defined
-            kinds.update(_kinds(function))
-        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-            kind = kinds.get(name)
-            if kind is not None and not kind.fits(value):
-                raise TypeError(f"{name} must be {kind.words}, got {_shown(value)}")
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if not kinds:  # late, when every name that an annotation uses is defined
+                kinds.update(_kinds(function))
+            for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+                kind = kinds.get(name)
+                if kind is None or kind.fits(value) or re.search(rf"\b{name}\b", str(error)):
+                    continue
+                message = f"{name} must be {kind.words}, got {_shown(value)}"
+                raise TypeError(message) from error
+            raise
 
     return call
 

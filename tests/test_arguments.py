@@ -39,7 +39,13 @@ def function(
     *,
     key: Array | None = None,
 ) -> NotInstalled:  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
-    return "called"
+    """Fails far below, whatever it is given."""
+    raise KeyError("deep")
+
+
+@checked
+def with_words(count: int, scale: float = 1.0) -> None:
+    raise ValueError(f"count must be 1, 2 or 3 for a reason, got {count}")
 
 
 GOOD = [
@@ -76,8 +82,9 @@ WRONG = [
 
 @pytest.mark.quick
 @pytest.mark.parametrize("arguments", GOOD)
-def test_lets_good_kinds_pass(arguments: dict[str, Any]) -> None:
-    assert function(**arguments) == "called"
+def test_an_error_with_good_kinds_stays_as_it_is(arguments: dict[str, Any]) -> None:
+    with pytest.raises(KeyError, match="deep"):
+        function(**arguments)
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG)
@@ -85,6 +92,7 @@ def test_names_the_argument_of_a_wrong_kind(arguments: dict[str, Any], message: 
     with pytest.raises(TypeError, match=re.escape(message)) as caught:
         function(**arguments)
     assert len(str(caught.value)) < 150
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_positional_arguments_have_names_too() -> None:
@@ -92,9 +100,17 @@ def test_positional_arguments_have_names_too() -> None:
         function(None, 3)  # pyright: ignore[reportArgumentType]
 
 
-def test_traced_values_pass() -> None:
+def test_a_functions_own_words_come_first() -> None:
+    with pytest.raises(ValueError, match="for a reason, got None"):
+        with_words(None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="scale must be a number, got 'x'"):
+        with_words(1, "x")  # pyright: ignore[reportArgumentType]
+
+
+def test_traced_values_are_good_kinds() -> None:
     def traced(x: Array, key: Array) -> Array:
-        assert function(scale=x[0, 0], x=x, key=key) == "called"
+        with pytest.raises(KeyError, match="deep"):
+            function(scale=x[0, 0], x=x, key=key)
         return x
 
     jax.jit(traced)(jnp.ones((2, 2)), jax.random.key(0))

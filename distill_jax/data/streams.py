@@ -40,7 +40,7 @@ _MANY_SHAPES = 8
 
 @checked
 def positions(
-    source: Iterable[Batch] | Callable[[int], Iterable[Batch]],
+    data: Iterable[Batch] | Callable[[int], Iterable[Batch]],
     *,
     start: int = 0,
     position: Position | None = None,
@@ -51,7 +51,7 @@ def positions(
     in another process too, if the source itself is deterministic.
 
     Args:
-      source: A stream, as this module describes them.
+      data: A stream, as this module describes them.
       start: Number of batches to skip first.
       position: Where to resume, from an earlier run, in place of ``start``.
 
@@ -61,7 +61,7 @@ def positions(
       program of its own: a warning says so after a few), but in nothing else.
 
     Raises:
-      TypeError: if ``source`` is not a stream, or a batch not a mapping of names to arrays of
+      TypeError: if ``data`` is not a stream, or a batch not a mapping of names to arrays of
         numbers.
       ValueError: if ``position`` does not fit such a source; if the source has no batch, or
         ends among those to be skipped; if a batch has no row, columns of different lengths, or
@@ -82,16 +82,16 @@ def positions(
         if taken:
             raise ValueError(f"start must be 0 where a position is given, got {start}")
         taken, state = _read(position)
-    if isinstance(source, Mapping):
+    if isinstance(data, Mapping):
         raise TypeError(
             "data must be a stream of batches, got named arrays: split them with "
             "data.batches(arrays, key=key, batch_size=32)"
         )
     skip = taken
-    if callable(source) and not hasattr(source, "__iter__"):
-        iterator, skip, stateful = iter(_called(source, taken)), 0, False
+    if callable(data) and not hasattr(data, "__iter__"):
+        iterator, skip, stateful = iter(_called(data, taken)), 0, False
     else:
-        iterator = _iter(source)
+        iterator = _iter(data)
         stateful = _has_state(iterator)
     name = type(iterator).__name__
     if state is not _END:
@@ -112,7 +112,7 @@ def positions(
             f"position counts batches, and data, {name}, resumes from a state of its own: pass the "
             "kind of data that the position was taken from, or start in place of position"
         )
-    return _positions(iterator, skip, taken, stateful, owned=iterator is not source)
+    return _positions(iterator, skip, taken, stateful, owned=iterator is not data)
 
 
 def _positions(
@@ -148,7 +148,7 @@ def _positions(
 
 
 @checked
-def padded(source: Iterable[Batch], batch_size: int | None = None) -> Iterable[dict[str, Any]]:
+def padded(data: Iterable[Batch], batch_size: int | None = None) -> Iterable[dict[str, Any]]:
     """The stream's batches, padded to one size, so that one compiled program serves all.
 
     What :func:`~distill_jax.data.padded_batches` does for arrays: copies of the last row, and in
@@ -156,14 +156,14 @@ def padded(source: Iterable[Batch], batch_size: int | None = None) -> Iterable[d
     The stream resumes at a position as its source does.
 
     Args:
-      source: An iterable of batches.
+      data: An iterable of batches.
       batch_size: Rows per batch; None takes those of the first.
 
     Returns:
       An iterable of batches, dictionaries of ``[batch_size, ...]`` arrays.
 
     Raises:
-      TypeError: if ``source`` is not an iterable of mappings.
+      TypeError: if ``data`` is not an iterable of mappings.
       ValueError: for a batch without rows, or with more than ``batch_size``.
 
     Example:
@@ -174,16 +174,16 @@ def padded(source: Iterable[Batch], batch_size: int | None = None) -> Iterable[d
     """
     if batch_size is not None:
         batch_size = _checks.count("batch_size", batch_size)
-    if callable(source) and not hasattr(source, "__iter__"):
+    if callable(data) and not hasattr(data, "__iter__"):
         raise TypeError(
-            "padded takes an iterable, got a function: pad what it returns, "
+            "data must be an iterable of batches, got a function: pad what it returns, "
             "lambda start: padded(function(start), batch_size)"
         )
-    if isinstance(source, Mapping):
+    if isinstance(data, Mapping):
         raise TypeError(
             "padded takes batches, got named arrays: split them with data.padded_batches"
         )
-    return _Padded(source, batch_size)
+    return _Padded(data, batch_size)
 
 
 class _Padded(Iterable[dict[str, Any]]):

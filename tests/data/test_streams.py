@@ -322,7 +322,7 @@ def test_padded_names_what_it_cannot_pad():
         list(padded(rows(2, 3)))
     with pytest.raises(ValueError, match=r"batch 1 \(from 0\) of data must have a row"):
         list(padded(rows(2, 0)))
-    with pytest.raises(TypeError, match=r"padded takes an iterable, got a function"):
+    with pytest.raises(TypeError, match="data must be an iterable of batches, got a function"):
         padded(lambda start: rows(2))
     with pytest.raises(TypeError, match="named arrays: split them with data.padded_batches"):
         padded(GOOD)

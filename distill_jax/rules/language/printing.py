@@ -34,4 +34,4 @@ def to_text(what: f.Tree | f.Rule | Sequence[f.Rule]) -> str:
         return str(what)
     if isinstance(what, Sequence) and all(isinstance(rule, f.Rule) for rule in what):
         return "\n".join(map(str, what))
-    raise TypeError(f"expected a rule, a sequence of rules, or a formula, got {what!r}")
+    raise TypeError(f"what must be a rule, a sequence of rules, or a formula, got {what!r}")

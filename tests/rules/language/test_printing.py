@@ -266,7 +266,7 @@ def test_a_clause_must_define_a_name() -> None:
 
 def test_only_rules_and_trees_have_a_text() -> None:
     with pytest.raises(
-        TypeError, match="expected a rule, a sequence of rules, or a formula, got 3"
+        TypeError, match="what must be a rule, a sequence of rules, or a formula, got 3"
     ):
         to_text(3)  # type: ignore[arg-type]
 
