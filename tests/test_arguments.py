@@ -110,7 +110,7 @@ def test_a_functions_own_words_come_first() -> None:
 def test_traced_values_are_good_kinds() -> None:
     def traced(x: Array, key: Array) -> Array:
         with pytest.raises(KeyError, match="deep"):
-            function(scale=x[0, 0], x=x, key=key)
+            function(scale=x[0, 0], x=x, key=key)  # pyright: ignore[reportArgumentType]
         return x
 
     jax.jit(traced)(jnp.ones((2, 2)), jax.random.key(0))
