@@ -323,7 +323,7 @@ ROWS = {
     "start": [NOON, NOON + datetime.timedelta(microseconds=1), DAY, None],
     "end": [datetime.date(2024, 3, 1)] * 4,
     "stay": [datetime.timedelta(days=3), datetime.timedelta(days=3, microseconds=1), None,
-             np.timedelta64("NaT")],
+             np.timedelta64("NaT", "ns")],
     "n": [29.5, 29.5, 30, 1],
 }  # fmt: skip
 

@@ -87,7 +87,7 @@ STRINGS = {
     "list with a NumPy NaN": ["F", np.float32("nan"), "M"],
     "list with NA": ["F", pd.NA, "M"],
     "list with a masked entry": ["F", np.ma.masked, "M"],
-    "list with NaT": ["F", np.datetime64("NaT"), "M"],
+    "list with NaT": ["F", np.datetime64("NaT", "ns"), "M"],
     "objects": np.array(["F", np.nan, "M"], object),
     "masked": np.ma.array(["F", "X", "M"], mask=[0, 1, 0]),
     "masked objects": np.ma.array(["F", 3, "M"], mask=[0, 1, 0], dtype=object),
@@ -147,7 +147,7 @@ def test_a_missing_number_is_missing_everywhere(values: Any) -> None:
 
 
 def test_a_missing_time_and_a_missing_boolean() -> None:
-    times = [datetime.date(2024, 1, 1), pd.NaT, None, np.datetime64("NaT")]
+    times = [datetime.date(2024, 1, 1), pd.NaT, None, np.datetime64("NaT", "ns")]
     assert cells("x", times).missing.tolist() == [False, True, True, True]
     flags = pd.Series([True, pd.NA, False], dtype="boolean")
     schema = infer_schema({"x": flags}, CLASSES)
