@@ -63,13 +63,22 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 kinds.update(_kinds(function))
             for name, value in (*zip(names, args, strict=False), *kwargs.items()):
                 kind = kinds.get(name)
-                if kind is None or kind.fits(value) or re.search(rf"\b{name}\b", str(error)):
+                if kind is None or kind.fits(value) or _is_named(name, error):
                     continue
                 message = f"{name} must be {kind.words}, got {_shown(value)}"
                 raise TypeError(message) from error
             raise
 
     return call
+
+
+def _is_named(name: str, error: Exception) -> bool:
+    """Whether an error of this package names an argument; other packages have their own names."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return not raised_in.startswith("jax") and bool(re.search(rf"\b{name}\b", str(error)))
 
 
 def _kinds(function: Callable) -> dict[str, Kind]:

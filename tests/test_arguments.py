@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from jaxtyping import Array, Float
 
+from distill_jax import data
 from distill_jax._arguments import checked
 
 
@@ -105,6 +106,11 @@ def test_a_functions_own_words_come_first() -> None:
         with_words(None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="scale must be a number, got 'x'"):
         with_words(1, "x")  # pyright: ignore[reportArgumentType]
+
+
+def test_words_of_jax_are_not_the_functions_own() -> None:
+    with pytest.raises(TypeError, match="key must be a random key, such as jax.random.key"):
+        data.batch_indices(0, 5, 2, 1)  # pyright: ignore[reportArgumentType]
 
 
 def test_traced_values_are_good_kinds() -> None:

@@ -129,4 +129,7 @@ def _labels(labels: np.ndarray | None, where: np.ndarray, num_classes: int | Non
     if num_classes is not None:
         _checks.labels_below(num_classes, labels=counted)
     elif counted.size and counted.min() < 0:
-        raise ValueError(f"labels must be 0 or more, got {counted.min()}")
+        raise ValueError(
+            f"labels must be 0 or more, got {counted.min()}: leave rows without a label out with a "
+            "boolean column, where=labels >= 0"
+        )

@@ -379,6 +379,12 @@ class TestMessages:
             go(dict(DATA, inputs=np.where(np.arange(40)[:, None] == 3, np.nan, DATA["inputs"])))
         with pytest.raises(ValueError, match="must have a column 'inputs'"):
             go({"labels": DATA["labels"]})
+        with pytest.raises(ValueError, match=r"got -100: .* where=labels >= 0"):
+            go(dict(DATA, labels=np.where(DATA["labels"] == 0, -100, DATA["labels"])))
+        with pytest.raises(TypeError, match="augment must return the batch, .* got NoneType"):
+            go(DATA, augment=lambda key, batch: None)
+        with pytest.raises(TypeError, match="key must be a random key"):
+            go(DATA, key=0)
 
     @pytest.mark.parametrize("train", [run, fit])
     def test_teachers(self, train):

@@ -51,7 +51,13 @@ def prepare_columns(batch: Batch, key: Array, augment: Augment | None) -> dict[s
     # and fit, which cut differently, give the same bits.
     columns = jax.lax.optimization_barrier(dict(batch))
     if augment is not None:
-        columns = dict(augment(key, columns))
+        made = augment(key, columns)
+        if not isinstance(made, Mapping):
+            raise TypeError(
+                "augment must return the batch, a dictionary of arrays by name, got "
+                f"{type(made).__name__}"
+            )
+        columns = dict(made)
     if "where" in columns:
         keep = columns["where"].reshape(len(columns["where"]), -1).any(1)
         for name, x in columns.items():
