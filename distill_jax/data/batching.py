@@ -211,7 +211,32 @@ def columns_of(data: Mapping[str, Any], who: str = "data") -> dict[str, Any]:
       TypeError: if a column holds neither numbers nor booleans.
       ValueError: if a masked array has masked entries.
     """
+    check_named(data, who)
     return {str(name): _column(str(name), x, who) for name, x in data.items()}
+
+
+def check_named(data: Any, who: str = "data") -> None:
+    """Raises TypeError for arrays without names, and for data frames.
+
+    A frame may hold anything, and what of it are inputs has to be said.
+    """
+    named = "{'inputs': x, 'labels': y}"
+    first = data[0] if isinstance(data, list | tuple) and data else None
+    if isinstance(data, tuple) or hasattr(first, "dtype") or isinstance(first, list):
+        raise TypeError(
+            f"{who} must be arrays by name, got a {type(data).__name__} of {len(data)}: write "
+            f"{named} with the names that the terms read"
+        )
+    if hasattr(data, "dtypes") or hasattr(data, "schema"):  # of pandas or Polars; of Arrow
+        raise TypeError(
+            f"{who} must be arrays by name, got a {type(data).__name__}: write {named} with "
+            "x = frame[names].to_numpy(np.float32) and y = frame[name].to_numpy(), or, for rules, "
+            "x = rules.encode(book, frame)"
+        )
+    if hasattr(data, "shape"):
+        raise TypeError(
+            f"{who} must be arrays by name, got one array of shape {data.shape}: write {named}"
+        )
 
 
 def _column(name: str, x: Any, who: str) -> Any:
@@ -298,6 +323,11 @@ def take(
       >>> take({"inputs": np.array([5, 6, 7])}, np.array([2, 0]))["inputs"]
       array([7, 5])
     """
+    if np.ndim(index) != 1:
+        raise ValueError(f"index must have shape [batch], got {np.shape(index)}")
+    _checks.integer(index=index)
+    if flat := [name for name, x in data.items() if np.ndim(x) < 1]:
+        raise ValueError(f"{flat[0]} in data must have a leading axis of rows, got a scalar")
     device = {name: x for name, x in data.items() if isinstance(x, jax.Array)}
     rows = _gather(device, index) if device else {}
     if len(device) < len(data):

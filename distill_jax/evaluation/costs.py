@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from distill_jax import _checks
 from distill_jax._arguments import checked
@@ -55,17 +56,20 @@ def cost(
     """
     _checks.compiles("cost", "count parameters with jax.tree.leaves(params)")
     repeats = _checks.count("repeats", repeats)
-    if not inputs.ndim or not len(inputs):
-        raise ValueError(f"inputs must have at least one row, got shape {inputs.shape}")
+    if not np.ndim(inputs) or not len(inputs):
+        raise ValueError(f"inputs must have at least one row, got shape {np.shape(inputs)}")
+    _checks.arrays(params=params, state=state, inputs=inputs)
     arguments = jax.device_put((params, state, inputs))
     start = time.perf_counter()
-    program = jax.jit(lambda p, s, x: model.predict(p, s, x).logits).lower(*arguments).compile()
+    with _checks.variables_of(model, params, state, inputs):
+        traced = jax.jit(lambda p, s, x: model.predict(p, s, x).logits).lower(*arguments)
+    program = traced.compile()
     compile_s = time.perf_counter() - start
     times = [_timed(program, arguments) for _ in range(repeats + 1)][1:]
     flops = _flops(program)
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((params, state))),
+        "bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments[:2])),
         "batch_size": len(inputs),
         "flops": None if flops is None else flops / len(inputs),
         "latency_ms": 1e3 * statistics.median(times),
@@ -94,6 +98,10 @@ def compression(big: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, f
       >>> compression(big, big | {"parameters": 10})["parameters"]
       10.0
     """
+    names = ("parameters", "bytes", "flops", "latency_ms")
+    for who, figures in (("big", big), ("small", small)):
+        if lacking := [name for name in ("batch_size", *names) if name not in figures]:
+            raise ValueError(f"{who} must come from cost, got a dictionary without {lacking}")
     if big["batch_size"] != small["batch_size"]:
         raise ValueError(
             "big and small must be measured with batches of the same size, got "
@@ -101,7 +109,7 @@ def compression(big: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, f
         )
     return {
         name: big[name] / small[name] if big[name] is not None and small[name] else None
-        for name in ("parameters", "bytes", "flops", "latency_ms")
+        for name in names
     }
 
 

@@ -144,7 +144,8 @@ def evaluate(
       (1, 0.667)
     """
     program = functools.partial(_batch_sums, model, params, state)
-    found = _totals(program, model, data, teacher, batch_size, top_k, bins, rank)
+    with _checks.variables_of(model, params, state, data.get("inputs")):
+        found = _totals(program, model, data, teacher, batch_size, top_k, bins, rank)
     return _as_numbers(found, model, "weights" in data)
 
 
@@ -198,7 +199,8 @@ def evaluate_many(
         )
     program = functools.partial(_stacked_sums, stacked_teacher, model, params, state)
     ((many,),) = lengths
-    found = _totals(program, model, data, teacher, batch_size, top_k, bins, rank, models=many)
+    with _checks.variables_of(model, params, state, data.get("inputs"), axes=1):
+        found = _totals(program, model, data, teacher, batch_size, top_k, bins, rank, models=many)
     return [_as_numbers(found.of(i), model, "weights" in data) for i in range(many)]
 
 
@@ -241,6 +243,7 @@ def sums(
         variances ``z_squared``, ``inside`` (``[outputs]``) and ``nll``; of numbers and vectors with
         a teacher ``absolute_to_teacher``, ``squared_to_teacher`` and, of vectors, ``cosine``.
     """
+    bins, top_k = _checks.count("bins", bins), _checks.count("top_k", top_k)
     logits = outputs.logits
     where, weights = _sums.rows_that_count(batch, logits.shape[:-1])
     found = {"count": where.sum(dtype=jnp.int32), "weight": weights.sum()}

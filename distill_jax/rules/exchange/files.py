@@ -63,6 +63,9 @@ def read_rules(
     suffix = _suffix(path)
     if suffix == ".tsv" and column is None:
         raise ValueError(f"column must name the text column for {path.name}, got None")
+    for name, value, own in (("names", names, ".cnf"), ("column", column, ".tsv")):
+        if value is not None and suffix != own:
+            raise ValueError(f"{name} is for {own} files, got it for {path.name}: leave it out")
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if suffix in _PLAIN:

@@ -297,6 +297,8 @@ class _Names:
     """Names of columns, the longest of which is looked for first."""
 
     def __init__(self, names: Sequence[str]):
+        if not len(names):
+            raise ValueError("feature_names must be one name or more, got none")
         self.names = dict.fromkeys(map(str, names))
         self.lengths = sorted({len(name) for name in self.names}, reverse=True)
 

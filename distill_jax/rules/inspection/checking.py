@@ -140,7 +140,9 @@ def check(
     columns = _columns(book, table)
     rows, rules = len(columns), len(book)
     data: dict[str, Any] = {"columns": columns}
-    if book.schema.views or logits is not None:
+    if where is not None and labels is None:
+        raise ValueError("where says which labels are known: give labels too, or leave where out")
+    if book.schema.views or logits is not None or views is not None:
         _inputs.check_views(book, views)
         given = np.zeros((rows, len(book.schema.classes)), np.float32) if logits is None else logits
         _checks.shape((rows, len(book.schema.classes)), logits=given)

@@ -155,7 +155,10 @@ def bound(theory: Any, schema: Schema | None, who: str) -> Book:
             raise ValueError(f"{who} uses the schema of its book: leave schema out")
         return theory
     if schema is None:
-        raise TypeError(f"{who} needs a schema, unless it is given a book")
+        kind = "a text" if isinstance(theory, str) else f"a {type(theory).__name__}"
+        raise TypeError(
+            f"{who} needs a schema, unless its rules are a book: got {kind} without one"
+        )
     return bind(theory, schema)
 
 
