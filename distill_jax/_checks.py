@@ -8,6 +8,7 @@ was expected and what came. ``chex.disable_asserts()`` switches these comparison
 from __future__ import annotations
 
 import contextlib
+import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -231,6 +232,20 @@ def count(name: str, value: Any, *, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{name} must be {least} or more, got {number}")
     return number
+
+
+def takes(form: str, **functions: Any) -> None:
+    """Functions that can be called with as many arguments as ``form``, such as "(key, batch)"."""
+    many = form.count(",") + 1
+    for name, function in functions.items():
+        try:
+            inspect.signature(function).bind(*range(many))
+        except ValueError:  # it has no signature
+            continue
+        except TypeError:
+            of = f"a function of {inspect.signature(function)}" if callable(function) else None
+            got = of or type(function).__name__
+            raise TypeError(f"{name} must be a function of {form}, got {got}") from None
 
 
 def choice(allowed: tuple[str, ...], **values: Any) -> None:

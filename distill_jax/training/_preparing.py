@@ -307,7 +307,9 @@ def prepared(
     if layout is not None:
         rows *= 1 if source.in_memory else layout.processes
         layout.check(rows, microbatches=microbatches)
-    if augment is None:  # otherwise augmentation may change the number of rows
+    if augment is not None:
+        _checks.takes("(key, batch)", augment=augment)
+    else:  # otherwise augmentation may change the number of rows
         divides(microbatches, rows)
     recipe = Recipe(model, accepted(optimizer), augment, decay is not None, microbatches)
     num_outputs = check(recipe, objective, columns, given)

@@ -246,7 +246,7 @@ def test_names_what_is_wrong():
     data = drawn()
     numbers = {"targets": np.zeros((N, OUTPUTS), np.float32)}
     for model, change, error, message in (
-        (LABELS, {"labels": np.zeros(N, int)}, ValueError, "labels must have shape"),
+        (LABELS, {"labels": np.zeros(N, int)}, ValueError, "labels must have the shape"),
         (LABELS, {"labels": np.full((N, OUTPUTS), 2)}, ValueError, "labels must lie in 0 ... 1"),
         (LABELS, {"labels": np.full((N, OUTPUTS), 2**32)}, ValueError, "labels has the value"),
         (NUMBERS, {"labels": np.zeros(N, int)}, ValueError, "compared with a column 'targets'"),
