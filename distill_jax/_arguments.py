@@ -36,12 +36,12 @@ class Kind(NamedTuple):
     Attributes:
       words: For a message: "must be <words>".
       fits: ``value -> bool``.
-      plain: Whether it is looked at before the call: words, flags, functions.
+      before: The error where it is looked at before the call, as words, flags and functions are.
     """
 
     words: str
     fits: Callable[[Any], bool]
-    plain: bool = False
+    before: type[TypeError | ValueError] | None = None
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -68,8 +68,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         given = (*zip(names, args, strict=False), *kwargs.items())
         for name, value in given:
             kind = kinds.get(name)
-            if kind is not None and kind.plain and not kind.fits(value):
-                raise TypeError(f"{name} must be {kind.words}, got {_shown(value)}")
+            if kind is not None and kind.before is not None and not kind.fits(value):
+                raise kind.before(f"{name} must be {kind.words}, got {_shown(value)}")
         try:
             return function(*args, **kwargs)
         except Exception as error:
@@ -142,7 +142,7 @@ def _kind(hint: Any, array: Kind | None = None) -> Kind | None:
         return Kind(
             "one of " + ", ".join(map(repr, inner)),
             lambda value: isinstance(value, str | bool | int) and value in inner,
-            plain=True,
+            before=ValueError,
         )
     if _is_array(hint):
         return array or _ARRAY
@@ -153,7 +153,7 @@ def _kind(hint: Any, array: Kind | None = None) -> Kind | None:
     if origin is collections.abc.Mapping or origin is dict:
         return _mapping(inner)
     if origin is collections.abc.Callable or hint is collections.abc.Callable:
-        return Kind("a function", callable, plain=True)
+        return Kind("a function", callable, before=TypeError)
     if isinstance(hint, type) and hint not in (object, type):
         return _instance(hint)
     return None
@@ -164,8 +164,9 @@ def _one_of(kinds: list[Kind | None]) -> Kind | None:
     if len(known) < len(kinds):
         return None
     words = list(dict.fromkeys(kind.words for kind in known))
-    plain = all(kind.plain for kind in known)
-    return Kind(" or ".join(words), lambda value: any(kind.fits(value) for kind in known), plain)
+    errors = [kind.before for kind in known]
+    before = None if None in errors else ValueError if ValueError in errors else TypeError
+    return Kind(" or ".join(words), lambda value: any(kind.fits(value) for kind in known), before)
 
 
 def _sequence(origin: Any, inner: tuple[Any, ...]) -> Kind:
@@ -247,13 +248,13 @@ def _path(value: Any) -> bool:
 
 _ARRAY = Kind("an array", _array)
 _SIMPLE: dict[Any, Kind] = {
-    type(None): Kind("None", lambda value: value is None, plain=True),
-    str: Kind("a string", lambda value: isinstance(value, str), plain=True),
-    bool: Kind("True or False", lambda value: isinstance(value, bool | np.bool_), plain=True),
+    type(None): Kind("None", lambda value: value is None, before=TypeError),
+    str: Kind("a string", lambda value: isinstance(value, str), before=TypeError),
+    bool: Kind("True or False", lambda value: isinstance(value, bool | np.bool_), before=TypeError),
     int: Kind("an integer", _integer),
     float: Kind("a number", _number),
-    os.PathLike: Kind("a path", _path, plain=True),
-    os.PathLike[str]: Kind("a path", _path, plain=True),
+    os.PathLike: Kind("a path", _path, before=TypeError),
+    os.PathLike[str]: Kind("a path", _path, before=TypeError),
 }
 
 

@@ -27,6 +27,7 @@ def known(value: Any) -> np.ndarray | None:
 
 def floating(**arrays: Any) -> None:
     for name, x in arrays.items():
+        _no_mask(name, x)
         dtype = _dtype(x)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
@@ -37,6 +38,7 @@ def floating(**arrays: Any) -> None:
 
 def integer(**arrays: Any) -> None:
     for name, x in arrays.items():
+        _no_mask(name, x)
         dtype = _dtype(x)
         if not jnp.issubdtype(dtype, jnp.integer):
             raise TypeError(f"{name} must be integers, got {dtype}{_as_integers(name, x, dtype)}")
@@ -44,6 +46,7 @@ def integer(**arrays: Any) -> None:
 
 def integer_or_boolean(**arrays: Any) -> None:
     for name, x in arrays.items():
+        _no_mask(name, x)
         dtype = _dtype(x)
         if not (jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_):
             advice = _as_integers(name, x, dtype)
@@ -52,6 +55,7 @@ def integer_or_boolean(**arrays: Any) -> None:
 
 def boolean(**arrays: Any) -> None:
     for name, x in arrays.items():
+        _no_mask(name, x)
         dtype = _dtype(x)
         if dtype != jnp.bool_:
             raise TypeError(
@@ -366,6 +370,15 @@ def _raised(message: Callable[[], str]) -> Iterator[None]:
         yield
     except AssertionError:
         raise ValueError(message()) from None
+
+
+def _no_mask(name: str, x: Any) -> None:
+    """Raises ValueError for an array of NumPy with masked entries, whose mask JAX would drop."""
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise ValueError(
+            f"{name} has {np.ma.count_masked(x)} masked entries, which an array of JAX cannot "
+            f"hold: fill them, {name}.filled(0), and leave their rows out by where="
+        )
 
 
 def _dtype(x: Any) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax import _checks, models
+from distill_jax import _checks, losses, models
 
 NAN, INF = float("nan"), float("inf")
 
@@ -156,7 +156,7 @@ def test_variables_of_another_model_are_named() -> None:
     inputs = jnp.ones((3, 4))
     params, state = model.init(jax.random.key(0), inputs)
     for wrong, words in (
-        ({"params": params["bias"]}, r"params must be the model's own.*\{'bias': \(2,\), "),
+        ({"params": params["bias"]}, r"params must be the model's own.*\{'bias': \(1,\), "),
         ({"params": "nonsense"}, "params must be an array, got 'nonsense'"),
         ({"state": {"a": jnp.ones(1)}}, r"state must be the model's own.*got \{'a': \(1,\)\}"),
     ):
@@ -166,3 +166,13 @@ def test_variables_of_another_model_are_named() -> None:
                 raise KeyError("deep")
     with pytest.raises(KeyError, match="deep"), _checks.variables_of(model, params, state, inputs):
         raise KeyError("deep")
+
+
+@pytest.mark.usefixtures("library_errors")
+def test_a_mask_is_not_dropped() -> None:
+    masked = np.ma.array([[1.0], [1e20]], mask=[[False], [True]])
+    with pytest.raises(ValueError, match="targets has 1 masked entries.*where="):
+        losses.squared_error_with_targets(jnp.zeros((2, 1)), masked)  # pyright: ignore[reportArgumentType]
+    labels = np.ma.array([0, 7], mask=[False, True])
+    with pytest.raises(ValueError, match="labels has 1 masked entries.*where="):
+        losses.cross_entropy(jnp.zeros((2, 2)), labels)  # pyright: ignore[reportArgumentType]

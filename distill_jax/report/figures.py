@@ -61,7 +61,8 @@ def bars(
     )
     values = {(str(row[x]), str(row[group]) if group else ""): row[y] for row in rows}
     if len(values) < len(rows):
-        raise ValueError(f"rows must differ in {wanted[:1] + wanted[2:]}, got two that do not")
+        names = [name for name in (x, group) if name is not None]
+        raise ValueError(f"rows must differ in {names}, got two that do not")
     figure, axes = _axes(title, x if xlabel is None else xlabel, y if ylabel is None else ylabel)
     width = 0.8 / len(groups)
     for i, name in enumerate(groups):
