@@ -18,13 +18,13 @@ from flax import errors, linen, nnx
 from jaxtyping import Array
 
 from distill_jax._arguments import checked
+from distill_jax._modes import EVALUATION, TRAINING, mode_arguments
 from distill_jax._programs import described
 from distill_jax.models._adapt import (
     Features,
     as_outputs,
     by_call,
     check_features,
-    mode_arguments,
     select,
 )
 from distill_jax.types import Model, OutputKind, Outputs, Params, State
@@ -58,9 +58,11 @@ def from_nnx(
     Training mode is the module as ``make`` built it: a batch norm that was built frozen
     (``use_running_average=True``) stays frozen. Evaluation mode is the module after ``.eval()``.
     If ``__call__`` has a parameter ``train``, ``training``, ``is_training``, ``deterministic``,
-    ``inference`` or ``use_running_average`` whose default is not None, the mode is passed to it; if
-    it has a parameter ``rngs``, it is given an ``nnx.Rngs``. Other parameters that look like a mode
-    or a key, or have no default, are refused.
+    ``inference`` or ``use_running_average``, the mode is passed to it (not where a parameter that
+    is True in evaluation is None by default: then ``.train()`` and ``.eval()`` decide); if it has a
+    parameter ``rngs``, it is given an ``nnx.Rngs``. Other parameters that look like a mode or a
+    key, have no default, or take any name (``**options``), are refused, and so is an attribute such
+    as ``training``, which no mode changes.
 
     Params are all ``nnx.Param``; the state is every other array except random streams and sown
     intermediates. Both are plain nested dictionaries; ``apply`` takes an ``nnx.State`` of the same
@@ -161,6 +163,20 @@ def from_nnx(
 
 def _mode(module: nnx.Module, train: bool) -> dict[str, Any]:
     return mode_arguments(type(module).__call__, train, skip_none=True, filled=("rngs",))
+
+
+def _check_attributes(module: nnx.Module) -> None:
+    """Raises TypeError for an attribute that looks like the mode, and that no mode changes."""
+    for path, part in nnx.iter_modules(module):
+        for name in (*TRAINING, *EVALUATION):
+            value = vars(part).get(name)
+            if name not in _MODES and isinstance(value, bool):
+                raise TypeError(
+                    f"{type(part).__name__} ({_name(path) or 'the module itself'}) has the "
+                    f"attribute {name}={value}, which would be the same in training and in "
+                    f"evaluation: give __call__ a parameter {name!r}, or call the attribute "
+                    "'deterministic', which train() and eval() set"
+                )
 
 
 def _call(module: Any, inputs: Any, **options: Any) -> Any:
@@ -293,6 +309,7 @@ def _record(make: Callable[[nnx.Rngs], nnx.Module], *, fixed: bool = True) -> _G
         found["kinds"] = {path: type(leaf) for path, leaf in nnx.to_flat_state(leaves)}
         found["call"] = inspect.signature(type(module).__call__).parameters
         _mode(module, True)  # raises for parameters that nothing fills
+        _check_attributes(module)
         module.eval()
         found["eval"] = nnx.graphdef(module)
         return {_name(path): x for path, x in _arrays(leaves).items()}
