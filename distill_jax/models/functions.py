@@ -9,9 +9,11 @@ from typing import Any
 from jaxtyping import Array
 
 from distill_jax._arguments import checked
-from distill_jax._modes import KEYS, mode_arguments
-from distill_jax.models._adapt import as_outputs
+from distill_jax.models._adapt import as_outputs, mode_arguments
 from distill_jax.types import Model, OutputKind, Outputs, Params, State
+
+KEYS = ("key", "rng", "rngs")
+"""Parameters of a function that are given the key of a call."""
 
 
 @checked
@@ -29,8 +31,7 @@ def from_function(
     The signature of ``apply`` decides what it is given. Its second parameter is the state if it is
     called ``state``. By name it is given the key, if it has a parameter ``key``, ``rng`` or
     ``rngs``, and the mode, if it has ``train``, ``training``, ``is_training``, ``deterministic`` or
-    ``inference``. Other parameters that look like these, have no default, or take any name
-    (``**options``), are refused::
+    ``inference``. Other parameters that look like these, or have no default, are refused::
 
         init(key, inputs) -> params           apply(params, inputs) -> logits
         init(key, inputs) -> (params, state)  apply(params, state, inputs, *, key, train)

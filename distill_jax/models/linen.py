@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from distill_jax._arguments import checked
-from distill_jax._modes import TRAINING, mode_arguments
 from distill_jax._programs import described
 from distill_jax.models._adapt import (
+    TRAINING,
     Features,
     as_outputs,
     by_call,
     check_features,
+    mode_arguments,
     select,
 )
 from distill_jax.types import Model, OutputKind, Outputs, Params, State
@@ -43,8 +44,7 @@ def from_linen(
     in training mode only. If ``__call__`` has a parameter ``train``, ``training``, ``is_training``,
     ``deterministic``, ``inference`` or ``use_running_average``, the mode is passed to it; if it has
     ``rng`` or ``dropout_rng``, a key of its own, or None. Other parameters that look like a mode or
-    a key, have no default, or take any name (``**options``), are refused. Metadata of partitioned
-    parameters is removed.
+    a key, or have no default, are refused. Metadata of partitioned parameters is removed.
 
     Args:
       module: Called with the inputs, an array ``[batch, ...]`` or a pytree of arrays; returns

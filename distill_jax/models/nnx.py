@@ -18,13 +18,15 @@ from flax import errors, linen, nnx
 from jaxtyping import Array
 
 from distill_jax._arguments import checked
-from distill_jax._modes import EVALUATION, TRAINING, mode_arguments
 from distill_jax._programs import described
 from distill_jax.models._adapt import (
+    EVALUATION,
+    TRAINING,
     Features,
     as_outputs,
     by_call,
     check_features,
+    mode_arguments,
     select,
 )
 from distill_jax.types import Model, OutputKind, Outputs, Params, State
@@ -61,8 +63,8 @@ def from_nnx(
     ``inference`` or ``use_running_average``, the mode is passed to it (not where a parameter that
     is True in evaluation is None by default: then ``.train()`` and ``.eval()`` decide); if it has a
     parameter ``rngs``, it is given an ``nnx.Rngs``. Other parameters that look like a mode or a
-    key, have no default, or take any name (``**options``), are refused, and so is an attribute such
-    as ``training``, which no mode changes.
+    key, or have no default, are refused, and so is an attribute such as ``training``, which no mode
+    changes.
 
     Params are all ``nnx.Param``; the state is every other array except random streams and sown
     intermediates. Both are plain nested dictionaries; ``apply`` takes an ``nnx.State`` of the same

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -23,7 +22,6 @@ from jaxtyping import Array, Float, PyTree
 
 from distill_jax import _checks
 from distill_jax._arguments import checked
-from distill_jax._modes import KEYS, mode_arguments
 from distill_jax.logits import as_logits
 from distill_jax.types import Model, OutputKind, Outputs, Params, State
 
@@ -113,10 +111,6 @@ def from_function(
 ) -> Teacher:
     """Any function ``(params, inputs) -> logits or Outputs`` as a teacher.
 
-    If ``predict`` has a parameter for the mode (``train``, ``training``, ``deterministic``, ...),
-    it is told that this is evaluation; if it has ``key``, ``rng`` or ``rngs``, it is given None.
-    Others that look like these, or have no default, are refused.
-
     Args:
       predict: Returns logits ``[batch, ..., classes]`` or :class:`~distill_jax.types.Outputs`. A
         single output ``z`` of kind ``"softmax"`` becomes the logits ``[0, z]``. Define it once, at
@@ -131,17 +125,12 @@ def from_function(
     Returns:
       A teacher without state.
 
-    Raises:
-      TypeError: if ``predict`` has a parameter that nothing fills.
-
     Example:
       >>> linear = from_function(lambda params, inputs: inputs @ params, jnp.ones((4, 3)))
       >>> linear(jnp.ones((2, 4))).logits.shape
       (2, 3)
     """
-    function = _Function(predict, outputs)
-    function.options()  # raises for parameters that nothing fills
-    return Teacher(function, params, {}, classes, missing, exact_inputs, outputs)
+    return Teacher(_Function(predict, outputs), params, {}, classes, missing, exact_inputs, outputs)
 
 
 @checked
@@ -380,18 +369,9 @@ class _Function:
     kind: OutputKind
 
     def __call__(self, params: Params, state: State, inputs: Any) -> Outputs:
-        made = self.predict(params, inputs, **self.options())
+        made = self.predict(params, inputs)
         outputs = made if isinstance(made, Outputs) else Outputs(made)
         return outputs._replace(logits=as_logits(outputs.logits, self.kind))
-
-    def options(self) -> dict[str, Any]:
-        """The mode and the key, as arguments of ``predict``."""
-        try:
-            names = inspect.signature(self.predict).parameters
-        except ValueError:  # written in C, without a signature
-            return {}
-        mode = mode_arguments(self.predict, False, skip_none=False, filled=KEYS, who="predict")
-        return {**mode, **{name: None for name in KEYS if name in names}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -622,8 +622,8 @@ class TestModesAndKeys:
     def test_what_is_not_understood_is_refused_at_once(self, parameter, message):
         space = {"nn": nn, "nnx": nnx}
         exec(  # noqa: S102
-            f"def call(self, x, {parameter}): return x\n"
-            f"def apply(params, x, {parameter}): return x",
+            f"def call(self, x, *, {parameter}): return x\n"
+            f"def apply(params, x, *, {parameter}): return x",
             space,
         )
         linen = type("Linen", (nn.Module,), {"__call__": space["call"]})
@@ -644,15 +644,6 @@ class TestModesAndKeys:
             from_function(lambda key, x: {}, apply)
         model = from_function(lambda key, x: {}, functools.partial(apply, mode="x", scale=2.0))
         np.testing.assert_array_equal(model.predict({}, {}, INPUTS).logits, 2 * INPUTS)
-
-    def test_modules_of_flax_and_partial_functions_may_take_any_option(self):
-        def apply(params, inputs, **options):
-            return options["scale"] * inputs
-
-        model = from_function(lambda key, x: {}, functools.partial(apply, scale=2.0))
-        np.testing.assert_array_equal(model.predict({}, {}, INPUTS).logits, 2 * INPUTS)
-        from_linen(nn.Sequential([nn.Dense(3)]))
-        from_nnx(lambda rngs: nnx.Sequential(nnx.Linear(4, 3, rngs=rngs)))
 
     @pytest.mark.parametrize(("name", "draws"), [("train", True), ("deterministic", False)])
     def test_a_mode_that_is_none_by_default_in_nnx(self, name, draws):
