@@ -609,10 +609,6 @@ class TestModesAndKeys:
             ("mask", "needs 'mask', which nothing fills: besides the inputs it is given, by name"),
             ("mode='eval'", r"'mode' \(by default 'eval'\), which looks like the mode"),
             ("phase='eval'", r"'phase' \(by default 'eval'\), which looks like the mode"),
-            (
-                "**options",
-                r"has the parameter \*\*options, of which nothing is filled: name what it",
-            ),
             ("testing=True", r"'testing' \(by default True\), which looks like the mode"),
             ("use_dropout=False", r"'use_dropout' \(by default False\), which looks like the mo"),
             ("seed=0", r"'seed' \(by default 0\), which looks like the mode or a random key"),
@@ -645,8 +641,8 @@ class TestModesAndKeys:
         model = from_function(lambda key, x: {}, functools.partial(apply, mode="x", scale=2.0))
         np.testing.assert_array_equal(model.predict({}, {}, INPUTS).logits, 2 * INPUTS)
 
-    @pytest.mark.parametrize(("name", "draws"), [("train", True), ("deterministic", False)])
-    def test_a_mode_that_is_none_by_default_in_nnx(self, name, draws):
+    @pytest.mark.parametrize(("name", "passed"), [("train", True), ("deterministic", False)])
+    def test_a_mode_that_is_none_by_default_in_nnx(self, name, passed):
         """Flax's own ``deterministic=None`` leaves the mode to ``train()`` and ``eval()``."""
         space = {"jnp": jnp}
         exec(  # noqa: S102
@@ -655,7 +651,7 @@ class TestModesAndKeys:
         )
         model = from_nnx(lambda rngs: type("Told", (nnx.Module,), {"__call__": space["call"]})())
         made = model.apply({}, {}, INPUTS, key=KEY, train=True)[0].logits
-        assert made[0, 0] == (0 if draws else 1)
+        assert made[0, 0] == (0 if passed else 1)
 
     @pytest.mark.usefixtures("library_errors")
     def test_an_nnx_module_whose_attribute_holds_it_in_one_mode(self):
