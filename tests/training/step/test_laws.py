@@ -136,6 +136,16 @@ def test_a_term_that_draws_gives_the_same_loss_whole_and_in_pieces(name):
 STATELESS = models.from_function(linear, lambda params, inputs: inputs @ params)
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_step_moves_the_state_of_a_term_and_the_number_of_steps_once(pieces):
+    objective = OBJECTIVES["owned noise"]
+    recipe = Recipe(STATELESS, STILL, microbatches=pieces)
+    train, step = recipe.init(objective, BATCH, {}, KEY), jax.jit(recipe.step)
+    for taken in (1, 2):
+        train, _ = step(train, BATCH, objective, {})
+        assert train.term_state["noise"] == taken and train.step == taken
+
+
 def test_no_gradient_passes_through_another_view():
     def apart(student_logits, views):
         return ((student_logits - views["view"].logits) ** 2).sum(-1)
