@@ -167,20 +167,6 @@ def _mode(module: nnx.Module, train: bool) -> dict[str, Any]:
     return mode_arguments(type(module).__call__, train, skip_none=True, filled=("rngs",))
 
 
-def _check_attributes(module: nnx.Module) -> None:
-    """Raises TypeError for an attribute that looks like the mode, and that no mode changes."""
-    for path, part in nnx.iter_modules(module):
-        for name in (*TRAINING, *EVALUATION):
-            value = vars(part).get(name)
-            if name not in _MODES and isinstance(value, bool):
-                raise TypeError(
-                    f"{type(part).__name__} ({_name(path) or 'the module itself'}) has the "
-                    f"attribute {name}={value}, which would be the same in training and in "
-                    f"evaluation: give __call__ a parameter {name!r}, or call the attribute "
-                    "'deterministic', which train() and eval() set"
-                )
-
-
 def _call(module: Any, inputs: Any, **options: Any) -> Any:
     # The capture sets an attribute on every part of a module. In a list, whose other keys are
     # integers, its name cannot be sorted among them when nnx.remat flattens the module. Lists sow
@@ -306,12 +292,12 @@ def _record(make: Callable[[nnx.Rngs], nnx.Module], *, fixed: bool = True) -> _G
             for mode in _MODES:
                 if getattr(part, mode, False) is None:  # not decided: training, then
                     setattr(part, mode, False)
+        _check_attributes(module)
         nnx.pop(module, nnx.Intermediate)  # what it sowed if it ran already
         found["train"], leaves = nnx.split(module)
         found["kinds"] = {path: type(leaf) for path, leaf in nnx.to_flat_state(leaves)}
         found["call"] = inspect.signature(type(module).__call__).parameters
         _mode(module, True)  # raises for parameters that nothing fills
-        _check_attributes(module)
         module.eval()
         found["eval"] = nnx.graphdef(module)
         return {_name(path): x for path, x in _arrays(leaves).items()}
@@ -348,6 +334,20 @@ def _record(make: Callable[[nnx.Rngs], nnx.Module], *, fixed: bool = True) -> _G
         takes_rngs="rngs" in found["call"],
         shapes=None if fixed else {path: x.shape for path, x in shapes.items()},
     )
+
+
+def _check_attributes(module: nnx.Module) -> None:
+    """Raises TypeError for an attribute that looks like the mode, and that no mode changes."""
+    for path, part in nnx.iter_modules(module):
+        for name in (*TRAINING, *EVALUATION):
+            value = vars(part).get(name)
+            if name not in _MODES and isinstance(value, bool):
+                raise TypeError(
+                    f"{type(part).__name__} ({_name(path) or 'the module itself'}) has the "
+                    f"attribute {name}={value}, which would be the same in training and in "
+                    f"evaluation: give __call__ a parameter {name!r}, or call the attribute "
+                    "'deterministic', which train() and eval() set"
+                )
 
 
 def _streams(graph: _Graph, key: Array | None) -> dict[Path, Array]:
