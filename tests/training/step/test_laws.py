@@ -198,7 +198,8 @@ def test_two_equal_terms_start_apart_and_apart_from_the_student():
     )
     train = Recipe(student, STILL).init(objective, BATCH, {}, KEY)
     values = [*train.term_params.values(), *train.params, draw(train.key), draw(KEY)]
-    assert len({f"{float(x):.6f}" for x in values}) == 7
+    values += [draw(jax.random.fold_in(train.key, step)) for step in (0, 1)]
+    assert len({f"{float(x):.6f}" for x in values}) == 9
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
