@@ -190,6 +190,17 @@ def test_a_book_compares_as_python_does() -> None:
     law()
 
 
+def test_what_holds_in_a_row_does_not_depend_on_other_rows() -> None:
+    assert fired("x / 10 == 0.3", x=[3]) == [True]
+    assert fired("x / 10 == 0.3", x=[3, 2**53 + 1]) == [True, False]
+    assert fired("x / 10 == 0.3", x=[3, Fraction(1, 3), 0.5]) == [True, False, False]
+    half = np.array([0.1, 300], np.float16)  # whose square is beyond float16
+    assert fired("x * x < 0.0099952 and x * x > 0.009995", x=half)[0]
+    assert fired("x * x < 0.0099952 and x * x > 0.009995", x=half[:1])[0]
+    with pytest.raises(ValueError, match="beyond double precision in row 1"):
+        fired("x * 1e300 * y > 1", x=[2**60 + 1, 3], y=[1.0, 1e30])
+
+
 def test_arithmetic_is_exact_over_integers_and_float64_otherwise() -> None:
     tree = st.recursive(
         st.sampled_from([f.Name("a"), f.Name("b")]) | st.integers(-9, 2**40).map(f.Number),
