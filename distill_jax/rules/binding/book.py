@@ -224,7 +224,8 @@ def encode(book: Book, table: Any) -> np.ndarray:
         table = one_row(table)
     found = exact_columns(book.schema, table)
     _warn_of_rounded_columns(book, found)
-    texts = {name: read(table, name) for name, _ in book.info.patterns}
+    matched = dict.fromkeys(name for name, _ in book.info.patterns)
+    texts = {name: read(table, name) for name in matched}
     lengths = {name: len(own.missing) for name, own in {**texts, **found}.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of the table must have one length, got {lengths}")
@@ -245,9 +246,8 @@ def encode_exact(
     """
     info = book.info
     out = np.empty((rows, number_of_columns(book)), np.float32)
-    every: list[tuple[Cells, int]] = [
-        (columns[name], unit_of(book.schema.column(name))) for name in book.schema.encoded
-    ]
+    units = {column.name: unit_of(column) for column in book.schema.columns}
+    every: list[tuple[Cells, int]] = [(columns[name], units[name]) for name in book.schema.encoded]
     every += [(_pattern_column(name, texts[name], pattern), 1) for name, pattern in info.patterns]
     every += [(computed(tree, columns, rows), unit) for tree, unit in info.computed]
     for i, ((cells, unit), thresholds) in enumerate(zip(every, info.thresholds, strict=True)):

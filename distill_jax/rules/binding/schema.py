@@ -17,12 +17,11 @@ from distill_jax.rules.binding._tables import (
     Cells,
     cells,
     column_names,
-    column_of,
+    columns_of,
     holds,
     nearest,
     number_of_rows,
     numbers,
-    read,
     text_of,
     times,
 )
@@ -207,7 +206,8 @@ def infer_schema(
             raise ValueError(f"kinds names {name!r}, which is not a column; {nearest(name, names)}")
         if kinds[name] not in KINDS:
             raise ValueError(f"kind of column {name!r} must be one of {KINDS}, got {kinds[name]!r}")
-    columns = tuple(_infer_column(name, column_of(table, name), kinds.get(name)) for name in names)
+    found = columns_of(table, names)
+    columns = tuple(_infer_column(name, x, kinds.get(name)) for name, x in found.items())
     return Schema(
         columns,
         _checked_names("classes", classes),
@@ -254,8 +254,9 @@ def encode_columns(schema: Schema, table: Any) -> np.ndarray:
     rows = number_of_rows(table) if not found else len(next(iter(found.values())).missing)
     out = np.empty((rows, len(schema.encoded)), np.float32)
     rounded = []
+    units = {column.name: unit_of(column) for column in schema.columns}
     for i, name in enumerate(schema.encoded):
-        unit = unit_of(schema.column(name))
+        unit = units[name]
         near = placed(found[name].present, (), unit)
         rounded += [name] if _is_rounded(found[name].present, near, unit) else []
         out[:, i] = found[name].spread(near)
@@ -300,14 +301,13 @@ def exact_columns(schema: Schema, table: Any) -> dict[str, Cells]:
     Raises:
       ValueError: as ``encode_columns``.
     """
-    every = {column.name: read(table, column.name) for column in schema.columns
-             if column.kind != "text"}  # fmt: skip
+    every = {name: cells(name, x) for name, x in columns_of(table, schema.encoded).items()}
     lengths = {name: len(own.missing) for name, own in every.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of the table must have one length, got {lengths}")
+    kinds = {column.name: column for column in schema.columns}
     return {
-        name: Cells(_exact(schema.column(name), own.present), own.missing)
-        for name, own in every.items()
+        name: Cells(_exact(kinds[name], own.present), own.missing) for name, own in every.items()
     }
 
 
