@@ -246,8 +246,9 @@ def encode_exact(
     """
     info = book.info
     out = np.empty((rows, number_of_columns(book)), np.float32)
-    units = {column.name: unit_of(column) for column in book.schema.columns}
-    every: list[tuple[Cells, int]] = [(columns[name], units[name]) for name in book.schema.encoded]
+    every: list[tuple[Cells, int]] = [
+        (columns[name], unit_of(book.schema.column(name))) for name in book.schema.encoded
+    ]
     every += [(_pattern_column(name, texts[name], pattern), 1) for name, pattern in info.patterns]
     every += [(computed(tree, columns, rows), unit) for tree, unit in info.computed]
     for i, ((cells, unit), thresholds) in enumerate(zip(every, info.thresholds, strict=True)):

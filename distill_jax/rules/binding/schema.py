@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -150,13 +151,13 @@ class Schema:
 
     def column(self, name: str) -> Column:
         """The column named ``name``; a ``ValueError`` if there is none."""
-        for column in self.columns:
-            if column.name == name:
-                return column
-        raise ValueError(f"there is no column {name!r}; {nearest(name, self._names())}")
+        if name not in self._by_name:
+            raise ValueError(f"there is no column {name!r}; {nearest(name, list(self._by_name))}")
+        return self._by_name[name]
 
-    def _names(self) -> list[str]:
-        return [column.name for column in self.columns]
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
 
 
 @checked
@@ -254,9 +255,8 @@ def encode_columns(schema: Schema, table: Any) -> np.ndarray:
     rows = number_of_rows(table) if not found else len(next(iter(found.values())).missing)
     out = np.empty((rows, len(schema.encoded)), np.float32)
     rounded = []
-    units = {column.name: unit_of(column) for column in schema.columns}
     for i, name in enumerate(schema.encoded):
-        unit = units[name]
+        unit = unit_of(schema.column(name))
         near = placed(found[name].present, (), unit)
         rounded += [name] if _is_rounded(found[name].present, near, unit) else []
         out[:, i] = found[name].spread(near)
@@ -305,9 +305,9 @@ def exact_columns(schema: Schema, table: Any) -> dict[str, Cells]:
     lengths = {name: len(own.missing) for name, own in every.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of the table must have one length, got {lengths}")
-    kinds = {column.name: column for column in schema.columns}
     return {
-        name: Cells(_exact(kinds[name], own.present), own.missing) for name, own in every.items()
+        name: Cells(_exact(schema.column(name), own.present), own.missing)
+        for name, own in every.items()
     }
 
 
