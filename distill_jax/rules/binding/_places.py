@@ -203,6 +203,6 @@ def _around(t: Exact, dtype: Any) -> tuple[Any, Any]:
         if exact == t or (isinstance(t, float) and near != 0):
             return near, near
     else:
-        exact = near
+        exact = float(near)  # NumPy would cast the threshold to this dtype
     up, down = dtype.type(np.inf), dtype.type(-np.inf)
     return (np.nextafter(near, down), near) if exact > t else (near, np.nextafter(near, up))

@@ -290,6 +290,11 @@ def encoded_array(schema: Schema, table: Any) -> np.ndarray:
             f"table must have shape [batch, {len(schema.encoded)}] for the columns "
             f"{list(schema.encoded)}, got {table.shape}"
         )
+    if table.dtype.kind not in "biufV":  # the last is bfloat16 and its like
+        raise TypeError(
+            f"table is an array of {table.dtype}: pass a dictionary of columns, or an array of "
+            "numbers and codes"
+        )
     if np.isinf(table).any():
         raise ValueError("table must be finite or NaN (missing), got inf")
     return table.astype(np.float32)
