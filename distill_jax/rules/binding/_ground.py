@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.rules.binding._atoms import FLIPPED, Columns, FeatureAtoms, class_or_category
+from distill_jax.rules.binding._groups import Conjunctions, Group, groups_of
 from distill_jax.rules.binding.book import Info
 from distill_jax.rules.binding.schema import Schema
 from distill_jax.rules.circuits._building import MOST_COUNTED, Builder, TooManyNodes
@@ -97,7 +98,16 @@ class Grounder:
         self._used, self._order = self._predicates()
         self.labelled, self._height = self._labelled()
         self.of_columns: dict[tuple[str, bool], int] = {}
-        self._nodes: dict[str, dict[tuple[str, bool], int]] = {"labels": {}, "possible": {}}
+        self._known = {"labels": Known(), "possible": Known()}
+        self.rules = rules
+        self.groups = groups_of(rules)
+        self.place_in_group = {
+            id(rules[i]): (group, place)
+            for group in self.groups
+            for place, i in enumerate(group.members)
+        }
+        self._labelled_groups = {group.name for group in self.groups if self.reads_labels(group)}
+        self.groups_of_columns: dict[str, Conjunctions] = {}
         self._atoms: dict[tuple[str | None, str], Atom] = {}
 
     def circuit(self, outputs: list[int]) -> tuple[Circuit, np.ndarray]:
@@ -107,7 +117,7 @@ class Grounder:
     def check(self) -> None:
         """Raises a ``RuleError`` if a clause of a predicate, used or not, is invalid."""
         for name in self._order:
-            walk = self._walk(self.clauses[name][0], _true, self._nodes["possible"])
+            walk = self._walk(self.clauses[name][0], _true, self._known["possible"])
             walk.node(f.Name(name), True)
 
     def _predicates(self) -> tuple[dict[str, list[tuple[str, f.Rule]]], list[str]]:
@@ -153,7 +163,6 @@ class Grounder:
         """The predicates that depend on labels, and the length of the longest chain below each."""
         labelled: set[str] = set()
         height: dict[str, int] = {}
-        target = self.schema.target
         for name in self._order:
             below = [other for other, _ in self._used[name]]
             height[name] = 1 + max((height[other] for other in below), default=0)
@@ -164,13 +173,23 @@ class Grounder:
                     name,
                 )
             trees = (x for clause in self.clauses[name] for x in f.trees(clause.formula))
-            if not labelled.isdisjoint(below) or any(
-                isinstance(x, f.Of)
-                or (isinstance(x, f.Name) and (x.name in self.place or x.name == target))
-                for x in trees
-            ):
+            if not labelled.isdisjoint(below) or any(self._is_label(x) for x in trees):
                 labelled.add(name)
         return labelled, height
+
+    def _is_label(self, x: f.Tree) -> bool:
+        if isinstance(x, f.Name):
+            return x.name in self.place or x.name == self.schema.target
+        return isinstance(x, f.Of)
+
+    def reads_labels(self, group: Group) -> bool:
+        """Whether a body of a group's rules depends on labels."""
+        bodies = (self.rules[i].formula.body for i in group.members)  # type: ignore[union-attr]
+        return any(
+            self._is_label(x) or (isinstance(x, f.Name) and x.name in self.labelled)
+            for body in bodies
+            for x in f.trees(body)
+        )
 
     def long_chain(self, name: str) -> list[str]:
         """What a predicate is made of, the innermost first; empty if that is not nested deeply."""
@@ -198,6 +217,16 @@ class Grounder:
         shape = [1] * (1 + len(self.schema.views))
         shape[axis] = len(truth)
         return truth.reshape(shape)
+
+    def labelled_group(self, rule: f.Rule) -> bool:
+        """Whether a rule is in a group where labels say which rules apply."""
+        return rule.group is not None and rule.group in self._labelled_groups
+
+    def body(self, rule: f.Rule) -> int:
+        """The node of where the body of a rule in a group holds, whatever the label."""
+        if not isinstance(rule.formula, f.Implies) or isinstance(rule.formula.body, f.Else):
+            return TRUE
+        return self._walk(rule, _true, self._known["possible"]).node(rule.formula.body, True)
 
     def pieces(self, rule: f.Rule) -> list[Piece]:
         """Grounds a rule over exclusive classes: which classes violate it, and where."""
@@ -230,8 +259,12 @@ class Grounder:
         """The pieces of a rule without views: each class that it mentions, and all others, is a
         world."""
         classes = len(self.schema.classes)
-        if len(found) > 20:
-            size = len(found) * sum(1 for _ in f.trees(rule.formula))
+        if len(found) > 20 or self.labelled_group(rule):
+            own = [rule.formula]
+            if self.labelled_group(rule):
+                group, place = self.place_in_group[id(rule)]
+                own += [self.rules[i].formula for i in group.members[: group.before[place]]]
+            size = len(found) * sum(1 for x in own for _ in f.trees(x))
             if size > MOST_WALKS:
                 raise rule_error(
                     rule,
@@ -266,14 +299,14 @@ class Grounder:
             view, name = atom.key
             return self.builder.label(offsets[view] + self.place[name], not positive)
 
-        walks = (self._walk(rule, atom, self._nodes[kind]) for kind, atom in
+        walks = (self._walk(rule, atom, self._known[kind]) for kind, atom in
                  (("labels", literal), ("possible", _true)))  # fmt: skip
         violated, possible = (self._violation(walk, rule) for walk in walks)
         return violated, possible
 
     def _violation(self, walk: _Walk, rule: f.Rule) -> int:
         """The node of a rule's violation in a world."""
-        node = walk.node(rule.formula, False)
+        node = walk.violation(rule)
         if self.builder.height(node) > MOST_LEVELS:
             raise rule_error(
                 rule,
@@ -296,14 +329,25 @@ class Grounder:
             return TRUE
 
         features = _NoFeatures(self.columns, _NO_BUILDER, rule)
-        _Walk(self, features, collect, {}).node(rule.formula, False)
+        _Walk(self, features, collect, Known()).violation(rule)
         return list(atoms)
 
-    def _walk(
-        self, rule: f.Rule, atom: Statement, predicates: dict[tuple[str, bool], int] | None = None
-    ) -> _Walk:
+    def _walk(self, rule: f.Rule, atom: Statement, known: Known | None = None) -> _Walk:
         features = FeatureAtoms(self.columns, self.builder, rule)
-        return _Walk(self, features, atom, {} if predicates is None else predicates)
+        return _Walk(self, features, atom, Known() if known is None else known)
+
+
+class Known:
+    """What is known in one world, of all that depends on labels.
+
+    Attributes:
+      predicates: Nodes, by name and sign.
+      groups: Where no rule before applies, by the name of the group.
+    """
+
+    def __init__(self) -> None:
+        self.predicates: dict[tuple[str, bool], int] = {}
+        self.groups: dict[str, Conjunctions] = {}
 
 
 def _true(atom: Atom, positive: bool) -> int:
@@ -349,19 +393,42 @@ class _Walk:
     Attributes:
       features: Builds nodes of atoms over columns; holds the rule being compiled.
       atom: Builds nodes of atoms over labels.
-      predicates: The nodes of predicates that are known in this world, by name and sign.
+      known: What is known in this world.
     """
 
-    def __init__(
-        self,
-        grounder: Grounder,
-        features: FeatureAtoms,
-        atom: Statement,
-        predicates: dict[tuple[str, bool], int],
-    ):
+    def __init__(self, grounder: Grounder, features: FeatureAtoms, atom: Statement, known: Known):
         self.grounder, self.schema, self.clauses = grounder, grounder.schema, grounder.clauses
-        self.features, self.atom, self.predicates = features, atom, predicates
+        self.features, self.atom, self.known = features, atom, known
         self._cache: dict[tuple[int, bool], int] = {}
+
+    def violation(self, rule: f.Rule) -> int:
+        """The node of a rule's violation: where it fires, and its head does not hold."""
+        x = rule.formula
+        if rule.group is None or not isinstance(x, f.Implies):
+            return self.node(x, False)
+        parts = list(self._none_before(rule))
+        if not isinstance(x.body, f.Else):
+            parts.append(self.node(x.body, True))
+        return self.features.builder.all([*parts, self.node(x.head, False)])
+
+    def _none_before(self, rule: f.Rule) -> tuple[int, ...]:
+        """Nodes that all hold where no rule applies that is tried before this one in its group."""
+        group, place = self.grounder.place_in_group[id(rule)]
+        labelled = self.grounder.labelled_group(rule)
+        if isinstance(self.features, _NoFeatures) and not labelled:
+            return ()
+        known = self.known.groups if labelled else self.grounder.groups_of_columns
+        outer = self.features
+        if group.name not in known:
+            known[group.name] = Conjunctions(outer.builder)
+        found = known[group.name]
+        while len(found.first) <= group.before[place]:
+            other = self.grounder.rules[group.members[len(found.first) - 1]]
+            self.features = dataclasses.replace(outer, rule=other)
+            assert isinstance(other.formula, f.Implies)
+            found.append(self.node(other.formula.body, False))
+        self.features = outer
+        return found.first[group.before[place]]
 
     def node(self, x: f.Formula, positive: bool) -> int:
         """The node of ``x``, or of its negation if not ``positive``."""
@@ -468,17 +535,17 @@ class _Walk:
         """The node of a predicate; what it is made of comes first, so that chains may be long."""
         if isinstance(self.features, _NoFeatures) and name not in self.grounder.labelled:
             return TRUE
-        if (name, positive) not in self._known(name):
+        if (name, positive) not in self._nodes_of(name):
             for other in self.grounder.long_chain(name):
                 for sign in (True, False):
-                    if (other, sign) not in self._known(other):
+                    if (other, sign) not in self._nodes_of(other):
                         self._expand(other, sign)
             self._expand(name, positive)
-        return self._known(name)[name, positive]
+        return self._nodes_of(name)[name, positive]
 
-    def _known(self, name: str) -> dict[tuple[str, bool], int]:
+    def _nodes_of(self, name: str) -> dict[tuple[str, bool], int]:
         """Known nodes; those of predicates over columns alone are the same in every world."""
-        return self.predicates if name in self.grounder.labelled else self.grounder.of_columns
+        return self.known.predicates if name in self.grounder.labelled else self.grounder.of_columns
 
     def _expand(self, name: str, positive: bool) -> None:
         outer = self.features
@@ -490,7 +557,7 @@ class _Walk:
         self.features = outer
         build = self.features.builder
         node = build.any(parts) if positive else build.all(parts)
-        self._known(name)[name, positive] = node
+        self._nodes_of(name)[name, positive] = node
 
     # Atoms over labels
 

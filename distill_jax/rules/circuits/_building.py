@@ -47,6 +47,7 @@ class Builder:
         self._heights = [0, 0]
         self._known: dict[Any, int] = {}
         self._registers: dict[Any, int] = {}
+        self._sealed: set[int] = set()  # conjunctions that others do not take apart
         self._made: list[tuple[Any, int]] = []  # the operation of each new register, and its depth
 
     # Registers
@@ -90,6 +91,17 @@ class Builder:
         if FALSE in flat or self._opposed(flat):
             return FALSE
         return self._join("and", flat, TRUE)
+
+    def sealed(self, parts: Iterable[int]) -> int:
+        """The conjunction, which stays one child of the conjunctions that it is a part of.
+
+        So a long conjunction that many others share costs each of them one child. Intervals of one
+        register are intersected among its own parts only.
+        """
+        node = self.all(parts)
+        if self.children(node)[0] == "and":
+            self._sealed.add(node)
+        return node
 
     def any(self, parts: Iterable[int]) -> int:
         """The disjunction."""
@@ -150,7 +162,8 @@ class Builder:
         found: dict[int, None] = {}
         for part in parts:
             inner_kind, inner = self.children(part)
-            found.update(dict.fromkeys(inner if inner_kind == kind else (part,)))
+            whole = inner_kind != kind or part in self._sealed
+            found.update(dict.fromkeys((part,) if whole else inner))
         return list(found)
 
     def _meet(self, parts: list[int]) -> list[int]:

@@ -13,6 +13,7 @@ from distill_jax.rules.language.building import (
     iff,
     implies,
     label,
+    otherwise,
     rule,
 )
 from distill_jax.rules.language.errors import RuleError
@@ -33,6 +34,7 @@ __all__ = [
     "iff",
     "implies",
     "label",
+    "otherwise",
     "parse",
     "parse_formula",
     "rule",

@@ -12,11 +12,12 @@ from distill_jax.rules.language._tokens import Token, tokenize
 from distill_jax.rules.language.errors import error_at, shortened, visible
 
 # The precedence of each infix operator. formulas.py has the same order for trees.
-_LEVELS = {"<=>": 1, "=>": 2, "or": 3, "and": 4}
-_LEVELS |= dict.fromkeys([*f.COMPARISONS, "=", "in", "not", "between", "is", "matches"], 6)
-_LEVELS |= {"+": 7, "-": 7, "*": 8, "/": 8}
-NOT, _COMPARISON, _SUM, _MINUS = 5, 6, 7, 9
+_LEVELS = {"unless": 1, "<=>": 2, "=>": 3, "or": 4, "and": 5}
+_LEVELS |= dict.fromkeys([*f.COMPARISONS, "=", "in", "not", "between", "is", "matches"], 7)
+_LEVELS |= {"+": 8, "-": 8, "*": 9, "/": 9}
+_OR, NOT, _COMPARISON, _SUM, _MINUS = 4, 6, 7, 8, 10
 
+_INFIX = ("and", "or", "=>", "<=>", "in", "between", "is", "matches", "unless")
 _FUNCTIONS = (*f.COUNTS, "view", "days", *f.AVERAGES, *f.TRENDS)
 _TIMES = {"date": parse_date, "datetime": parse_datetime}
 _BOOLEANS = ("true", "false", "True", "False")
@@ -127,6 +128,8 @@ class Parser:
                 break
             if level == _COMPARISON:
                 left = self.comparison(left)
+            elif sign == "unless":
+                left = self.unless(left)
             elif level >= _SUM:
                 self.take()
                 right = self.expression(level + 1)
@@ -142,7 +145,7 @@ class Parser:
         token = self.take()
         start = token.start
         if token.kind == "number":
-            return Part(f.Number(_number(token.value)), start, 1)
+            return Part(f.Number(number_of(token.value)), start, 1)
         if token.kind == "string":
             return Part(f.String(token.value), start, 1)
         if token.kind == "quoted":
@@ -161,9 +164,13 @@ class Parser:
             return inner._replace(start=start)
         if token.kind == "-":
             if self.current.kind == "number":
-                return Part(f.Number(-_number(self.take().value)), start, 1)
+                return Part(f.Number(-number_of(self.take().value)), start, 1)
             inner = self.expression(_MINUS)
             return self.part(f.Negative(self.value(inner)), start, inner)
+        if token.kind == "else":
+            if self.current.kind != "=>":
+                self.fail("else stands alone before =>, as the last rule of a group", start)
+            return Part(f.Else(), start, 1)
         if token.kind == "not" and floor <= NOT:
             inner = self.expression(NOT)
             return self.part(f.Not(self.formula(inner)), start, inner)
@@ -178,7 +185,7 @@ class Parser:
             advice = ": put parentheses around not and its operand"
         elif token.kind == "+":
             advice = ": omit the sign +"
-        elif token.kind in ("and", "or", "=>", "<=>", "in", "between", "is", "matches"):
+        elif token.kind in _INFIX:
             advice = f": {token.kind} needs a left operand (a rule continues on the next "
             advice += "line only inside parentheses; a name that is a keyword is quoted, `in`)"
         elif token.kind == "[":
@@ -194,8 +201,23 @@ class Parser:
                 self.fail("a <=> b <=> c is ambiguous: put parentheses around one of the two")
         formulas = tuple(self.formula(part) for part in parts)
         kinds: Any = {"<=>": f.Iff, "=>": f.Implies, "or": f.Or, "and": f.And}
-        tree = kinds[sign](*formulas) if level <= 2 else kinds[sign](formulas)
+        tree = kinds[sign](formulas) if sign in ("and", "or") else kinds[sign](*formulas)
         return self.part(tree, left.start, *parts)
+
+    def unless(self, left: Part) -> Part:
+        """``a => b unless c``, of which ``a => b`` was read."""
+        at = self.take()
+        if not isinstance(left.tree, f.Implies):
+            self.fail("unless follows a rule, as in a => b unless c", at.start)
+        if isinstance(left.tree.body, f.Unless):
+            self.fail("a second unless: join the exceptions with or", at.start)
+        if isinstance(left.tree.body, f.Else):
+            self.fail("else takes no exception: write it as a rule before", at.start)
+        exception = self.expression(_OR)
+        body = f.Unless((left.tree.body, f.Not(self.formula(exception))))
+        tree = f.Implies(body, left.tree.head)
+        inner = Part(body, left.start, max(left.depth, exception.depth + 2))
+        return self.part(tree, left.start, inner)
 
     def comparison(self, left: Part) -> Part:
         """A chain of comparisons, or ``in``, ``between``, ``is missing``, ``matches``."""
@@ -350,6 +372,6 @@ class Parser:
         return Part(f.Of(view, self.take().value), start.start, 1)
 
 
-def _number(text: str) -> int | float:
+def number_of(text: str) -> int | float:
     """An integer if the text has neither point nor exponent, else a float."""
     return int(text.lstrip("0") or "0") if text.isdecimal() else float(text)

@@ -113,6 +113,20 @@ class Built:
         """``days(self)``: the number of days of a duration, as of ``col("end") - col("start")``."""
         return Built(f.Days(_value(self)))
 
+    def unless(self, exception: Built) -> Built:
+        """``a => b unless c``: the rule ``self``, made by ``implies``, but not where ``exception``
+        holds. A second exception is joined to the first with ``or``."""
+        tree, own = self.tree, formula(exception)
+        if not isinstance(tree, f.Implies):
+            raise TypeError(f"unless is for a rule made by implies(body, head), got {self!r}")
+        if isinstance(tree.body, f.Else):
+            raise TypeError("otherwise(head) takes no exception: write it as a rule before")
+        body = tree.body
+        if isinstance(body, f.Unless):
+            body, known = body.sides
+            own = f.Or((*_flattened(f.Or, known), *_flattened(f.Or, own)))
+        return Built(f.Implies(f.Unless((body, f.Not(own))), tree.head))
+
     def matches(self, pattern: str) -> Built:
         """``self matches r"pattern"``: the regular expression is found in the text."""
         if (problem := pattern_problem(pattern)) is not None:
@@ -177,6 +191,20 @@ def implies(body: Built, head: Built) -> Built:
       ap_hi >= 140 and age > 55 => disease
     """
     return Built(f.Implies(formula(body), formula(head)))
+
+
+@checked
+def otherwise(head: Built) -> Built:
+    """The formula ``else => head``, of the last rule of a group: where none of the others applies.
+
+    Raises:
+      TypeError: if ``head`` is not a formula.
+
+    Example:
+      >>> print(rule(otherwise(label("virginica")), first="iris"))
+      [first=iris] else => virginica
+    """
+    return Built(f.Implies(f.Else(), formula(head)))
 
 
 @checked
@@ -277,8 +305,14 @@ def rule(
     p: float | None = None,
     hard: bool = False,
     learn: bool = False,
+    first: str | None = None,
+    group: str | None = None,
+    priority: int | float | None = None,
 ) -> f.Rule:
     """A rule: a formula with a name and at most one of ``w``, ``p``, ``hard``, ``learn``.
+
+    A rule of a group, that is, one with ``first`` or ``priority``, is an implication, and *applies*
+    where its body holds. It may be hidden by other rules of its group, and then it does not fire.
 
     Args:
       what: The formula that should hold.
@@ -287,14 +321,20 @@ def rule(
       p: The strength as a probability, 0 < p < 1: log-odds log(p / (1 − p)).
       hard: The rule may never be violated.
       learn: The strength starts at 0 and is trained.
+      first: The name of a group whose rules are tried in their order: only the first that applies
+        fires.
+      priority: The rule fires only where no rule of its group with a higher priority applies.
+      group: The name of its group, with ``priority``; without, the rules that have a priority and
+        no ``group`` are one group.
 
     Returns:
       The rule.
 
     Raises:
       TypeError: if ``what`` is not a formula.
-      ValueError: for more than one strength, a ``w`` that is not finite, or a ``p`` that does not
-        lie between 0 and 1.
+      ValueError: for more than one strength, a ``w`` that is not finite, a ``p`` that does not lie
+        between 0 and 1, ``first`` together with ``group`` or ``priority``, an empty name, or a
+        ``group`` without a priority.
 
     Example:
       >>> print(rule(implies(col("smoker"), label("disease")), name="smoking", p=0.9))
@@ -311,7 +351,15 @@ def rule(
         strength = f.Strength("p", f.as_float(p))
     elif hard or learn:
         strength = f.HARD if hard else f.LEARN
-    return f.Rule(formula(what), name, strength)
+    if first is not None and (group is not None or priority is not None):
+        raise ValueError("first is a group in the order written: leave out group and priority")
+    if group is not None and priority is None:
+        raise ValueError("group needs a priority; first=name is for rules in the order written")
+    if group == "":
+        raise ValueError("the name of a group must not be empty")
+    if first is None and priority is not None:
+        first = "" if group is None else group
+    return f.Rule(formula(what), name, strength, group=first, priority=priority)
 
 
 @checked

@@ -26,7 +26,9 @@ TRENDS = ("increasing", "decreasing")
 MAX_DEPTH = 100  # of trees that can be printed, so that code may recurse over them
 
 # The precedence of each kind of tree. _expressions.py has the same order for operators.
-_IFF, _IMPLIES, _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _MINUS, _ATOM = range(1, 11)
+(
+    _UNLESS, _IFF, _IMPLIES, _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _MINUS, _ATOM,
+) = range(1, 12)  # fmt: skip
 
 
 class Tree:
@@ -287,6 +289,26 @@ class And(Connective):
 
 
 @_node
+class Unless(And):
+    """The body of ``a => b unless c``: the conjunction of ``a`` and ``not c``, written that way."""
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        return Tree.text_and_precedence(self, clause)  # only the rule around it has a text
+
+    @property
+    def sides(self) -> tuple[Formula, Formula]:
+        """``a`` and ``c``.
+
+        Raises:
+          ValueError: if the parts are not ``a`` and ``not c``.
+        """
+        match self.parts:
+            case (body, Not(exception)):
+                return body, exception
+        raise ValueError(f"no rule text stands for {self!r}")
+
+
+@_node
 class Or(Connective):
     """At least one of two or more parts holds."""
 
@@ -304,8 +326,20 @@ class Implies(Connective):
     head: Formula
 
     def text_and_precedence(self, clause: bool) -> tuple[str, int]:
-        body, head = _text(self.body, clause, _IMPLIES + 1), _text(self.head, clause, _IMPLIES)
-        return f"{body} => {head}", _IMPLIES
+        head = _text(self.head, clause, _IMPLIES)
+        if isinstance(self.body, Unless):
+            body, exception = self.body.sides
+            written = f"{_text(body, clause, _IMPLIES + 1)} => {head}"
+            return f"{written} unless {_text(exception, clause, _OR)}", _UNLESS
+        return f"{_text(self.body, clause, _IMPLIES + 1)} => {head}", _IMPLIES
+
+
+@_node
+class Else(Formula):
+    """``else``, the body of a group's last rule: no other rule of the group applies."""
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        return "else", _ATOM
 
 
 @_node
@@ -456,6 +490,11 @@ class Rule:
       definition: Whether it is a Horn clause, ``head :- body.``: its formula is then
         ``Implies(body, head)``. A head that is not a class *defines* a predicate, which holds where
         the body of at least one of its clauses does.
+      group: The name of the group of rules that it belongs to, of which some hide others; None for
+        a rule on its own. Empty for the rules that are written ``[priority=n]`` without a name.
+      priority: None in a group ``[first=name]``, whose rules are tried in the order written: only
+        the first that applies fires. A number in a group ``[group=name, priority=n]``: a rule fires
+        only if no rule of a higher priority applies. A rule *applies* where its body holds.
       line: The line number in the text it was parsed from, from 1; 0 if built in Python.
       source: Its text as it was written, for messages. ``line`` and ``source`` are ignored when
         rules are compared.
@@ -473,10 +512,26 @@ class Rule:
     definition: bool = False
     line: int = dataclasses.field(default=0, compare=False)
     source: str = dataclasses.field(default="", compare=False)
+    group: str | None = dataclasses.field(default=None, kw_only=True)
+    priority: int | float | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_group(self.group, self.priority)
+
+    @property
+    def tags(self) -> str:
+        """Its strength and its group as they are written, ``w=2, first=name``; empty if neither."""
+        parts = [str(self.strength).strip("[]")] if self.strength.kind else []
+        if self.group is not None and self.priority is None:
+            parts.append(f"first={quoted(self.group)}")
+        elif self.group is not None and self.priority is not None:
+            parts += [f"group={quoted(self.group)}"] if self.group else []
+            parts.append(f"priority={number(self.priority)}")
+        return ", ".join(parts)
 
     def __str__(self) -> str:
         _check_depth(self.formula)
-        before = str(self.strength) + " " * bool(self.strength.kind)
+        before = f"[{self.tags}] " if self.tags else ""
         before += "" if self.name is None else f"{quoted(self.name)}: "
         if not self.definition:
             return before + _text(self.formula, False)
@@ -484,9 +539,30 @@ class Rule:
         if not (isinstance(formula, Implies) and isinstance(formula.head, Name)):
             raise ValueError(f"a Horn clause must say body => name, got {formula}")
         body = formula.body
-        parts = _two_or_more(body) if isinstance(body, And) else (body,)
+        parts = _two_or_more(body) if type(body) is And else (body,)
         head = quoted(formula.head.name, hyphens=True)
         return f"{before}{head} :- {_joined(', ', parts, True, _NOT)}."
+
+
+def check_group(group: str | None, priority: int | float | None) -> None:
+    """Raises for the name and the priority of a group that no rule can have.
+
+    Raises:
+      TypeError: for a name that is not a string, or a priority that is not a number.
+      ValueError: for an empty name, a priority without a group, or one that is not finite.
+    """
+    if group is not None and not isinstance(group, str):
+        raise TypeError(f"a group's name must be a string, got {group!r}")
+    if priority is None:
+        if group == "":
+            raise ValueError("the name of a group must not be empty")
+        return
+    if isinstance(priority, bool) or not isinstance(priority, int | float):
+        raise TypeError(f"priority must be a number, got {priority!r}")
+    if not math.isfinite(as_float(priority)):
+        raise ValueError(f"priority must be finite, got {as_float(priority)}")
+    if group is None:
+        raise ValueError("a priority needs a group: its name, or '' for the one without a name")
 
 
 def trees(x: Any) -> Iterator[Tree]:

@@ -149,6 +149,8 @@ def atoms_in(
             for clause in clauses[x.name]:
                 assert isinstance(clause.formula, f.Implies)
                 yield from walk(clause.formula.body, positive)
+        elif isinstance(x, f.Else):
+            return  # no condition of its own
         elif not any(is_label(tree, classes, target) for tree in f.trees(x)):
             yield x, positive
 

@@ -78,7 +78,8 @@ def to_network(
 
     Raises:
       RuleError: for cyclic clauses, predicates that are undefined or unused, classes in a body
-        without a clause of their own, empty bodies, and rules that are not clauses.
+        without a clause of their own, empty bodies, and rules that are not clauses or are in a
+        group.
       TypeError: for rules without a schema.
       ValueError: if ``schema`` differs from the book's, or for an ``omega`` or
         ``noise`` out of range.
@@ -434,6 +435,12 @@ def _check_clause(rule: f.Rule, schema: Schema) -> None:
             rule,
             "to_network takes clauses, head :- a, b., or rules body => class; use "
             "to_logistic_regression for other rules",
+        )
+    if rule.group is not None:
+        raise rule_error(
+            rule,
+            "a network of clauses has no order, and this rule is in a group: write the exceptions "
+            "into the bodies, or use to_logistic_regression with 'bodies'",
         )
     if rule.strength.kind:
         raise rule_error(

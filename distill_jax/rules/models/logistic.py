@@ -67,7 +67,8 @@ def to_logistic_regression(
       over a missing value does not hold, and neither does its negation.
 
     Raises:
-      RuleError: for rules over views; for rules that atoms alone cannot represent; and, over label
+      RuleError: for rules over views; for rules that atoms alone cannot represent, such as those of
+        a group; and, over label
         sets, for heads other than conjunctions of labels and negated labels.
       TypeError: for rules without a schema.
       ValueError: if ``schema`` differs from the book's, for unknown features, or for ``omega`` out
@@ -113,6 +114,12 @@ def to_logistic_regression(
         _check_lone(book, bodies)
         for body in bodies:
             lone = sum(other.rule == body.rule for other in bodies) == 1
+            if book.rules[body.rule].group is not None:
+                raise rule_error(
+                    book.rules[body.rule],
+                    "atoms alone cannot represent the order of a group of rules: add 'bodies' to "
+                    "features",
+                )
             parts = _conjunction_of(book.rules[body.rule], clauses) if lone else None
             if parts is None or not {x for x, _ in parts} <= set(atoms.formulas):
                 raise rule_error(
