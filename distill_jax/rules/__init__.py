@@ -62,6 +62,7 @@ from distill_jax.rules.language import (
     parse,
     parse_formula,
     rule,
+    score,
     to_text,
 )
 from distill_jax.rules.levels import (
@@ -150,6 +151,7 @@ __all__ = [
     "remainder",
     "rule",
     "rule_teacher",
+    "score",
     "teach",
     "to_logistic_regression",
     "to_network",

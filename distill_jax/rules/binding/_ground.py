@@ -15,8 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.rules.binding._atoms import FLIPPED, Columns, FeatureAtoms, class_or_category
+from distill_jax.rules.binding._atoms import (
+    FLIPPED,
+    NEGATION,
+    Columns,
+    FeatureAtoms,
+    class_or_category,
+)
 from distill_jax.rules.binding._groups import Conjunctions, Group, groups_of
+from distill_jax.rules.binding._scores import (
+    NotPoints,
+    Total,
+    at_least,
+    difference,
+    is_score,
+    points_of,
+)
 from distill_jax.rules.binding.book import Info
 from distill_jax.rules.binding.schema import Schema
 from distill_jax.rules.circuits._building import MOST_COUNTED, Builder, TooManyNodes
@@ -366,6 +380,9 @@ class _NoBuilder(Builder):
     def at_least(self, number: int, parts: list[int]) -> int:
         return TRUE
 
+    def weighted_at_least(self, number: int, parts: Sequence[int], weights: Sequence[int]) -> int:
+        return TRUE
+
 
 _NO_BUILDER = _NoBuilder(0)
 
@@ -467,6 +484,11 @@ class _Walk:
             wanted = positive != x.negated
             return join([self._comparison(x.value, "==", c, wanted) for c in x.choices])
         if isinstance(x, f.Missing):
+            if is_score(x.value):
+                raise self.features.error(
+                    f"{x.value} is never missing itself, only conditions in it are unknown: ask "
+                    "whether their columns are missing"
+                )
             if self._is_target(x.value) or self._is_label(x.value):
                 raise self.features.error(f"{x.value} is predicted, so it is never missing")
             return self.features.missing(x, positive)
@@ -515,9 +537,10 @@ class _Walk:
         column = self.features.columns.by_name.get(x.name)
         if column is not None:
             if column.kind != "boolean":
+                text = f'test it with {x} matches r"…"' if column.kind == "text" else ""
                 raise self.features.error(
                     f"column {x.name!r} is {column.kind}, so it is neither true nor false: "
-                    "compare it with a value",
+                    f"{text or 'compare it with a value'}",
                     x.name,
                 )
             return self.features.boolean(x.name, positive)
@@ -587,6 +610,8 @@ class _Walk:
 
     def _comparison(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
         """The node of ``left operator right``, or of its negation."""
+        if is_score(left) or is_score(right):
+            return self._score_comparison(left, operator if positive else NEGATION[operator], right)
         if self._is_target(left) or self._is_target(right):
             if not self._is_target(left):
                 left, operator, right = right, FLIPPED[operator], left
@@ -605,6 +630,51 @@ class _Walk:
                 positive == (operator == "=="),
             )
         return self.features.comparison(left, operator, right, positive)
+
+    # Scores
+
+    def _score_comparison(self, left: f.Value, operator: str, right: f.Value) -> int:
+        """The node of a comparison between scores and numbers.
+
+        It holds where it does for every way to decide conditions that are unknown.
+        """
+        try:
+            total = difference(points_of(left), points_of(right))
+        except NotPoints as odd:
+            raise self.features.error(str(odd)) from None
+        build, sides = self.features.builder, {">": 1, ">=": 1, "<": -1, "<=": -1}
+        if operator in sides:
+            return self._points_above_0(total, sides[operator], operator in ("<", ">"))
+        strict = operator == "!="
+        ends = [self._points_above_0(total, sign, strict) for sign in (1, -1)]
+        return build.any(ends) if strict else build.all(ends)
+
+    def _points_above_0(self, total: Total, sign: int, strict: bool) -> int:
+        """The node of where sign · total is > 0 if ``strict``, else ≥ 0, in the worst case."""
+        weights: dict[int, int] = {}
+        wanted = at_least(total, sign, strict)
+        rest = wanted.least
+        for condition, weight in wanted.weights.items():
+            node = self.node(condition, weight > 0)
+            if weight < 0:  # w x = w + |w| (1 - x)
+                rest -= weight
+            if node == TRUE:
+                rest -= abs(weight)
+            elif node != FALSE:
+                weights[node] = weights.get(node, 0) + abs(weight)
+        if not weights:
+            return TRUE if rest <= 0 else FALSE
+        try:
+            return self.features.builder.weighted_at_least(
+                rest, list(weights), list(weights.values())
+            )
+        except TooManyNodes:
+            different = len(set(weights.values()))
+            raise self.features.error(
+                f"a score of {len(weights)} conditions with {different} different factors is made "
+                f"of more than {MOST_COUNTED} conjunctions: round the factors so that more of them "
+                "are equal, or leave out conditions"
+            ) from None
 
     def _target_atom(self, left: f.Value, right: f.Value) -> Atom:
         """The atom of ``species == 'cat'``, or of ``sentiment == view(v).sentiment``."""

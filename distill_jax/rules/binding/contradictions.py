@@ -261,9 +261,9 @@ def _always_possible(book: Book) -> bool:
     for group in groups_of(book.rules):  # of which only rules of one place meet on a row
         outside = hard.copy()
         outside[list(group.members)] = False
-        always = ruled_out[outside].any(0)
+        always = ruled_out[outside].any(axis=0, keepdims=True)
         places = np.unique(group.before, return_inverse=True)[1]
-        own = np.zeros((places.max() + 1, len(always)), bool)
+        own = np.zeros((places.max() + 1, ruled_out.shape[1]), bool)
         np.logical_or.at(own, places, ruled_out[list(group.members)])
         if not (own | always).all(1).any():
             return True

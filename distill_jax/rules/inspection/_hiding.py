@@ -53,8 +53,8 @@ def bodies(info: Info) -> Bodies | None:
     if not rules:
         return None
     circuit, nodes = grounder.circuit([grounder.body(info.rules[i]) for i in rules])
-    ends = (np.asarray(x, np.int32) for x in (rules, starts, stops))
-    return Bodies(circuit, nodes, *ends, np.asarray(last))
+    rule, start, stop = (np.asarray(x, np.int32) for x in (rules, starts, stops))
+    return Bodies(circuit, nodes, rule, start, stop, np.asarray(last))
 
 
 def hidden_sums(found: Bodies, columns: Any, valid: Any, *, by: bool) -> dict[str, Any]:

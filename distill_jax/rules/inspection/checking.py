@@ -401,10 +401,14 @@ def _row(book: Book, i: int, sums: dict[str, Any], rows: int, sides: Any) -> dic
     }
 
 
-def _hidden(book: Book, bodies: Any, sums: dict[str, Any]) -> dict[int, dict[str, Any]]:
+def _hidden(
+    book: Book, bodies: _hiding.Bodies | None, sums: dict[str, Any]
+) -> dict[int, dict[str, Any]]:
     """For each rule in a group, what hides it and how often."""
     found: dict[int, dict[str, Any]] = {}
-    for k, rule in enumerate(() if bodies is None else bodies.rule.tolist()):
+    if bodies is None:
+        return found
+    for k, rule in enumerate(bodies.rule.tolist()):
         found[rule] = {"hidden": int(sums["hidden"][k]), "stops": int(sums["stops"][k])}
         if "hidden_by" in sums:
             by = sums["hidden_by"][k]

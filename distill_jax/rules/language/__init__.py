@@ -15,6 +15,7 @@ from distill_jax.rules.language.building import (
     label,
     otherwise,
     rule,
+    score,
 )
 from distill_jax.rules.language.errors import RuleError
 from distill_jax.rules.language.formulas import Rule
@@ -38,5 +39,6 @@ __all__ = [
     "parse",
     "parse_formula",
     "rule",
+    "score",
     "to_text",
 ]

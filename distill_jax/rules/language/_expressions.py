@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from distill_jax.rules.language import formulas as f
@@ -18,7 +19,7 @@ _LEVELS |= {"+": 8, "-": 8, "*": 9, "/": 9}
 _OR, NOT, _COMPARISON, _SUM, _MINUS = 4, 6, 7, 8, 10
 
 _INFIX = ("and", "or", "=>", "<=>", "in", "between", "is", "matches", "unless")
-_FUNCTIONS = (*f.COUNTS, "view", "days", *f.AVERAGES, *f.TRENDS)
+_FUNCTIONS = (*f.COUNTS, "score", "view", "days", *f.AVERAGES, *f.TRENDS)
 _TIMES = {"date": parse_date, "datetime": parse_datetime}
 _BOOLEANS = ("true", "false", "True", "False")
 
@@ -121,7 +122,12 @@ class Parser:
         self.depth += 1
         if self.depth > 2 * f.MAX_DEPTH + 2:  # a level may have a sign and parentheses
             self.too_deep(self.current.start)
-        left = self.first(floor)
+        left = self.rest(self.first(floor), floor)
+        self.depth -= 1
+        return left
+
+    def rest(self, left: Part, floor: int) -> Part:
+        """The expression that starts with ``left``."""
         while (level := _LEVELS.get(self.current.kind, -1)) >= floor and level > 0:
             sign = self.current.kind
             if sign == "not" and self.peek(1).kind != "in":
@@ -137,7 +143,6 @@ class Parser:
                 left = self.part(tree, left.start, left, right)
             else:
                 left = self.connective(sign, level, left)
-        self.depth -= 1
         return left
 
     def first(self, floor: int) -> Part:
@@ -274,17 +279,46 @@ class Parser:
         values = tuple(self.value(part) for part in parts)
         return self.part(f.In(self.value(left), values, negated), left.start, left, *parts)
 
-    def comma_separated(self, bracket: Token, floor: int) -> list[Part]:
+    def comma_separated(
+        self, bracket: Token, floor: int, read: Callable[[int], Part] | None = None
+    ) -> list[Part]:
         """Expressions between commas up to the closing bracket; a trailing comma is allowed."""
-        closing = ")" if bracket.kind == "(" else "]"
-        parts = [self.expression(floor)]
+        closing, read = ")" if bracket.kind == "(" else "]", read or self.expression
+        parts = [read(floor)]
         while self.current.kind == ",":
             self.take()
             if self.current.kind == closing:
                 break
-            parts.append(self.expression(floor))
+            parts.append(read(floor))
         self.close(bracket)
         return parts
+
+    def points(self, floor: int) -> Part:
+        """A part of a score: ``condition``, or ``factor*condition``."""
+        start, negative = self.current.start, self.current.kind == "-"
+        if self.peek(negative).kind != "number" or self.peek(negative + 1).kind != "*":
+            return self.points_of(1, self.expression(floor))
+        self.i += negative
+        factor = number_of(self.take().value) * (-1 if negative else 1)
+        self.take()
+        right = self.expression(_MINUS)
+        if self.current.kind in (",", ")"):
+            return self.points_of(factor, right)
+        if not isinstance(right.tree, f.Value):
+            got = self.show(self.current)
+            self.fail(f"expected , or ) after a condition of a score, got {got}{self.advice()}")
+        product = f.Arithmetic("*", f.Number(factor), right.tree)  # as in 2*x > 3
+        return self.points_of(1, self.rest(self.part(product, start, right), floor))
+
+    def points_of(self, factor: int | float, part: Part) -> Part:
+        if not isinstance(part.tree, f.Formula):
+            shown = shortened(str(part.tree))
+            self.fail(
+                f"a score counts conditions, got the value {shown}: write score(2*(age >= 75), "
+                "smoker), each factor before its condition",
+                part.start,
+            )
+        return self.part(f.Points(factor, part.tree), part.start, part)
 
     def pattern(self) -> str:
         if self.current.kind != "string":
@@ -326,6 +360,9 @@ class Parser:
             self.fail(f"{name} needs at least one argument")
         if name in f.COUNTS:
             return self.count(function, bracket)
+        if name == "score":
+            parts = self.comma_separated(bracket, 0, self.points)
+            return self.part(f.Score(tuple(x.tree for x in parts)), function.start, *parts)
         value = self.expression(_SUM)
         if name == "days":
             self.close(bracket)

@@ -24,7 +24,7 @@ class Built:
     __slots__ = ("tree",)
     __hash__ = None  # type: ignore[assignment]  # == builds a formula
 
-    def __init__(self, tree: f.Value | f.Formula):
+    def __init__(self, tree: f.Value | f.Formula | f.Points):
         self.tree = tree
 
     def __bool__(self) -> bool:
@@ -70,10 +70,12 @@ class Built:
         return _arithmetic("-", other, self)
 
     def __mul__(self, other: Any) -> Built:
-        return _arithmetic("*", self, other)
+        points = _points(other, self)
+        return _arithmetic("*", self, other) if points is None else points
 
     def __rmul__(self, other: Any) -> Built:
-        return _arithmetic("*", other, self)
+        points = _points(other, self)
+        return _arithmetic("*", other, self) if points is None else points
 
     def __truediv__(self, other: Any) -> Built:
         return _arithmetic("/", self, other)
@@ -82,7 +84,8 @@ class Built:
         return _arithmetic("/", other, self)
 
     def __neg__(self) -> Built:
-        return Built(f.Negative(_value(self)))
+        points = _points(-1, self)
+        return points if points is not None else Built(f.Negative(_value(self)))
 
     def __and__(self, other: Any) -> Built:
         return Built(f.And((*_flattened(f.And, self), *_flattened(f.And, other))))
@@ -297,6 +300,33 @@ def any_of(*parts: Built) -> Built:
 
 
 @checked
+def score(*parts: Built) -> Built:
+    """The sum of the points of the conditions that hold, to be compared with a number.
+
+    Factors are exact: integers, or decimal numbers as they are printed. Where conditions are
+    unknown, the score is an interval, and a comparison is known where both of its ends agree.
+
+    Args:
+      *parts: Formulas, each alone for one point, or multiplied by its points, which may be
+        negative: ``2 * (col("age") >= 75)``.
+
+    Returns:
+      A value with the operators of ``col``.
+
+    Raises:
+      TypeError: if a part is neither a formula nor a number times one.
+      ValueError: if there are none, or for a factor that is not finite.
+
+    Example:
+      >>> print(score(2 * (col("age") >= 75), col("stroke"), 0.5 * col("diabetes")) >= 2)
+      score(2*(age >= 75), stroke, 0.5*diabetes) >= 2
+    """
+    if not parts:
+        raise ValueError("score needs at least one condition, got none")
+    return Built(f.Score(tuple(_part_of_score(part) for part in parts)))
+
+
+@checked
 def rule(
     what: Built | f.Formula,
     *,
@@ -420,6 +450,35 @@ def _value(x: Any) -> f.Value:
     raise TypeError(
         f"a formula compares columns, numbers, strings and times, got {x!r}. Compare two formulas "
         "with iff, use a boolean column directly, and test for missing values with is_missing()"
+    )
+
+
+def _points(factor: Any, x: Any) -> Built | None:
+    """``factor * formula``, for a score; None if it is arithmetic."""
+    tree = x.tree if isinstance(x, Built) else x
+    if isinstance(tree, f.Value) or not isinstance(tree, f.Formula):
+        return None
+    number = _value(factor)
+    if not isinstance(number, f.Number):
+        raise TypeError(f"a condition is multiplied by a number of points, got {factor!r}")
+    return Built(f.Points(number.value, tree))
+
+
+def _part_of_score(part: Any) -> f.Points:
+    match part.tree if isinstance(part, Built) else part:
+        case f.Points() as points:
+            return points
+        case f.Formula() as condition:
+            return f.Points(1, condition)
+        case f.Negative(f.Name() | f.Of() as condition):
+            return f.Points(-1, condition)
+        case f.Arithmetic("*", f.Number(factor), f.Name() | f.Of() as condition) | f.Arithmetic(
+            "*", f.Name() | f.Of() as condition, f.Number(factor)
+        ):
+            return f.Points(factor, condition)
+    raise TypeError(
+        f"score takes conditions, each alone or times its points, got {part!r}: write "
+        '2 * (col("age") >= 75)'
     )
 
 

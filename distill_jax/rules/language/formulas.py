@@ -75,13 +75,7 @@ class Number(Value):
     value: int | float
 
     def __post_init__(self) -> None:
-        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
-            raise TypeError(f"value must be a number, got {self.value!r}")
-        number = as_float(self.value)
-        if not math.isfinite(number):
-            raise ValueError(f"value must be finite, got {number}")
-        plain = int if isinstance(self.value, int) else float  # NumPy's float64 is a float, too
-        object.__setattr__(self, "value", plain(self.value))
+        object.__setattr__(self, "value", _finite("value", self.value))
 
     def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return number(self.value), _MINUS
@@ -190,6 +184,34 @@ class Call(Value):
             return super().text_and_precedence(clause)
         option = "" if self.where is None else f", where={_text(self.where, clause)}"
         return f"{self.function}({_text(self.value, clause, _SUM)}{option})", _ATOM
+
+
+@_node
+class Points(Tree):
+    """``factor*condition`` in a score: the points that a condition adds where it holds."""
+
+    factor: int | float
+    condition: Formula
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factor", _finite("the factor of a score", self.factor))
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        if self.factor == 1:
+            return _text(self.condition, clause), _UNLESS
+        return f"{number(self.factor)}*{_text(self.condition, clause, _ATOM)}", _PRODUCT
+
+
+@_node
+class Score(Value):
+    """``score(2*(age >= 75), stroke)``: the sum of the factors of the conditions that hold."""
+
+    parts: tuple[Points, ...]
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        if not self.parts:
+            return super().text_and_precedence(clause)
+        return f"score({_joined(', ', self.parts, clause, 0)})", _ATOM
 
 
 @_node
@@ -411,6 +433,15 @@ def _check_depth(tree: Tree) -> None:
             f"the formula has more than {MAX_DEPTH} levels of nesting: split the rule, or "
             "group a long sum"
         )
+
+
+def _finite(name: str, value: Any) -> int | float:
+    """A finite number as Python's own ``int`` or ``float``."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(as_float(value)):
+        raise ValueError(f"{name} must be finite, got {as_float(value)}")
+    return int(value) if isinstance(value, int) else float(value)  # NumPy's float64 is a float, too
 
 
 def as_float(value: Any) -> float:

@@ -352,6 +352,9 @@ def test_only_text(library_errors: None) -> None:
         "not " * 10_000 + "a",
         "-" * 10_000 + "x > 3",
         "any_of(" * 10_000,
+        "score(2*(" * 10_000,
+        "score(" * 10_000,
+        "a => b unless (" * 10_000,
         "a => " * 10_000 + "a",
         "x + " * 10_000 + "x > 3",
         "[" * 10_000,
@@ -440,6 +443,7 @@ WORDS = [
     *"a b p x 3 -1 2.5 1e9 'c' r'e+' `f g` ( ) [ ] , . : :- => <=> == != <= < > = + - *".split(),
     *"and or not in between is missing matches exactly_one( at_most(2, view(v). p. mean(".split(),
     *"increasing( where= by= [w=2] [p=0.5] [hard] [budget] name: # % & | ~ True é".split(),
+    *"score( 2* score(2*(".split(),
     *"unless else [first=t] [w=2,first=t] [priority=2]".split(),
     *"日本 / \\ ' ` ( ) , and a b \n".split(" "),
 ]
@@ -450,6 +454,7 @@ SOUND = [
     "x in ['a\\n', -1] => at_most(2, a, b, c)",
     "[w=2, first=t] a and b => c unless d or e",
     "[group=t, priority=-2.5] a => b",
+    "score(2*(x > 3), b, -0.5*c) >= score(2 * x > 1) / 3 => a",
     "[first=t] else => b",
 ]
 

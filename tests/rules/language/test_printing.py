@@ -83,6 +83,11 @@ def chains(draw: st.DrawFn) -> f.Compare:
     return f.Compare(operands, tuple(signs))
 
 
+def scores_of(inner: st.SearchStrategy) -> st.SearchStrategy:
+    factors = st.sampled_from([1, 2, 0.5, -1, -0.5]) | st.floats(-9, 9)
+    return st.builds(f.Score, some(st.builds(f.Points, factors, inner)))
+
+
 def formulas_of(inner: st.SearchStrategy) -> st.SearchStrategy:
     mean = st.builds(f.Call, st.just("mean"), values, st.none() | inner)
     return st.one_of(
@@ -100,6 +105,12 @@ def formulas_of(inner: st.SearchStrategy) -> st.SearchStrategy:
             f.Count, st.sampled_from(["exactly_one", "all_of", "any_of"]), st.none(), some(inner)
         ),
         st.builds(lambda a, b: f.Compare((f.Negative(a), b), (">=",)), mean, values),
+        st.builds(
+            lambda a, b, sign: f.Compare((a, f.Arithmetic("-", b, a)), (sign,)),
+            scores_of(inner),
+            values,
+            st.sampled_from(f.COMPARISONS),
+        ),
     )
 
 
@@ -223,6 +234,10 @@ def test_a_rule_is_read_back_from_its_text(rule: f.Rule) -> None:
         (f.And((f.Implies(f.Unless((A, f.Not(B))), X), C)), "(a => x unless b) and c"),
         (f.Implies(A, f.Implies(f.Unless((B, f.Not(C))), X)), "a => (b => x unless c)"),
         (f.Implies(f.Else(), A), "else => a"),
+        (
+            f.Compare((f.Score((f.Points(0.5, A), f.Points(1, f.Or((B, C))))), X), ("<",)),
+            "score(0.5*a, b or c) < x",
+        ),
     ],
 )  # fmt: skip
 def test_texts(tree: f.Formula, text: str) -> None:
@@ -284,6 +299,7 @@ def test_values_have_a_text_too() -> None:
         f.Count("some_of", None, (A,)),
         f.Trend("wobbling", X, Y),
         f.Unless((A, f.Not(B))),
+        f.Score(()),
         f.Implies(f.Unless((A, B)), C),
         f.Not(f.Unless((A, f.Not(B)))),
     ],
