@@ -92,5 +92,16 @@ def at_least(total: Total, sign: int = 1, strict: bool = False) -> AtLeast:
     return AtLeast({key: x // unit for key, x in whole.items()}, least)
 
 
+def one_sided(x: f.Formula) -> AtLeast | None:
+    """A comparison of a score with ``< <= > >=``, as one threshold; None for other formulas."""
+    match x:
+        case f.Compare((left, right), ("<" | "<=" | ">" | ">=" as operator,)) if is_score(
+            left
+        ) or is_score(right):
+            sign = 1 if operator[0] == ">" else -1
+            return at_least(difference(points_of(left), points_of(right)), sign, len(operator) == 1)
+    return None
+
+
 def _exact(number: int | float) -> Fraction:
     return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
