@@ -122,6 +122,8 @@ class Grounder:
         }
         self._labelled_groups = {group.name for group in self.groups if self.reads_labels(group)}
         self.groups_of_columns: dict[str, Conjunctions] = {}
+        self._group_atoms: dict[str, list[Atom]] = {}
+        self._worlds: dict[tuple[str, int], Known] = {}
         self._atoms: dict[tuple[str | None, str], Atom] = {}
 
     def circuit(self, outputs: list[int]) -> tuple[Circuit, np.ndarray]:
@@ -273,12 +275,8 @@ class Grounder:
         """The pieces of a rule without views: each class that it mentions, and all others, is a
         world."""
         classes = len(self.schema.classes)
-        if len(found) > 20 or self.labelled_group(rule):
-            own = [rule.formula]
-            if self.labelled_group(rule):
-                group, place = self.place_in_group[id(rule)]
-                own += [self.rules[i].formula for i in group.members[: group.before[place]]]
-            size = len(found) * sum(1 for x in own for _ in f.trees(x))
+        if len(found) > 20:
+            size = len(found) * sum(1 for _ in f.trees(rule.formula))
             if size > MOST_WALKS:
                 raise rule_error(
                     rule,
@@ -290,7 +288,12 @@ class Grounder:
         worlds = [*mentioned.items()] + [(-1, None)] * (len(mentioned) < classes)
         of_class: dict[int, list[int]] = {}  # by guard
         for place, true in worlds:
-            walk = self._walk(rule, lambda atom, positive, t=true: int((atom == t) == positive))
+            known = None  # of a group, what one rule has built is used by the next
+            if self.labelled_group(rule):
+                known = self._worlds.setdefault((str(rule.group), place), Known())
+            walk = self._walk(
+                rule, lambda atom, positive, t=true: int((atom == t) == positive), known
+            )
             of_class.setdefault(self._violation(walk, rule), []).append(place)
         pieces = []
         for node, places in sorted(of_class.items()):
@@ -335,15 +338,24 @@ class Grounder:
         return {name: i for i, name in enumerate(self.schema.classes)}
 
     def _label_atoms(self, rule: f.Rule) -> list[Atom]:
-        """The label atoms that a rule depends on."""
+        """The label atoms that a rule depends on; without views, those of its whole group."""
+        rules = [rule]
+        if self.labelled_group(rule) and not self.schema.views:
+            if rule.group in self._group_atoms:
+                return self._group_atoms[rule.group]
+            group, _ = self.place_in_group[id(rule)]
+            rules = [self.rules[i] for i in group.members]
         atoms: dict[Atom, None] = {}
 
         def collect(atom: Atom, positive: bool) -> int:
             atoms[atom] = None
             return TRUE
 
-        features = _NoFeatures(self.columns, _NO_BUILDER, rule)
-        _Walk(self, features, collect, Known()).violation(rule)
+        known = Known()
+        for own in rules:
+            _Walk(self, _NoFeatures(self.columns, _NO_BUILDER, own), collect, known).violation(own)
+        if len(rules) > 1:
+            self._group_atoms[str(rule.group)] = list(atoms)
         return list(atoms)
 
     def _walk(self, rule: f.Rule, atom: Statement, known: Known | None = None) -> _Walk:

@@ -29,11 +29,13 @@ from distill_jax.rules import (
     label,
     otherwise,
     parse,
+    project,
     rule,
     to_logistic_regression,
     to_network,
     violation,
 )
+from distill_jax.rules.binding import _ground
 from distill_jax.rules.language import formulas as f
 from tests.rules.reference import CLAUSES, FEATURES, holds, random_formula, random_rows
 from tests.rules.small_books import quick
@@ -357,3 +359,49 @@ def test_models_from_rules_know_groups_or_say_so() -> None:
     columns = encode(book, {"x": [4, 2, 0, None], "y": [0, 0, 0, 0]})
     logits = model.predict(*model.init(jax.random.key(0), columns), columns).logits
     np.testing.assert_allclose(logits[:, 1], [-2, 1, -1, 0])
+
+
+def test_bodies_over_classes_take_steps_in_proportion_to_the_rules(monkeypatch) -> None:
+    count, build = [0], _ground._Walk._build_node
+
+    def counted(self: Any, x: Any, positive: bool) -> int:
+        count[0] += 1
+        return build(self, x, positive)
+
+    monkeypatch.setattr(_ground._Walk, "_build_node", counted)
+    taken = []
+    for n in (30, 60):
+        count[0] = 0
+        text = [f"[first=t] x > {n - i} and not (y > {i} and a) => b" for i in range(n)]
+        bound(text, AB, conflicts="ignore")
+        taken.append(count[0])
+    assert 60 < taken[1] < 2.2 * taken[0]
+
+
+def test_groups_whose_bodies_are_predictions_are_not_counted() -> None:
+    schema = Schema(AB.columns, ("a", "b", "c"), exclusive=False)
+    book = bind("[first=t] a and x > 1 => b\n[first=t] x > 0 => c", schema)
+    rows = {"x": [2.0, 0.5], "y": [0.0, 0.0]}
+    assert [row["hidden"] for row in check(book, rows).rows] == [None, None]
+    p = np.array([[0.25, 0.5, 0.5]] * 2, np.float32)
+    # x > 0 => c is hidden with the probability of a, where x > 1.
+    got = quick(violation)(book, encode(book, rows), p)
+    np.testing.assert_allclose(got, [[0.125, 0.375], [0, 0.5]])
+
+
+def test_soft_comparisons_hide_in_part() -> None:
+    book = bind("[w=1, first=t] x > 1 => a\n[w=1, first=t] else => b", AB, widths={"x": 0.5})
+    half = 1 / (1 + np.exp(-2.0))  # one is two widths above the threshold
+    columns = np.array([[2.0, 0.0]], np.float32)
+    got = quick(violation)(book, columns, np.array([[0.25, 0.75]], np.float32))
+    np.testing.assert_allclose(got, [[half * 0.75, (1 - half) * 0.25]], rtol=1e-5)
+
+
+def test_what_is_hidden_moves_no_prediction() -> None:
+    text = (
+        "[w=2, priority=2] x > 3 => a\n[w=5, priority=1] x > 1 => b\n[w=3, priority=1] y > 1 => a"
+    )
+    book = bind(text, AB)
+    columns = encode(book, {"x": [4, 2, 2, None], "y": [2, 0, 2, 2]})
+    corrected = project(book, columns, np.zeros((4, 2), np.float32))
+    np.testing.assert_allclose(corrected[:, 0] - corrected[:, 1], [2, -5, -2, 0], atol=1e-5)
