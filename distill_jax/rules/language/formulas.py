@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
@@ -437,11 +438,11 @@ def _check_depth(tree: Tree) -> None:
 
 def _finite(name: str, value: Any) -> int | float:
     """A finite number as Python's own ``int`` or ``float``."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not math.isfinite(as_float(value)):
         raise ValueError(f"{name} must be finite, got {as_float(value)}")
-    return int(value) if isinstance(value, int) else float(value)  # NumPy's float64 is a float, too
+    return int(value) if isinstance(value, numbers.Integral) else float(value)  # of NumPy, too
 
 
 def as_float(value: Any) -> float:
@@ -547,7 +548,9 @@ class Rule:
     priority: int | float | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_group(self.group, self.priority)
+        _check_group(self.group, self.priority)
+        if self.priority is not None:
+            object.__setattr__(self, "priority", _finite("priority", self.priority))
 
     @property
     def tags(self) -> str:
@@ -575,24 +578,18 @@ class Rule:
         return f"{before}{head} :- {_joined(', ', parts, True, _NOT)}."
 
 
-def check_group(group: str | None, priority: int | float | None) -> None:
-    """Raises for the name and the priority of a group that no rule can have.
+def _check_group(group: Any, priority: Any) -> None:
+    """Raises for a group that no rule can have.
 
     Raises:
-      TypeError: for a name that is not a string, or a priority that is not a number.
-      ValueError: for an empty name, a priority without a group, or one that is not finite.
+      TypeError: for a name that is not a string.
+      ValueError: for an empty name in a group without priorities, or a priority without a group.
     """
     if group is not None and not isinstance(group, str):
         raise TypeError(f"a group's name must be a string, got {group!r}")
-    if priority is None:
-        if group == "":
-            raise ValueError("the name of a group must not be empty")
-        return
-    if isinstance(priority, bool) or not isinstance(priority, int | float):
-        raise TypeError(f"priority must be a number, got {priority!r}")
-    if not math.isfinite(as_float(priority)):
-        raise ValueError(f"priority must be finite, got {as_float(priority)}")
-    if group is None:
+    if group == "" and priority is None:
+        raise ValueError("the name of a group must not be empty")
+    if group is None and priority is not None:
         raise ValueError("a priority needs a group: its name, or '' for the one without a name")
 
 

@@ -8,7 +8,6 @@ Precedence, from lowest to highest: ``unless``; ``<=>``; ``=>`` (right-associati
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import re
 from typing import Any, NamedTuple
 
@@ -141,8 +140,8 @@ class _Rules(Parser):
         blank = "".join(c if c.isspace() else " " for c in before)
         source = blank + self.text[first.start : end]
         self.check_else(formula, index, tags.group is not None)
-        found = f.Rule(formula, name, tags.strength, self.clause, line, source)
-        return dataclasses.replace(found, group=tags.group, priority=tags.priority)
+        at, group = (name, tags.strength, self.clause, line, source), tags.group
+        return f.Rule(formula, *at, group=group, priority=tags.priority)
 
     def check_else(self, formula: f.Formula, first: int, grouped: bool) -> None:
         """Raises for an ``else`` that is not the whole body of a rule in a group."""

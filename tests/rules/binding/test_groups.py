@@ -242,6 +242,8 @@ def test_groups_built_in_python() -> None:
     ranked = rule(implies(col("x") > 1, label("a")), priority=2.5, group="t")
     assert str(ranked) == "[group=t, priority=2.5] x > 1 => a"
     assert str(rule(implies(col("x") > 1, label("a")), priority=-1)) == "[priority=-1] x > 1 => a"
+    counted = rule(implies(col("x") > 1, label("a")), priority=np.int64(3))
+    assert str(counted) == "[priority=3] x > 1 => a"
     # One rule object twice is two rules.
     book = bound([ranked, ranked, "[group=t, priority=1] x > 0 => b"], AB)
     assert fires(book, np.array([[2, 0]], np.float32)).tolist() == [[True, True, False]]
