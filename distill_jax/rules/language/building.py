@@ -337,7 +337,7 @@ def rule(
     learn: bool = False,
     first: str | None = None,
     group: str | None = None,
-    priority: int | float | None = None,
+    priority: int | float | np.integer | np.floating | None = None,
 ) -> f.Rule:
     """A rule: a formula with a name and at most one of ``w``, ``p``, ``hard``, ``learn``.
 
