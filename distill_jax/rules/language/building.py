@@ -389,7 +389,8 @@ def rule(
         raise ValueError("the name of a group must not be empty")
     if first is None and priority is not None:
         first = "" if group is None else group
-    return f.Rule(formula(what), name, strength, group=first, priority=priority)
+    ranked = priority.item() if isinstance(priority, np.generic) else priority
+    return f.Rule(formula(what), name, strength, group=first, priority=ranked)
 
 
 @checked
