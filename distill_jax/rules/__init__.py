@@ -6,7 +6,7 @@ into the columns that the pure functions of this package take. Later folders bui
 - ``language``: rules as text and as formulas; parsing, printing, building in Python;
 - ``circuits``: formulas as graphs of arrays, evaluated in any algebra; the fuzzy logics;
 - ``binding``: schemas of columns and classes, ``bind``, ``encode``; hard rules that clash;
-- ``exchange``: rules in files, and rules that other libraries have learned;
+- ``exchange``: rules and schemas in files, and rules that other libraries have learned;
 - ``logic``: where rules fire, how true they are, and which classes they forbid;
 - ``levels``: rules in training and prediction, from soft to firm: penalties, budgets, teachers,
   corrected predictions, hard constraints;
@@ -36,8 +36,10 @@ from distill_jax.rules.exchange import (
     from_table,
     from_tree,
     read_rules,
+    read_schema,
     to_table,
     write_rules,
+    write_schema,
 )
 from distill_jax.rules.inspection import (
     Check,
@@ -145,6 +147,7 @@ __all__ = [
     "project",
     "pull_to_start",
     "read_rules",
+    "read_schema",
     "remainder",
     "rule",
     "rule_teacher",
@@ -156,4 +159,5 @@ __all__ = [
     "truth",
     "violation",
     "write_rules",
+    "write_schema",
 ]
