@@ -5,8 +5,9 @@ into the columns that the pure functions of this package take. Later folders bui
 
 - ``language``: rules as text and as formulas; parsing, printing, building in Python;
 - ``circuits``: formulas as graphs of arrays, evaluated in any algebra; the fuzzy logics;
-- ``binding``: schemas of columns and classes, ``bind``, ``encode``; hard rules that clash;
-- ``exchange``: rules and schemas in files, and rules that other libraries have learned;
+- ``binding``: schemas of columns and classes, their files; ``bind``, ``encode``; hard rules that
+  clash;
+- ``exchange``: rules in files, and rules that other libraries have learned;
 - ``logic``: where rules fire, how true they are, and which classes they forbid;
 - ``levels``: rules in training and prediction, from soft to firm: penalties, budgets, teachers,
   corrected predictions, hard constraints;
@@ -28,6 +29,8 @@ from distill_jax.rules.binding import (
     encode,
     encode_columns,
     infer_schema,
+    read_schema,
+    write_schema,
 )
 from distill_jax.rules.circuits import Logic
 from distill_jax.rules.exchange import (
@@ -36,10 +39,8 @@ from distill_jax.rules.exchange import (
     from_table,
     from_tree,
     read_rules,
-    read_schema,
     to_table,
     write_rules,
-    write_schema,
 )
 from distill_jax.rules.inspection import (
     Check,

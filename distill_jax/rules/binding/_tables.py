@@ -286,7 +286,7 @@ def declared_categories(name: str, column: Any) -> tuple[tuple[str, ...], bool]:
         if type(dtype).__name__ != "Enum":
             found = None
         ordered = True
-    kind = getattr(column, "type", None)
+    kind: Any = getattr(column, "type", None)
     if found is None and hasattr(kind, "value_type") and hasattr(kind, "ordered"):  # Arrow
         whole = column.combine_chunks() if hasattr(column, "combine_chunks") else column
         chunks = getattr(whole, "chunks", [whole])  # none, if the column is empty

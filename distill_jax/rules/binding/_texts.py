@@ -58,7 +58,7 @@ def tested(test: Test, column: Texts) -> Cells:
     """A test of a column as 0 and 1; missing where the text is, but for ``is missing``."""
     if isinstance(test, f.Missing):
         return Cells(column.missing.astype(np.int64), np.zeros_like(column.missing))
-    return column.mapped(lambda text: holds(test, text))
+    return column.mapped(lambda text: bool(holds(test, text)))
 
 
 def holds(test: Test, text: str | None) -> bool | None:

@@ -1,10 +1,9 @@
-"""Exchange: rules and schemas in files and tables, and rules learned by other libraries."""
+"""Exchange: reading and writing rules in files and tables, and rules learned by other libraries."""
 
 from __future__ import annotations
 
 from distill_jax.rules.exchange.files import from_table, read_rules, to_table, write_rules
 from distill_jax.rules.exchange.mined import from_rule_frame, from_rule_strings, from_tree
-from distill_jax.rules.exchange.schemas import read_schema, write_schema
 
 __all__ = [
     "from_rule_frame",
@@ -12,8 +11,6 @@ __all__ = [
     "from_table",
     "from_tree",
     "read_rules",
-    "read_schema",
     "to_table",
     "write_rules",
-    "write_schema",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -155,7 +155,7 @@ def is_duration(x: Any) -> bool:
     return isinstance(x, datetime.timedelta | np.timedelta64)
 
 
-def is_time_of_day(x: Any) -> bool:
+def is_time_of_day(x: Any) -> TypeGuard[datetime.time]:
     """Whether a value is a time of day: of ``datetime``."""
     return isinstance(x, datetime.time)
 
