@@ -119,6 +119,14 @@ class Built:
         """``days(self)``: the number of days of a duration, as of ``col("end") - col("start")``."""
         return Built(f.Days(_value(self)))
 
+    def matches(self, pattern: str) -> Built:
+        """``self matches r"pattern"``: the regular expression is found in the text."""
+        if (problem := pattern_problem(pattern)) is not None:
+            raise ValueError(
+                f"pattern is not a regular expression: {problem}, got {pattern[:99]!r}"
+            )
+        return Built(f.Matches(_value(self), pattern))
+
     def lower(self) -> Built:
         """``lower(self)``: a text in lower case."""
         return Built(f.Recased("lower", _value(self)))
@@ -146,14 +154,6 @@ class Built:
     def ends_with(self, part: str) -> Built:
         """``ends_with(self, 'part')``: a text ends with this part."""
         return _contains("ends_with", self, part)
-
-    def matches(self, pattern: str) -> Built:
-        """``self matches r"pattern"``: the regular expression is found in the text."""
-        if (problem := pattern_problem(pattern)) is not None:
-            raise ValueError(
-                f"pattern is not a regular expression: {problem}, got {pattern[:99]!r}"
-            )
-        return Built(f.Matches(_value(self), pattern))
 
 
 @checked
