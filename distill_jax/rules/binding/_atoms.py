@@ -18,7 +18,7 @@ from distill_jax.rules.binding.schema import Column, Schema, unit_of
 from distill_jax.rules.circuits._building import Builder, Interval
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error, unknown_name
-from distill_jax.rules.language._times import DAY
+from distill_jax.rules.language._times import DAY, instant
 from distill_jax.rules.language.errors import RuleError
 
 NEGATION = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
@@ -210,6 +210,7 @@ class FeatureAtoms:
 
     def comparison(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
         """The node of ``left operator right``, or of its negation if not ``positive``."""
+        left, right = self._localized(left, right)
         if _is_constant(left) and not _is_constant(right):
             left, operator, right = right, FLIPPED[operator], left
         if _is_constant(left):
@@ -241,6 +242,26 @@ class FeatureAtoms:
             return self._interval_node(self._place(difference), operator, 0, difference)
         threshold = _scaled(number) if isinstance(left, f.Days) else number
         return self._interval_node(self._place(left), operator, threshold, left)
+
+    def _localized(self, left: f.Value, right: f.Value) -> tuple[f.Value, f.Value]:
+        """The sides of a comparison, with the zone of its columns for times that have none."""
+        parts = [x for side in (left, right) for x in f.trees(side)]
+        if not any(isinstance(x, f.Time) and not x.zoned for x in parts):
+            return left, right
+        columns = [self.columns.by_name.get(x.name) for x in parts if isinstance(x, f.Name)]
+        zones = {x.zone for x in columns if x is not None and x.kind == "datetime"}
+        if len(zones) > 1:
+            shown = sorted(x or "UTC" for x in zones)
+            raise self.error(
+                f"its columns are in the zones {shown}: write datetime '…' with a zone"
+            )
+        zone = "".join(zones)
+        if not zone:
+            return left, right
+        try:
+            return _in_zone(left, zone), _in_zone(right, zone)
+        except ValueError as error:
+            raise self.error(str(error)) from error
 
     def _text_comparison(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
         if self._kind(left) != "text":
@@ -481,6 +502,17 @@ _TIME_ARITHMETIC = {
 
 def _is_infinite(t: Exact) -> bool:
     return isinstance(t, float) and math.isinf(t)
+
+
+def _in_zone(x: Any, zone: str) -> Any:
+    """A value whose times without a zone are those of a zone."""
+    if isinstance(x, f.Time) and not x.zoned:
+        return f.Time(instant(x.nanoseconds, zone), zoned=True)
+    if isinstance(x, f.Arithmetic):
+        return f.Arithmetic(x.operator, _in_zone(x.left, zone), _in_zone(x.right, zone))
+    if isinstance(x, f.Days | f.Negative):
+        return dataclasses.replace(x, value=_in_zone(x.value, zone))
+    return x
 
 
 def _is_constant(x: f.Value) -> bool:

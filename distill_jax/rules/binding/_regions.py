@@ -381,6 +381,8 @@ def _threshold(book: Book, register: int, x: float, operator: str) -> tuple[f.Va
         found = np.flatnonzero(numbers == np.float32(x))
         if len(found):
             t = thresholds[int(found[0])]
+            if literal is f.Time:
+                return f.Time(int(t), any(column.zone for column in book.schema.columns)), sign
             if literal is not None:
                 return literal(int(t)), sign
             days = Fraction(t) / unit if unit != 1 else t

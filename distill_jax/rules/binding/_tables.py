@@ -20,9 +20,11 @@ import numpy as np
 
 from distill_jax.rules.language._times import (
     as_nanoseconds,
+    instant,
     is_duration,
     is_time,
     is_time_of_day,
+    name_of_zone,
     nanoseconds,
     parse_date,
     parse_datetime,
@@ -297,6 +299,33 @@ def declared_categories(name: str, column: Any) -> tuple[tuple[str, ...], bool]:
     return tuple(dict.fromkeys(text_of(name, x) for x in values)), bool(ordered)
 
 
+def declared_zone(name: str, column: Any) -> str | None:
+    """The zone of a column of times of pandas, Polars or Arrow, or of Python's own in a list.
+
+    Args:
+      name: The column's name, for messages.
+      column: A column as its library holds it.
+
+    Returns:
+      Its name, ``""`` for UTC; None if the times have no zone, or differ in it.
+
+    Raises:
+      ValueError: for a zone without a name.
+    """
+    kind = getattr(column, "dtype", getattr(column, "type", None))
+    found = {getattr(kind, "tz", None) or getattr(kind, "time_zone", None)}
+    if found == {None} and getattr(kind, "kind", "O") == "O":
+        present = cells(name, column).present
+        if present.dtype == object and all(map(is_time, present)):
+            found = {getattr(x, "tzinfo", None) for x in present}
+    if len(found) != 1 or None in found:
+        return None
+    try:
+        return name_of_zone(found.pop())
+    except ValueError as error:
+        raise ValueError(f"column {name!r}: {error}") from error
+
+
 # Cells
 
 
@@ -373,16 +402,16 @@ def numbers(name: str, present: np.ndarray) -> np.ndarray:
     return present
 
 
-def times(name: str, present: np.ndarray, kind: str) -> np.ndarray:
+def times(name: str, present: np.ndarray, kind: str, zone: str = "") -> np.ndarray:
     """The values of a column of times or durations, as whole nanoseconds.
 
     Args:
       name: The column's name, for messages.
       present: The values that are not missing: NumPy's, Python's or pandas' own; or strings, as a
-        rule's ``date``, ``datetime``, ``duration`` and ``time`` take them. A time without a zone is
-        UTC.
+        rule's ``date``, ``datetime``, ``duration`` and ``time`` take them.
       kind: ``"datetime"``, counted from 1970-01-01T00:00Z, ``"duration"``, or ``"time"``, counted
         from midnight.
+      zone: The zone of times without one; UTC by default.
 
     Returns:
       int64; or an object array of ``int``, for what lies beyond.
@@ -393,15 +422,22 @@ def times(name: str, present: np.ndarray, kind: str) -> np.ndarray:
     """
     if present.dtype.kind == {"datetime": "M", "duration": "m"}.get(kind):
         try:
-            return as_nanoseconds(present)
+            found = as_nanoseconds(present)
         except ValueError as error:
             raise ValueError(f"column {name!r}: {error}") from error
+        return _in_utc(name, found, zone) if zone else found
     found = []
+    instants: dict[int, int] = {}
     for i, x in enumerate(present):
         try:
-            found.append(_nanoseconds(text_of(name, x) if isinstance(x, bytes) else x, kind))
+            value, zoned = _nanoseconds(text_of(name, x) if isinstance(x, bytes) else x, kind)
+            if zone and not zoned:
+                if value not in instants:
+                    instants[value] = instant(value, zone)
+                value = instants[value]
         except ValueError as error:
             raise CellError(i, f"column {name!r}: {error},") from error
+        found.append(value)
     zones = {x.utcoffset() is None for x in present if isinstance(x, datetime.datetime)}
     if len(zones) > 1:
         raise ValueError(
@@ -410,16 +446,31 @@ def times(name: str, present: np.ndarray, kind: str) -> np.ndarray:
     return _as_tight(name, found) if found else np.zeros(0, np.int64)
 
 
-def _nanoseconds(x: Any, kind: str) -> int:
+def _in_utc(name: str, local: np.ndarray, zone: str) -> np.ndarray:
+    """The instants of times in a zone."""
+    each, which = np.unique(local, return_inverse=True)
+    found = []
+    for i, x in enumerate(each):
+        try:
+            found.append(instant(int(x), zone))
+        except ValueError as error:
+            raise CellError(int((which == i).argmax()), f"column {name!r}: {error},") from error
+    return _as_tight(name, found)[which] if found else local
+
+
+def _nanoseconds(x: Any, kind: str) -> tuple[int, bool]:
+    """The nanoseconds of a value, and whether its zone is known."""
     x = getattr(x, "as_py", lambda: x)()
     if kind == "time" and is_time_of_day(x):
-        return since_midnight(x)
-    if is_time(x) if kind == "datetime" else is_duration(x) and kind == "duration":
-        return nanoseconds(x)
+        return since_midnight(x), True
+    if kind == "datetime" and is_time(x):
+        return nanoseconds(x), getattr(x, "tzinfo", None) is not None
+    if kind == "duration" and is_duration(x):
+        return nanoseconds(x), True
     if isinstance(x, str):
         if kind == "datetime":
-            return parse_datetime(x) if len(x) > 10 else parse_date(x)
-        return parse_time(x) if kind == "time" else parse_duration(x)
+            return parse_datetime(x) if len(x) > 10 else (parse_date(x), False)
+        return (parse_time(x) if kind == "time" else parse_duration(x)), True
     example = {"datetime": "datetime.datetime, numpy.datetime64", "time": "datetime.time"}
     raise ValueError(
         f"it is a {kind} column, of values such as {example.get(kind, 'datetime.timedelta')}, got "

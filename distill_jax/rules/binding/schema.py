@@ -20,6 +20,7 @@ from distill_jax.rules.binding._tables import (
     column_names,
     column_of,
     declared_categories,
+    declared_zone,
     holds,
     nearest,
     number_of_rows,
@@ -28,7 +29,7 @@ from distill_jax.rules.binding._tables import (
     text_of,
     times,
 )
-from distill_jax.rules.language._times import DAY
+from distill_jax.rules.language._times import DAY, zone_of
 from distill_jax.rules.language.formulas import Implies, Name, Rule, trees
 from distill_jax.rules.language.parsing import parse
 
@@ -50,10 +51,10 @@ class Column:
     Attributes:
       name: Its name in the table and in rules.
       kind: ``"numeric"``, ``"categorical"`` (one of ``categories``), ``"boolean"`` (0 or 1, False
-        or True, or texts such as "yes" and "no"), ``"datetime"`` (dates and times; without a zone
-        they are UTC), ``"duration"``, ``"time"`` (times of day, without a zone), or ``"text"`` (for
-        tests and sizes of text only; not an input of models). By default categorical with
-        ``categories``, boolean with ``true_values``, and numeric otherwise.
+        or True, or texts such as "yes" and "no"), ``"datetime"`` (dates and times), ``"duration"``,
+        ``"time"`` (times of day, without a zone), or ``"text"`` (for tests and sizes of text only;
+        not an input of models). By default categorical with ``categories``, boolean with
+        ``true_values``, and numeric otherwise.
       categories: The values of a categorical column, in the order of their codes.
       mean: The mean of a column of numbers in the training table, of times in days since
         1970-01-01, and of durations and times of day in days; models standardise with it.
@@ -63,11 +64,14 @@ class Column:
       true_values, false_values: The texts that stand for 1 and for 0 in a boolean column, compared
         letter for letter with every cell; both or neither. By default cells are booleans, 0 and 1,
         and the texts yes, y, true and t, and no, n, false and f, in any case.
+      zone: The zone of times without one in a datetime column, and in rules that compare it: a name
+        of the tz database, such as "Europe/Berlin", or an offset, "+01:00". UTC by default.
 
     Raises:
       ValueError: for an unknown kind, categories that are missing, repeated or not allowed for the
         kind, a mean or std that is not finite, a std that is not positive, an order without
-        categories, or values of a boolean column that overlap or are not allowed for the kind.
+        categories, values of a boolean column that overlap or are not allowed for the kind, or a
+        zone that is unknown or not of a datetime column.
       TypeError: if a category or a value is not a string.
 
     Example:
@@ -86,6 +90,7 @@ class Column:
     ordered: bool = False
     true_values: tuple[str, ...] = ()
     false_values: tuple[str, ...] = ()
+    zone: str = ""
 
     def __post_init__(self) -> None:
         for name in ("categories", "true_values", "false_values"):
@@ -110,6 +115,12 @@ class Column:
             raise ValueError(
                 f"column {self.name!r} is {self.kind}: ordered=True is for categories in an order"
             )
+        if self.zone:
+            if self.kind != "datetime":
+                raise ValueError(
+                    f"column {self.name!r} is {self.kind}: zone is for datetime columns"
+                )
+            zone_of(self.zone)
         self._check_values()
         if not (np.isfinite(self.mean) and np.isfinite(self.std) and self.std > 0):
             raise ValueError(
@@ -221,8 +232,9 @@ def infer_schema(
     """Infers the schema of a table: kinds, categories, means and standard deviations of columns.
 
     Booleans, and numbers that are all 0 or 1, are boolean; other numbers are numeric; strings are
-    categorical up to 50 distinct values, and text beyond that; dates and times are datetime, their
-    differences duration, times of day time. Bytes are text in UTF-8.
+    categorical up to 50 distinct values, and text beyond that; dates and times are datetime, in the
+    zone that the table declares; their differences duration, times of day time. Bytes are text in
+    UTF-8.
 
     What pandas, Polars (``Enum``) or Arrow declares a category is categorical, with all the
     categories that it declares, in their order, whether the table has them or not; ordered as
@@ -394,8 +406,16 @@ def exact_columns(schema: Schema, table: Any) -> dict[str, Cells]:
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of the table must have one length, got {lengths}")
     return {
-        name: Cells(_exact(schema.column(name), own), own.missing) for name, own in every.items()
+        name: Cells(_exact(_as_held(schema.column(name), table), own), own.missing)
+        for name, own in every.items()
     }
+
+
+def _as_held(column: Column, table: Any) -> Column:
+    """The column, with a zone only if the table's times have none themselves."""
+    if column.zone and declared_zone(column.name, column_of(table, column.name)) is not None:
+        return dataclasses.replace(column, zone="")
+    return column
 
 
 def unit_of(column: Column) -> int:
@@ -438,7 +458,7 @@ def _infer_column(name: str, values: Any, kind: Kind | Column | None) -> Column:
     own = cells(name, values)
     if isinstance(kind, Column):
         if kind.kind != "text":
-            _exact(kind, own)
+            _exact(_as_held(kind, {name: values}), own)
         return kind
     declared, ordered = declared_categories(name, values)
     dtype = str(getattr(values, "dtype", getattr(values, "type", ""))).lower()
@@ -471,9 +491,10 @@ def _infer_column(name: str, values: Any, kind: Kind | Column | None) -> Column:
     exact = _exact(column, own)
     if kind == "boolean":
         return column
-    values = exact.astype(np.float64) / unit_of(column)
+    as_held, values = values, exact.astype(np.float64) / unit_of(column)
     std = float(values.std())
-    return Column(name, kind, (), float(values.mean()), std if std > 0 else 1.0)
+    zone = (declared_zone(name, as_held) or "") if kind == "datetime" else ""
+    return Column(name, kind, (), float(values.mean()), std if std > 0 else 1.0, zone=zone)
 
 
 def _exact(column: Column, own: Cells) -> np.ndarray:
@@ -486,7 +507,7 @@ def _exact(column: Column, own: Cells) -> np.ndarray:
         if column.kind == "categorical":
             return _codes(column, own.present)
         if column.kind in OF_TIME:
-            return times(column.name, own.present, column.kind)
+            return times(column.name, own.present, column.kind, column.zone)
         if column.kind == "boolean":
             return _booleans(column, own.present)
         return numbers(column.name, own.present)

@@ -21,6 +21,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "exclusive": (bool,), "target": (str, type(None)), "views": (list,), "name": (str,),
     "kind": (str,), "categories": (list,), "mean": (int, float), "std": (int, float),
     "ordered": (bool,), "true_values": (list,), "false_values": (list,),
+    "zone": (str,),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from distill_jax.rules.language import formulas as f
@@ -19,11 +20,11 @@ NOT, _COMPARISON, _SUM, _MINUS = 5, 6, 7, 9
 
 _FUNCTIONS = (*f.COUNTS, "view", "days", *f.AVERAGES, *f.TRENDS)
 _FUNCTIONS += (*f.TEXT_TESTS, *f.CASES, *f.SIZES)
-_TIMES: dict[str, tuple[Any, Any]] = {
-    "date": (f.Time, parse_date),
-    "datetime": (f.Time, parse_datetime),
-    "time": (f.TimeOfDay, parse_time),
-    "duration": (f.Duration, parse_duration),
+_TIMES: dict[str, Callable[[str], f.Value]] = {
+    "date": lambda text: f.Time(parse_date(text)),
+    "datetime": lambda text: f.Time(*parse_datetime(text)),
+    "time": lambda text: f.TimeOfDay(parse_time(text)),
+    "duration": lambda text: f.Duration(parse_duration(text)),
 }
 _BOOLEANS = ("true", "false", "True", "False")
 
@@ -281,9 +282,8 @@ class Parser:
     def time(self, word: Token) -> Part:
         """``date '2024-01-31'`` or its like, of which ``word`` was read."""
         text = self.take()
-        tree, nanoseconds = _TIMES[word.value]
         try:
-            return Part(tree(nanoseconds(text.value)), word.start, 1)
+            return Part(_TIMES[word.value](text.value), word.start, 1)
         except ValueError as error:
             self.fail(str(error), text.start)
 

@@ -1,13 +1,15 @@
 """Instants, durations and times of day as whole nanoseconds, and how a rule's text spells them.
 
-An instant is counted from 1970-01-01T00:00Z. A time without a zone is read as UTC. A time of day is
-counted from midnight, and has no zone.
+An instant is counted from 1970-01-01T00:00Z. A time without a zone is counted as if it were in UTC;
+``instant`` makes it one of another zone. A time of day is counted from midnight, and has no zone.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import re
+import zoneinfo
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -19,6 +21,7 @@ _DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
 _CLOCK = re.compile(
     r"[T ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)?(Z|([+-])([0-9]{2}):?([0-9]{2}))?"
 )
+_OFFSET = re.compile(r"([+-])([01][0-9]|2[0-3]):([0-5][0-9])")
 _UNITS = {"W": 7 * DAY, "D": DAY, "h": 3600 * SECOND, "m": 60 * SECOND, "s": SECOND,
           "ms": 1_000_000, "us": 1_000, "ns": 1}  # fmt: skip
 _DURATION = re.compile(
@@ -59,8 +62,10 @@ def parse_date(text: str) -> int:
     return _midnight(match)
 
 
-def parse_datetime(text: str) -> int:
-    """The instant of ``2024-01-31T12:00:00Z``, with seconds, their fraction and zone optional.
+def parse_datetime(text: str) -> tuple[int, bool]:
+    """The instant of ``2024-01-31T12:00:00Z``, and whether a zone was written.
+
+    Seconds, their fraction and the zone are optional.
 
     Raises:
       ValueError: that says what to write.
@@ -76,7 +81,7 @@ def parse_datetime(text: str) -> int:
     if zone_minute > 59 or zone_hour > 23:
         raise ValueError(f"there is no such time of day: {text!r}")
     zone = (zone_hour * 60 + zone_minute) * (-1 if clock[6] == "-" else 1)
-    return _midnight(match) + _since_midnight(clock, text) - zone * 60 * SECOND
+    return _midnight(match) + _since_midnight(clock, text) - zone * 60 * SECOND, bool(clock[5])
 
 
 def parse_time(text: str) -> int:
@@ -109,11 +114,11 @@ def parse_duration(text: str) -> int:
     )
 
 
-def spelled(instant: int) -> str:
-    """An instant as a rule's text: ``date '2024-01-31'``, or ``datetime '…'`` within a day."""
-    days, rest = divmod(instant, DAY)
+def spelled(nanoseconds: int, zoned: bool) -> str:
+    """A time as a rule's text: ``datetime '…Z'`` with a zone, ``date '…'`` without at midnight."""
+    days, rest = divmod(nanoseconds, DAY)
     day = datetime.date.fromordinal(_EPOCH + days).isoformat()
-    return f"datetime '{day}T{clock(rest)}Z'" if rest else f"date '{day}'"
+    return f"datetime '{day}T{clock(rest)}{'Z' * zoned}'" if rest or zoned else f"date '{day}'"
 
 
 def spelled_time(since_midnight: int) -> str:
@@ -143,6 +148,76 @@ def clock(since_midnight: int) -> str:
 def _decimal(seconds: int, fraction: int, digits: int = 1) -> str:
     tail = f".{fraction:09}".rstrip("0") if fraction else ""
     return f"{seconds:0{digits}}{tail}"
+
+
+# Zones
+
+
+def instant(local: int, zone: str) -> int:
+    """The instant of a time in a zone; midnight is the start of the day.
+
+    Args:
+      local: Nanoseconds, as if the time were in UTC.
+      zone: A name of the tz database, an offset such as ``"+01:00"``, or ``""`` for UTC.
+
+    Raises:
+      ValueError: for a time that the zone does not have, or has twice, as clocks are changed.
+    """
+    if not zone:
+        return local
+    seconds, rest = divmod(local, SECOND)
+    try:
+        wall = _START + datetime.timedelta(seconds=seconds)
+        first, second = (
+            wall.replace(tzinfo=zone_of(zone), fold=fold).utcoffset() for fold in (0, 1)
+        )
+    except OverflowError:
+        raise ValueError(f"the zone {zone!r} is known for the years 1 to 9999 alone") from None
+    assert first is not None and second is not None
+    if first != second and local % DAY:
+        what = "twice" if first > second else "not at all"
+        raise ValueError(
+            f"{wall.isoformat(' ')} is {what} in the zone {zone!r}, as clocks are changed: write "
+            "its offset, as in '+01:00'"
+        )
+    return (seconds - round(first.total_seconds())) * SECOND + rest
+
+
+@functools.lru_cache(maxsize=64)
+def zone_of(name: str) -> datetime.tzinfo:
+    """The zone of a name.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if match := _OFFSET.fullmatch(name):
+        offset = datetime.timedelta(hours=int(match[2]), minutes=int(match[3]))
+        return datetime.timezone(-offset if match[1] == "-" else offset)
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"there is no time zone {name!r}: write a name of the tz database, 'Europe/Berlin' "
+            "(where the system lacks it, install tzdata), or an offset, '+01:00'"
+        ) from error
+
+
+def name_of_zone(zone: Any) -> str:
+    """The name of a zone of Python, pandas or pytz, or that name itself; ``""`` for UTC.
+
+    Raises:
+      ValueError: if it has no name.
+    """
+    names = (zone, getattr(zone, "key", None), getattr(zone, "zone", None))
+    name = next((x for x in names if isinstance(x, str)), None)
+    if name is None:
+        offset = zone.utcoffset(None)
+        if offset is None:
+            raise ValueError(f"the zone {zone!r} has no name: convert the times to one that has")
+        minutes = round(offset.total_seconds() / 60)
+        sign = "-" if minutes < 0 else "+"
+        name = f"{sign}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
+    return "" if name in ("UTC", "utc", "Etc/UTC", "+00:00") else name
 
 
 def is_time(x: Any) -> bool:
@@ -225,4 +300,5 @@ def _midnight(match: re.Match[str]) -> int:
     return (day.toordinal() - _EPOCH) * DAY
 
 
-_EPOCH = datetime.date(1970, 1, 1).toordinal()
+_START = datetime.datetime(1970, 1, 1)
+_EPOCH = _START.toordinal()

@@ -403,7 +403,7 @@ def _value(x: Any) -> f.Value:
     if isinstance(tree, float | np.floating):
         return f.Number(float(tree))
     if is_time(tree) and tree == tree:  # not NaT
-        return f.Time(nanoseconds(tree))
+        return f.Time(nanoseconds(tree), getattr(tree, "tzinfo", None) is not None)
     if is_duration(tree) and tree == tree:
         return f.Duration(nanoseconds(tree))
     if is_time_of_day(tree):

@@ -106,13 +106,17 @@ class String(Value):
 
 @_node
 class Time(Value):
-    """``date '2024-01-31'`` or ``datetime '2024-01-31T12:00:00Z'``, for columns of times."""
+    """``date '2024-01-31'`` or ``datetime '2024-01-31T12:00:00Z'``, for columns of times.
+
+    Nanoseconds from 1970-01-01T00:00 in UTC if ``zoned``, else in the zone of the column.
+    """
 
     nanoseconds: int
+    zoned: bool = False
 
     def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         try:
-            return spelled(self.nanoseconds), _ATOM
+            return spelled(self.nanoseconds, self.zoned), _ATOM
         except (OverflowError, ValueError):  # beyond the years 1 to 9999
             return super().text_and_precedence(clause)
 

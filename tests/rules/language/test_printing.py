@@ -71,7 +71,7 @@ def values_of(inner: st.SearchStrategy) -> st.SearchStrategy:
 
 
 times = st.one_of(
-    st.builds(f.Time, nanoseconds | days),
+    st.builds(f.Time, nanoseconds | days, st.booleans()),
     st.builds(f.TimeOfDay, st.integers(0, 86_400 * 10**9 - 1)),
     st.builds(f.Duration, st.integers(-(10**18), 10**18) | days),
 )
