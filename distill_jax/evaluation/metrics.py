@@ -55,7 +55,8 @@ Against a teacher:
   teacher to student, at temperature 1;
 - of labels: ``agreement``, the share of labels; ``kl_to_teacher``, summed over labels;
 - of numbers and vectors: ``mae_to_teacher``, ``rmse_to_teacher``, over all outputs together; of
-  vectors (``"embedding"``) also ``cosine_to_teacher``, the mean cosine similarity.
+  vectors (``"embedding"``) also ``cosine_to_teacher``, the mean cosine similarity, 0
+  for a vector of length 0.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ from distill_jax.data import check, padded_batches
 from distill_jax.data.batching import columns_of
 from distill_jax.evaluation import _ranking, _sums
 from distill_jax.teachers import Teacher
+from distill_jax.training.step._compiled import compiled
 from distill_jax.types import Batch, Model, OutputKind, Outputs, Params, State
 
 _COLUMNS: dict[OutputKind, tuple[str, ...]] = {
@@ -105,7 +107,8 @@ def evaluate(
     """All metrics of one model on one data set.
 
     Args:
-      model: Runs in evaluation mode; compiled once per model object.
+      model: Runs in evaluation mode; compiled once per model object. The programs of the last 32
+        models are kept.
       params: Its parameters.
       state: Its state.
       data: ``inputs`` (``[n, ...]``); what the model is compared with, without which those metrics
@@ -143,8 +146,8 @@ def evaluate(
       >>> found["errors"], round(found["accuracy"], 3)
       (1, 0.667)
     """
-    program = functools.partial(_batch_sums, model, params, state)
-    found = _totals(program, model, data, teacher, batch_size, top_k, bins, rank)
+    program = functools.partial(_batch_sums, model)
+    found = _totals(program, model, params, state, data, teacher, batch_size, top_k, bins, rank)
     return _as_numbers(found, model, "weights" in data)
 
 
@@ -196,9 +199,11 @@ def evaluate_many(
             "params and state must be stacked along one leading axis, got leading sizes "
             f"{sorted(lengths)}"
         )
-    program = functools.partial(_stacked_sums, stacked_teacher, model, params, state)
+    program = functools.partial(_stacked_sums, stacked_teacher, model)
     ((many,),) = lengths
-    found = _totals(program, model, data, teacher, batch_size, top_k, bins, rank, models=many)
+    found = _totals(
+        program, model, params, state, data, teacher, batch_size, top_k, bins, rank, models=many
+    )
     return [_as_numbers(found.of(i), model, "weights" in data) for i in range(many)]
 
 
@@ -256,17 +261,16 @@ def sums(
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("model", "top_k", "bins", "rank"))
+@compiled(4)
 def _batch_sums(
     model: Model,
+    top_k: int,
+    bins: int,
+    rank: bool,
     params: Params,
     state: State,
     batch: Batch,
     teacher: Teacher | None,
-    *,
-    top_k: int,
-    bins: int,
-    rank: bool,
 ) -> tuple[dict[str, Array], Array | None]:
     """The sums of a batch, and its scores if rows are to be ranked."""
     outputs = model.predict(params, state, batch["inputs"])
@@ -279,18 +283,20 @@ def _batch_sums(
     return found, _sums.scores(outputs, model.outputs) if rank else None
 
 
-@functools.partial(jax.jit, static_argnames=("stacked_teacher", "model", "top_k", "bins", "rank"))
+@compiled(5)
 def _stacked_sums(
     stacked_teacher: bool,
     model: Model,
+    top_k: int,
+    bins: int,
+    rank: bool,
     params: Params,
     state: State,
     batch: Batch,
     teacher: Teacher | None,
-    **options: Any,
 ) -> tuple[dict[str, Array], Array | None]:
     def one(params: Params, state: State, teacher: Teacher | None) -> Any:
-        return _batch_sums(model, params, state, batch, teacher, **options)
+        return _batch_sums(model, top_k, bins, rank, params, state, batch, teacher)
 
     return jax.vmap(one, in_axes=(0, 0, 0 if stacked_teacher else None))(params, state, teacher)
 
@@ -318,6 +324,8 @@ class _Found(NamedTuple):
 def _totals(
     program: Any,
     model: Model,
+    params: Params,
+    state: State,
     data: Mapping[str, Any],
     teacher: Teacher | None,
     batch_size: int,
@@ -334,7 +342,10 @@ def _totals(
     data, missing = _columns(model, data, teacher)
     n = len(data["inputs"])
     batch_size = min(batch_size, n)
-    run = functools.partial(program, teacher=teacher, top_k=top_k, bins=bins)
+
+    def run(batch: Batch, rank: bool) -> Any:
+        return program(top_k, bins, rank, params, state, batch, teacher)
+
     ranks, do_rank = "labels" in data, False
     if ranks:
         first = next(iter(padded_batches(data, batch_size)))
@@ -451,7 +462,9 @@ def _spread(data: Mapping[str, Any], outputs: int) -> np.ndarray:
     weights = _weights(data, targets.shape if outputs == 1 else targets.shape[:-1]).reshape(-1, 1)
     targets = np.where(weights > 0, targets.reshape(-1, outputs), 0.0)
     mean = (weights * targets).sum(0) / weights.sum()
-    return (weights * (targets - mean) ** 2).sum(0)
+    found = (weights * (targets - mean) ** 2).sum(0)
+    counted = targets[weights[:, 0] > 0]
+    return np.where(counted.min(0) < counted.max(0), found, 0.0)  # the mean may be rounded
 
 
 def _as_numbers(found: _Found, model: Model, weighted: bool) -> dict[str, Any]:

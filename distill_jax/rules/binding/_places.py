@@ -92,8 +92,9 @@ def unplaced(numbers: np.ndarray, thresholds: Sequence[Exact], unit: int = 1) ->
         decimal = decimal if abs(decimal) <= float(np.finfo(np.float32).max) else float(x)
         value = decimal if unit == 1 else round(Fraction(decimal) * unit)
         if not low < value < high:  # the number was moved: there is a threshold on each side of it
-            low = Fraction(high) - 1 if math.isinf(low) else Fraction(low)
-            high = low + 1 if isinstance(high, float) and math.isinf(high) else Fraction(high)
+            step = 1 if unit == 1 else 2 * unit  # in the middle is a whole number of units
+            low = Fraction(high) - step if math.isinf(low) else Fraction(low)
+            high = low + step if isinstance(high, float) and math.isinf(high) else Fraction(high)
             value = (low + high) / 2
             simple = float(value) if unit == 1 else math.floor(value)
             value = simple if low < simple < high else value

@@ -28,7 +28,7 @@ from distill_jax.rules.binding.schema import Column, unit_of
 from distill_jax.rules.circuits._graph import nodes_of
 from distill_jax.rules.circuits._registers import registers
 from distill_jax.rules.language import formulas as f
-from distill_jax.rules.language._times import DAY, SECOND, clock
+from distill_jax.rules.language._times import DAY, SECOND, clock, spelled
 
 MISSING, NUMBER, ANYTHING = (math.inf, math.inf), (-MAX, MAX), (-math.inf, math.inf)
 WORK = 100_000
@@ -41,6 +41,9 @@ MOST_PADDED = 10_000
 
 _END_OF_DAY = 1 - 2**-24
 """The last part of a day before the next, in float32."""
+
+_MOST_DRAWN = 100_000.0
+"""Days of a time or duration that is drawn without a bound, at most: 64-bit nanoseconds hold it."""
 
 Box = tuple[tuple[int, float, float], ...]
 """``(register, low, high)`` in ascending order; unbounded registers are left out."""
@@ -176,7 +179,9 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
         missing = np.isnan(values)
         unit = unit_of(column)
         found = unplaced(values[~missing], book.info.thresholds[i], unit)
-        if column.kind == "time":
+        if unit == 1:  # beside a threshold at the end of the range of float32
+            found = [min(max(x, -MAX), MAX) for x in found]
+        elif column.kind == "time":
             found = [min(x, DAY - 1) for x in found]
         exact[name] = Cells(_tight(found), missing)
     chosen = 0
@@ -192,7 +197,10 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
             continue
         present, missing = exact[column.name]
         value = None if missing[chosen] else present[int((~missing[:chosen]).sum())]
-        row[column.name] = _decoded(column, value)
+        try:
+            row[column.name] = _decoded(column, value)
+        except (OverflowError, ValueError):  # no column of times can hold it
+            return None
     return row
 
 
@@ -439,6 +447,10 @@ def _sampled_values(
     low, high = max(bound[0], least), min(bound[1], most)
     if column.kind == "time":
         high = max(low, min(high, _END_OF_DAY))
+    elif unit_of(column) != 1:  # columns of times hold fewer days than float32
+        ends = [2 * abs(x) for x in bound if abs(x) < MAX]
+        most = max(_MOST_DRAWN, *ends, 0.0)
+        low, high = max(low, -most), min(high, most)
     if column.kind in ("boolean", "categorical"):
         out = random.integers(int(low), int(high) + 1, draws).astype(np.float32)
         out[0] = low
@@ -535,6 +547,10 @@ def _decoded(column: Column, x: Any) -> Any:
                      categories)  # fmt: skip
         return categories[int(x)] if x < len(categories) else other
     if kind in ("datetime", "duration"):
+        if x != int(x):
+            raise OverflowError("there is no whole nanosecond")
+        if column.zone:  # without it, the time would be read as one of this zone
+            return spelled(int(x), True).split("'")[1]
         return _as_numpy(int(x), np.datetime64 if kind == "datetime" else np.timedelta64)
     if kind == "time":
         return clock(int(x))

@@ -184,7 +184,8 @@ def encode(book: Book, table: Any) -> np.ndarray:
     arithmetic are read here, on the host. Comparisons are exact: the table's values and the rules'
     constants are known here in full, and each value is placed in float32 on its own side of every
     constant (see ``docs/rules_language.md``). So a value may be a few units in the last place of
-    float32 away from its nearest float32 number, and columns are encoded for one book.
+    float32 away from its nearest float32 number, and columns are encoded for one book: nothing in
+    an array tells for which, so those of another book with as many columns give wrong results.
 
     Args:
       book: The rules; determines the columns.

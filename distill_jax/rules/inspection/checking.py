@@ -78,7 +78,9 @@ class Check:
       rows: One mapping per rule. A value is None if it is undefined: without labels, without
         logits, or if the rule never fires.
 
-        - ``rule``, ``text``, ``strength``: its name or formula, its text, its log-odds or "hard";
+        - ``rule``, ``text``, ``strength``: its name or formula, its text, its log-odds or "hard". A
+          name is given as it is: one of a stranger may hold control characters, which ``text`` and
+          the tables of ``report`` escape;
         - ``fires``, ``coverage``: on how many rows it fires, and on which share;
         - ``silent``: rows where it would fire for some value in place of a missing one;
         - ``precision``, ``lift``, ``always_holds``: how well it agrees with the labels;

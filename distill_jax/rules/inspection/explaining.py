@@ -169,7 +169,8 @@ def _of_classes(
         if np.isposinf(kept).any():
             kept = np.where(np.isposinf(kept), 0.0, -np.inf)
         scores = kept - violated @ np.where(use, strengths, 0.0)
-        odds = np.exp(scores - scores.max())
+        with np.errstate(invalid="ignore"):  # NaN where the model's own logits are no distribution
+            odds = np.exp(scores - scores.max())
         return odds / odds.sum()
 
     everything = np.ones(len(book), bool)
