@@ -294,6 +294,7 @@ def declared_categories(name: str, column: Any) -> tuple[tuple[str, ...], bool]:
     Returns:
       All of them as text, in their order, also those that no row has; empty if none are declared.
     """
+    column = _of_arrow(column)
     dtype = getattr(column, "dtype", None)
     found, ordered = getattr(dtype, "categories", None), getattr(dtype, "ordered", None)
     if ordered is None:  # the categories of an Enum are in its order, those of others by chance
@@ -324,6 +325,7 @@ def declared_zone(name: str, column: Any) -> str | None:
     Raises:
       ValueError: for a zone without a name.
     """
+    column = _of_arrow(column)
     kind = getattr(column, "dtype", getattr(column, "type", None))
     found = {getattr(kind, "tz", None) or getattr(kind, "time_zone", None)}
     if found == {None} and getattr(kind, "kind", "O") == "O":
@@ -336,6 +338,13 @@ def declared_zone(name: str, column: Any) -> str | None:
         return name_of_zone(found.pop())
     except ValueError as error:
         raise ValueError(f"column {name!r}: {error}") from error
+
+
+def _of_arrow(column: Any) -> Any:
+    """A column of pandas whose data is of Arrow as Arrow holds it; any other unchanged."""
+    if not hasattr(getattr(column, "dtype", None), "pyarrow_dtype"):
+        return column
+    return getattr(column, "array", column).__arrow_array__()
 
 
 # Cells

@@ -477,7 +477,7 @@ def _infer_column(name: str, values: Any, kind: Kind | Column | None) -> Column:
             several = len({text_of(name, x) for x in present}) > MOST_CATEGORIES
             kind = "text" if several else "categorical"
         elif found == "numbers":
-            exact = numbers(name, present)
+            exact = _exact(Column(name), own)
             kind = "boolean" if all(x in (0, 1) for x in np.unique(exact)[:3]) else "numeric"
         else:
             kind = found

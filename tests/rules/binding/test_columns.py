@@ -164,6 +164,17 @@ class ArrowDictionary(PolarsEnum):
     drop_null = PolarsEnum.drop_nulls
 
 
+class ArrowInPandas(PolarsEnum):
+    """A column of pandas whose data is of Arrow."""
+
+    def __init__(self, values: list[Any]):
+        self.values = values
+        self.dtype = types.SimpleNamespace(pyarrow_dtype="dictionary")
+
+    def __arrow_array__(self) -> ArrowDictionary:
+        return ArrowDictionary(self.values)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -171,8 +182,9 @@ class ArrowDictionary(PolarsEnum):
         lambda x: pd.Categorical(x, categories=GRADES, ordered=True),
         PolarsEnum,
         ArrowDictionary,
+        ArrowInPandas,
     ],
-    ids=["pandas", "pandas array", "Polars", "Arrow"],
+    ids=["pandas", "pandas array", "Polars", "Arrow", "Arrow in pandas"],
 )
 def test_a_table_declares_categories_and_their_order(make: Any) -> None:
     for values in (["severe", None, "mild"], [None, None, None]):

@@ -22,6 +22,7 @@ TEXT = """# heart.rules
 [learn]   `n, m`: a
 [w=-2]    c :- p-37=c, not d.
 x in ['a', "b;\\n"] => y
+contains(lower(t), 'a,"b"') and words(t) > 3 and at > time '18:30' and n > duration '1 h' => y
 """
 CLAUSES = "promoter :- contact, conformation.\n[w=2] n: contact :- p-37=c, not x > 3."
 DISJUNCTIONS = "[hard] a or not `b c`\n[hard] not a\n[hard] `b c` or d or not a"
