@@ -55,7 +55,8 @@ def test_tables() -> None:
         "name": "pressure",
         "strength": "w=0.8",
     }
-    assert [row["strength"] for row in rows] == ["w=0.8", "p=0.9", "hard", "learn", "w=-2", None]
+    strengths = ["w=0.8", "p=0.9", "hard", "learn", "w=-2", None, None]
+    assert [row["strength"] for row in rows] == strengths
     assert from_table(rows) == rules
     # As pandas and people have them: missing cells, brackets, and all in the text itself.
     nan = float("nan")
