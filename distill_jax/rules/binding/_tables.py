@@ -8,6 +8,7 @@ These libraries are never imported. A string is never missing, not even ``""`` o
 
 from __future__ import annotations
 
+import collections
 import datetime
 import difflib
 import math
@@ -168,20 +169,26 @@ def read(table: Any, name: str) -> Cells:
 
 
 def column_of(table: Any, name: str) -> Any:
-    """A column as its library holds it.
+    """A column as its library holds it; see ``columns_of``."""
+    return columns_of(table, [name])[name]
+
+
+def columns_of(table: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Columns as their library holds them. The table's own names are listed once.
 
     Raises:
       ValueError: if the table has no such column, or two.
     """
-    names = column_names(table)
-    if name not in names:
-        known = [str(x) for x in names]
-        raise ValueError(f"the table has no column {name!r}; {nearest(name, known)}")
-    if names.count(name) > 1:
-        raise ValueError(
-            f"the table has {names.count(name)} columns named {name!r}: rename or drop all but one"
-        )
-    return table[name]
+    known = collections.Counter(column_names(table))
+    for name in names:
+        if name not in known:
+            shown = [str(x) for x in known]
+            raise ValueError(f"the table has no column {name!r}; {nearest(name, shown)}")
+        if known[name] > 1:
+            raise ValueError(
+                f"the table has {known[name]} columns named {name!r}: rename or drop all but one"
+            )
+    return {name: table[name] for name in names}
 
 
 def cells(name: str, column: Any) -> Cells:
@@ -558,7 +565,7 @@ def _number(name: str, x: Any, place: int) -> int | float | Fraction:
         return int(x)
     if isinstance(x, int | Fraction) or type(x) is float:
         return x
-    if isinstance(x, np.longdouble) and np.isfinite(x) and x != float(x):
+    if isinstance(x, np.floating) and x.dtype.itemsize > 8 and np.isfinite(x):
         return Fraction(*x.as_integer_ratio())
     if isinstance(x, Decimal):
         if not x.is_finite() or x.adjusted() > 40:

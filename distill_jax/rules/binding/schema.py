@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -18,14 +19,13 @@ from distill_jax.rules.binding._tables import (
     Cells,
     cells,
     column_names,
-    column_of,
+    columns_of,
     declared_categories,
     declared_zone,
     holds,
     nearest,
     number_of_rows,
     numbers,
-    read,
     text_of,
     times,
 )
@@ -209,13 +209,13 @@ class Schema:
 
     def column(self, name: str) -> Column:
         """The column named ``name``; a ``ValueError`` if there is none."""
-        for column in self.columns:
-            if column.name == name:
-                return column
-        raise ValueError(f"there is no column {name!r}; {nearest(name, self._names())}")
+        if name not in self._by_name:
+            raise ValueError(f"there is no column {name!r}; {nearest(name, list(self._by_name))}")
+        return self._by_name[name]
 
-    def _names(self) -> list[str]:
-        return [column.name for column in self.columns]
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
 
 
 @checked
@@ -284,7 +284,8 @@ def infer_schema(
             raise ValueError(f"kinds[{name!r}] must be a column of this name, got {kind.name!r}")
         if not isinstance(kind, Column) and kind not in KINDS:
             raise ValueError(f"kind of column {name!r} must be one of {KINDS}, got {kind!r}")
-    found = tuple(_infer_column(name, column_of(table, name), kinds.get(name)) for name in names)
+    held = columns_of(table, names)
+    found = tuple(_infer_column(name, x, kinds.get(name)) for name, x in held.items())
     return Schema(
         found,
         _checked_names("classes", classes),
@@ -367,6 +368,11 @@ def encoded_array(schema: Schema, table: Any) -> np.ndarray:
             f"table must have shape [batch, {len(schema.encoded)}] for the columns "
             f"{list(schema.encoded)}, got {table.shape}"
         )
+    if table.dtype.kind not in "biufV":  # the last is bfloat16 and its like
+        raise TypeError(
+            f"table is an array of {table.dtype}: pass a dictionary of columns, or an array of "
+            "numbers and codes"
+        )
     if np.isinf(table).any():
         raise ValueError("table must be finite or NaN (missing), got inf")
     check_codes(schema, table)
@@ -384,6 +390,7 @@ def check_codes(schema: Schema, table: np.ndarray) -> None:
         column = schema.column(name)
         if column.kind not in ("boolean", "categorical"):
             continue
+        values = values.astype(np.float64)
         most = 1 if column.kind == "boolean" else len(column.categories) - column.ordered
         bad = ~np.isnan(values) & ~((values >= 0) & (values <= most) & (values == values.round()))
         if bad.any():
@@ -400,20 +407,20 @@ def exact_columns(schema: Schema, table: Any) -> dict[str, Cells]:
     Raises:
       ValueError: as ``encode_columns``.
     """
-    every = {column.name: read(table, column.name) for column in schema.columns
-             if column.kind != "text"}  # fmt: skip
+    held = columns_of(table, schema.encoded)
+    every = {name: cells(name, x) for name, x in held.items()}
     lengths = {name: len(own.missing) for name, own in every.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of the table must have one length, got {lengths}")
     return {
-        name: Cells(_exact(_as_held(schema.column(name), table), own), own.missing)
+        name: Cells(_exact(_as_held(schema.column(name), held[name]), own), own.missing)
         for name, own in every.items()
     }
 
 
-def _as_held(column: Column, table: Any) -> Column:
+def _as_held(column: Column, values: Any) -> Column:
     """The column, with a zone only if the table's times have none themselves."""
-    if column.zone and declared_zone(column.name, column_of(table, column.name)) is not None:
+    if column.zone and declared_zone(column.name, values) is not None:
         return dataclasses.replace(column, zone="")
     return column
 
@@ -435,8 +442,9 @@ def _chosen(table: Any, columns: Any, classes: Sequence[str]) -> list[str]:
         heads = {x.formula.head for x in columns if x.definition and isinstance(x.formula, Implies)}
         used = {x for rule in columns for x in trees(rule.formula) if isinstance(x, Name)}
         chosen = {x.name for x in used - heads} & set(names) - set(classes)
+    unknown = chosen - set(names)
     for name in _checked_names("columns", chosen):
-        if name not in names:
+        if name in unknown:
             known = [str(x) for x in names]
             raise ValueError(
                 f"columns names {name!r}, which the table lacks; {nearest(name, known)}"
@@ -458,7 +466,7 @@ def _infer_column(name: str, values: Any, kind: Kind | Column | None) -> Column:
     own = cells(name, values)
     if isinstance(kind, Column):
         if kind.kind != "text":
-            _exact(_as_held(kind, {name: values}), own)
+            _exact(_as_held(kind, values), own)
         return kind
     declared, ordered = declared_categories(name, values)
     dtype = str(getattr(values, "dtype", getattr(values, "type", ""))).lower()

@@ -192,6 +192,17 @@ def test_a_book_compares_as_python_does() -> None:
     law()
 
 
+def test_one_row_whose_code_was_rounded_before_gives_a_warning() -> None:
+    frame = pd.DataFrame({"x": [123456789012345679], "y": [0.5]})
+    with pytest.warns(UserWarning, match=r"'x' is float64, which cannot hold \[1234567890123456"):
+        fired("x == 123456789012345679", x=frame.iloc[0].to_numpy()[:1])
+
+
+def test_half_precision_beside_constants_beyond_its_range() -> None:
+    half = np.array([0.1, 65504, -65504], np.float16)
+    assert fired("x < 123456789012345679 and x > -123456789012345679", x=half) == [True] * 3
+
+
 def test_what_holds_in_a_row_does_not_depend_on_other_rows() -> None:
     assert fired("x / 10 == 0.3", x=[3]) == [True]
     assert fired("x / 10 == 0.3", x=[3, 2**53 + 1]) == [True, False]

@@ -379,3 +379,24 @@ def test_columns_that_their_library_cannot_filter():
             return ["u", None, "v"]
 
     assert infer_schema({"x": View()}, ["a", "b"]).columns[0].categories == ("u", "v")
+
+
+def test_a_table_lists_its_columns_a_few_times_and_reads_each_once():
+    class Table:
+        listed, read = 0, 0
+
+        @property
+        def columns(self):
+            Table.listed += 1
+            return [*(f"c{i}" for i in range(50)), "t"]
+
+        def __getitem__(self, name):
+            Table.read += 1
+            return ["u", "v"] if name == "t" else [1.0, 2.0]
+
+    schema = infer_schema(Table(), ["a", "b"], kinds={"t": "text"})
+    rules = "\n".join(f"t matches 'u{i}' => a" for i in range(20)) + "\nc3 > 1 => a"
+    book, before = bind(rules, schema), Table.read
+    encode(book, Table())
+    assert Table.listed < 10
+    assert (before, Table.read - before) == (51, 51)
