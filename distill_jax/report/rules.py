@@ -14,8 +14,8 @@ from distill_jax.rules import Check, Explanation
 _CHECK = {
     "rule": "rule", "strength": "strength", "coverage": "coverage", "silent": "silent",
     "precision": "precision", "lift": "lift", "mean_violation": "mean violation",
-    "violated": "violated", "contradicts_hard": "against hard", "head": "head", "body": "body",
-    "note": "",
+    "violated": "violated", "contradicts_hard": "against hard", "hidden": "hidden",
+    "stops": "stops", "head": "head", "body": "body", "note": "",
 }  # fmt: skip
 _PAIRS = {
     "rule": "rule", "other": "and", "together": "both fire", "jaccard": "overlap",
@@ -52,7 +52,8 @@ def show_check(check: Check, *, pairs: bool = True, console: Console | None = No
     """
     rows = [{**row, "note": _note(row)} for row in check.rows]
     # These columns are shown only if a rule has a value other than 0.
-    hidden = {name for name in ("silent", "contradicts_hard") if not any(r[name] for r in rows)}
+    rare = ("silent", "contradicts_hard", "hidden", "stops")
+    hidden = {name for name in rare if not any(r[name] for r in rows)}
     hidden |= {"head", "body"} if not any(r["body"] for r in rows) else set()
     show(rows, columns=_filled_columns(rows, _CHECK, hidden), console=console)
     if pairs and check.pairs:
@@ -82,9 +83,9 @@ def show_explanation(explanation: Explanation, *, console: Console | None = None
     title = ", ".join(predicted) if isinstance(predicted, list) else str(predicted)
     if before is not None and before != predicted:
         title += f" (before the rules: {before})"
-    rows = [
-        {**row, "note": "a value is missing" if row["silent"] else None} for row in explanation.rows
-    ] or [{"rule": "no rule says anything here"}]
+    rows = [{**row, "note": _why_silent(row)} for row in explanation.rows] or [
+        {"rule": "no rule says anything here"}
+    ]
     title = f"prediction: {title or 'no label'}"
     show(rows, title=title, columns=_filled_columns(rows, _EXPLANATION), console=console)
 
@@ -101,7 +102,15 @@ def _filled_columns(
     }
 
 
+def _why_silent(row: Mapping[str, Any]) -> str | None:
+    if row["hidden_by"] is not None:
+        return f"hidden by {row['hidden_by']}"
+    if row["stopped_by"] is not None:
+        return f"stopped by {row['stopped_by']}: a value is missing"
+    return "a value is missing" if row["silent"] else None
+
+
 def _note(row: Mapping[str, Any]) -> str | None:
     if row["fires"] == 0:
-        return "never fires"
+        return "never fires: always hidden" if row["hidden"] else "never fires"
     return "always holds" if row["always_holds"] else None

@@ -61,9 +61,11 @@ from distill_jax.rules.language import (
     iff,
     implies,
     label,
+    otherwise,
     parse,
     parse_formula,
     rule,
+    score,
     to_text,
 )
 from distill_jax.rules.levels import (
@@ -141,6 +143,7 @@ __all__ = [
     "learned",
     "log_truth",
     "max_constraint_loss",
+    "otherwise",
     "parse",
     "parse_formula",
     "penalty",
@@ -152,6 +155,7 @@ __all__ = [
     "remainder",
     "rule",
     "rule_teacher",
+    "score",
     "teach",
     "to_logistic_regression",
     "to_network",

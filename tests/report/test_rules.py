@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from distill_jax.report import show_check, show_explanation
-from distill_jax.rules import Check, Column, Explanation, Schema, bind, check, explain
+from distill_jax.rules import Check, Column, Explanation, RuleWarning, Schema, bind, check, explain
 
 SCHEMA = Schema((Column("age"), Column("smoker", "boolean")), ("well", "sick"))
 TABLE = {"age": [70.0, 65.0, 50.0, None], "smoker": [1, 0, 0, 1]}
@@ -62,3 +62,18 @@ def test_explanation() -> None:
     none = explain(bind("age > 99 => a", labels), {"age": 1, "smoker": 1}, np.zeros(2, np.float32))
     assert none.rows == []
     assert "no label" in printed(none) and "no rule says anything here" in printed(none)
+
+
+def test_what_hides_a_rule_is_told() -> None:
+    text = (
+        "[first=t] old: age > 60 => sick\n[first=t] late: age > 65 => well\n[first=t] else => well"
+    )
+    with pytest.warns(RuleWarning, match="in their group hide them"):
+        book = bind(text, SCHEMA)
+    told = printed(check(book, TABLE))
+    assert re.search(r"late .*never fires: always hidden", told)
+    assert "hidden" in told and "stops" in told
+    logits = np.zeros(2, np.float32)
+    assert "hidden by old" in printed(explain(book, {"age": 70, "smoker": 1}, logits))
+    told = printed(explain(book, {"age": None, "smoker": 1}, logits))
+    assert re.search(r"else => well .*stopped by old: a value is missing", told)

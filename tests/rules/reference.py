@@ -6,6 +6,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 from distill_jax.rules.language import formulas as f
@@ -78,6 +79,35 @@ def holds(tree: Any, row: Mapping[str, Any], classes: Mapping[Any, Any], clauses
             return True
         return False if most < low or least > high else None
 
+    def ends(x: Any) -> tuple[Any, Any]:
+        """The least and the most that a score can be, conditions that are unknown being free."""
+        if isinstance(x, f.Score):
+            both = [(boolean(p.condition), decimal(p.factor)) for p in x.parts]
+            free = [factor for held, factor in both if held is None]
+            known = sum(factor for held, factor in both if held)
+            return known + sum(min(w, 0) for w in free), known + sum(max(w, 0) for w in free)
+        if isinstance(x, f.Negative):
+            low, high = ends(x.value)
+            return -high, -low
+        if isinstance(x, f.Arithmetic):
+            (a, b), (c, d) = ends(x.left), ends(x.right)
+            if x.operator in "+-":
+                return (a + c, b + d) if x.operator == "+" else (a - d, b - c)
+            found = [a / c, b / d] if x.operator == "/" else [a * c, a * d, b * c, b * d]
+            assert a == b or c == d
+            return min(found), max(found)
+        return decimal(x.value), decimal(x.value)
+
+    def compare_scores(left: Any, operator: str, right: Any) -> Any:
+        (a, b), (c, d) = ends(left), ends(right)
+        least, most = a - d, b - c
+        if operator in ("==", "!="):
+            equal = True if least == most == 0 else False if least > 0 or most < 0 else None
+            return equal if operator == "==" else negation(equal)
+        say = {"<": lambda x: x < 0, "<=": lambda x: x <= 0, ">": lambda x: x > 0,
+               ">=": lambda x: x >= 0}[operator]  # fmt: skip
+        return say(least) if say(least) == say(most) else None
+
     def value(x: Any) -> Any:
         if isinstance(x, f.Number | f.String):
             return x.value
@@ -98,6 +128,8 @@ def holds(tree: Any, row: Mapping[str, Any], classes: Mapping[Any, Any], clauses
         return row[x.name] if x.name in row else boolean(x)
 
     def compare(left: Any, operator: str, right: Any) -> Any:
+        if any(isinstance(tree, f.Score) for x in (left, right) for tree in f.trees(x)):
+            return compare_scores(left, operator, right)
         a, b = value(left), value(right)
         if a is None or b is None or (isinstance(a, float) and math.isnan(a)):
             return None
@@ -107,6 +139,10 @@ def holds(tree: Any, row: Mapping[str, Any], classes: Mapping[Any, Any], clauses
         }[operator]()  # fmt: skip
 
     return boolean(tree)
+
+
+def decimal(number: int | float) -> Fraction:
+    return Fraction(str(number))
 
 
 def negation(a: Any) -> Any:

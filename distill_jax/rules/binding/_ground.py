@@ -15,7 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.rules.binding._atoms import FLIPPED, Columns, FeatureAtoms, class_or_category
+from distill_jax.rules.binding._atoms import (
+    FLIPPED,
+    NEGATION,
+    Columns,
+    FeatureAtoms,
+    class_or_category,
+)
+from distill_jax.rules.binding._groups import Conjunctions, Group, groups_of
+from distill_jax.rules.binding._scores import (
+    NotPoints,
+    Total,
+    at_least,
+    difference,
+    is_score,
+    points_of,
+)
 from distill_jax.rules.binding.book import Info
 from distill_jax.rules.binding.schema import Schema
 from distill_jax.rules.circuits._building import MOST_COUNTED, Builder, TooManyNodes
@@ -97,7 +112,18 @@ class Grounder:
         self._used, self._order = self._predicates()
         self.labelled, self._height = self._labelled()
         self.of_columns: dict[tuple[str, bool], int] = {}
-        self._nodes: dict[str, dict[tuple[str, bool], int]] = {"labels": {}, "possible": {}}
+        self._known = {"labels": Known(), "possible": Known()}
+        self.rules = rules
+        self.groups = groups_of(rules)
+        self.place_in_group = {
+            id(rules[i]): (group, place)
+            for group in self.groups
+            for place, i in enumerate(group.members)
+        }
+        self._labelled_groups = {group.name for group in self.groups if self.reads_labels(group)}
+        self.groups_of_columns: dict[str, Conjunctions] = {}
+        self._group_atoms: dict[str, list[Atom]] = {}
+        self._worlds: dict[tuple[str, int], Known] = {}
         self._atoms: dict[tuple[str | None, str], Atom] = {}
 
     def circuit(self, outputs: list[int]) -> tuple[Circuit, np.ndarray]:
@@ -107,7 +133,7 @@ class Grounder:
     def check(self) -> None:
         """Raises a ``RuleError`` if a clause of a predicate, used or not, is invalid."""
         for name in self._order:
-            walk = self._walk(self.clauses[name][0], _true, self._nodes["possible"])
+            walk = self._walk(self.clauses[name][0], _true, self._known["possible"])
             walk.node(f.Name(name), True)
 
     def _predicates(self) -> tuple[dict[str, list[tuple[str, f.Rule]]], list[str]]:
@@ -153,7 +179,6 @@ class Grounder:
         """The predicates that depend on labels, and the length of the longest chain below each."""
         labelled: set[str] = set()
         height: dict[str, int] = {}
-        target = self.schema.target
         for name in self._order:
             below = [other for other, _ in self._used[name]]
             height[name] = 1 + max((height[other] for other in below), default=0)
@@ -164,13 +189,23 @@ class Grounder:
                     name,
                 )
             trees = (x for clause in self.clauses[name] for x in f.trees(clause.formula))
-            if not labelled.isdisjoint(below) or any(
-                isinstance(x, f.Of)
-                or (isinstance(x, f.Name) and (x.name in self.place or x.name == target))
-                for x in trees
-            ):
+            if not labelled.isdisjoint(below) or any(self._is_label(x) for x in trees):
                 labelled.add(name)
         return labelled, height
+
+    def _is_label(self, x: f.Tree) -> bool:
+        if isinstance(x, f.Name):
+            return x.name in self.place or x.name == self.schema.target
+        return isinstance(x, f.Of)
+
+    def reads_labels(self, group: Group) -> bool:
+        """Whether a body of a group's rules depends on labels."""
+        bodies = (self.rules[i].formula.body for i in group.members)  # type: ignore[union-attr]
+        return any(
+            self._is_label(x) or (isinstance(x, f.Name) and x.name in self.labelled)
+            for body in bodies
+            for x in f.trees(body)
+        )
 
     def long_chain(self, name: str) -> list[str]:
         """What a predicate is made of, the innermost first; empty if that is not nested deeply."""
@@ -198,6 +233,16 @@ class Grounder:
         shape = [1] * (1 + len(self.schema.views))
         shape[axis] = len(truth)
         return truth.reshape(shape)
+
+    def labelled_group(self, rule: f.Rule) -> bool:
+        """Whether a rule is in a group where labels say which rules apply."""
+        return rule.group is not None and rule.group in self._labelled_groups
+
+    def body(self, rule: f.Rule) -> int:
+        """The node of where the body of a rule in a group holds, whatever the label."""
+        if not isinstance(rule.formula, f.Implies) or isinstance(rule.formula.body, f.Else):
+            return TRUE
+        return self._walk(rule, _true, self._known["possible"]).node(rule.formula.body, True)
 
     def pieces(self, rule: f.Rule) -> list[Piece]:
         """Grounds a rule over exclusive classes: which classes violate it, and where."""
@@ -243,7 +288,12 @@ class Grounder:
         worlds = [*mentioned.items()] + [(-1, None)] * (len(mentioned) < classes)
         of_class: dict[int, list[int]] = {}  # by guard
         for place, true in worlds:
-            walk = self._walk(rule, lambda atom, positive, t=true: int((atom == t) == positive))
+            known = None  # of a group, what one rule has built is used by the next
+            if self.labelled_group(rule):
+                known = self._worlds.setdefault((str(rule.group), place), Known())
+            walk = self._walk(
+                rule, lambda atom, positive, t=true: int((atom == t) == positive), known
+            )
             of_class.setdefault(self._violation(walk, rule), []).append(place)
         pieces = []
         for node, places in sorted(of_class.items()):
@@ -266,14 +316,14 @@ class Grounder:
             view, name = atom.key
             return self.builder.label(offsets[view] + self.place[name], not positive)
 
-        walks = (self._walk(rule, atom, self._nodes[kind]) for kind, atom in
+        walks = (self._walk(rule, atom, self._known[kind]) for kind, atom in
                  (("labels", literal), ("possible", _true)))  # fmt: skip
         violated, possible = (self._violation(walk, rule) for walk in walks)
         return violated, possible
 
     def _violation(self, walk: _Walk, rule: f.Rule) -> int:
         """The node of a rule's violation in a world."""
-        node = walk.node(rule.formula, False)
+        node = walk.violation(rule)
         if self.builder.height(node) > MOST_LEVELS:
             raise rule_error(
                 rule,
@@ -288,22 +338,42 @@ class Grounder:
         return {name: i for i, name in enumerate(self.schema.classes)}
 
     def _label_atoms(self, rule: f.Rule) -> list[Atom]:
-        """The label atoms that a rule depends on."""
+        """The label atoms that a rule depends on; without views, those of its whole group."""
+        rules = [rule]
+        if self.labelled_group(rule) and not self.schema.views:
+            if rule.group in self._group_atoms:
+                return self._group_atoms[rule.group]
+            group, _ = self.place_in_group[id(rule)]
+            rules = [self.rules[i] for i in group.members]
         atoms: dict[Atom, None] = {}
 
         def collect(atom: Atom, positive: bool) -> int:
             atoms[atom] = None
             return TRUE
 
-        features = _NoFeatures(self.columns, _NO_BUILDER, rule)
-        _Walk(self, features, collect, {}).node(rule.formula, False)
+        known = Known()
+        for own in rules:
+            _Walk(self, _NoFeatures(self.columns, _NO_BUILDER, own), collect, known).violation(own)
+        if len(rules) > 1:
+            self._group_atoms[str(rule.group)] = list(atoms)
         return list(atoms)
 
-    def _walk(
-        self, rule: f.Rule, atom: Statement, predicates: dict[tuple[str, bool], int] | None = None
-    ) -> _Walk:
+    def _walk(self, rule: f.Rule, atom: Statement, known: Known | None = None) -> _Walk:
         features = FeatureAtoms(self.columns, self.builder, rule)
-        return _Walk(self, features, atom, {} if predicates is None else predicates)
+        return _Walk(self, features, atom, Known() if known is None else known)
+
+
+class Known:
+    """What is known in one world, of all that depends on labels.
+
+    Attributes:
+      predicates: Nodes, by name and sign.
+      groups: Where no rule before applies, by the name of the group.
+    """
+
+    def __init__(self) -> None:
+        self.predicates: dict[tuple[str, bool], int] = {}
+        self.groups: dict[str, Conjunctions] = {}
 
 
 def _true(atom: Atom, positive: bool) -> int:
@@ -320,6 +390,9 @@ class _NoBuilder(Builder):
     any = all
 
     def at_least(self, number: int, parts: list[int]) -> int:
+        return TRUE
+
+    def weighted_at_least(self, number: int, parts: Sequence[int], weights: Sequence[int]) -> int:
         return TRUE
 
 
@@ -349,19 +422,42 @@ class _Walk:
     Attributes:
       features: Builds nodes of atoms over columns; holds the rule being compiled.
       atom: Builds nodes of atoms over labels.
-      predicates: The nodes of predicates that are known in this world, by name and sign.
+      known: What is known in this world.
     """
 
-    def __init__(
-        self,
-        grounder: Grounder,
-        features: FeatureAtoms,
-        atom: Statement,
-        predicates: dict[tuple[str, bool], int],
-    ):
+    def __init__(self, grounder: Grounder, features: FeatureAtoms, atom: Statement, known: Known):
         self.grounder, self.schema, self.clauses = grounder, grounder.schema, grounder.clauses
-        self.features, self.atom, self.predicates = features, atom, predicates
+        self.features, self.atom, self.known = features, atom, known
         self._cache: dict[tuple[int, bool], int] = {}
+
+    def violation(self, rule: f.Rule) -> int:
+        """The node of a rule's violation: where it fires, and its head does not hold."""
+        x = rule.formula
+        if rule.group is None or not isinstance(x, f.Implies):
+            return self.node(x, False)
+        parts = list(self._none_before(rule))
+        if not isinstance(x.body, f.Else):
+            parts.append(self.node(x.body, True))
+        return self.features.builder.all([*parts, self.node(x.head, False)])
+
+    def _none_before(self, rule: f.Rule) -> tuple[int, ...]:
+        """Nodes that all hold where no rule applies that is tried before this one in its group."""
+        group, place = self.grounder.place_in_group[id(rule)]
+        labelled = self.grounder.labelled_group(rule)
+        if isinstance(self.features, _NoFeatures) and not labelled:
+            return ()
+        known = self.known.groups if labelled else self.grounder.groups_of_columns
+        outer = self.features
+        if group.name not in known:
+            known[group.name] = Conjunctions(outer.builder)
+        found = known[group.name]
+        while len(found.first) <= group.before[place]:
+            other = self.grounder.rules[group.members[len(found.first) - 1]]
+            self.features = dataclasses.replace(outer, rule=other)
+            assert isinstance(other.formula, f.Implies)
+            found.append(self.node(other.formula.body, False))
+        self.features = outer
+        return found.first[group.before[place]]
 
     def node(self, x: f.Formula, positive: bool) -> int:
         """The node of ``x``, or of its negation if not ``positive``."""
@@ -400,6 +496,11 @@ class _Walk:
             wanted = positive != x.negated
             return join([self._comparison(x.value, "==", c, wanted) for c in x.choices])
         if isinstance(x, f.Missing):
+            if is_score(x.value):
+                raise self.features.error(
+                    f"{x.value} is never missing itself, only conditions in it are unknown: ask "
+                    "whether their columns are missing"
+                )
             if self._is_target(x.value) or self._is_label(x.value):
                 raise self.features.error(f"{x.value} is predicted, so it is never missing")
             return self.features.missing(x, positive)
@@ -448,9 +549,10 @@ class _Walk:
         column = self.features.columns.by_name.get(x.name)
         if column is not None:
             if column.kind != "boolean":
+                text = f'test it with {x} matches r"…"' if column.kind == "text" else ""
                 raise self.features.error(
                     f"column {x.name!r} is {column.kind}, so it is neither true nor false: "
-                    "compare it with a value",
+                    f"{text or 'compare it with a value'}",
                     x.name,
                 )
             return self.features.boolean(x.name, positive)
@@ -468,17 +570,17 @@ class _Walk:
         """The node of a predicate; what it is made of comes first, so that chains may be long."""
         if isinstance(self.features, _NoFeatures) and name not in self.grounder.labelled:
             return TRUE
-        if (name, positive) not in self._known(name):
+        if (name, positive) not in self._nodes_of(name):
             for other in self.grounder.long_chain(name):
                 for sign in (True, False):
-                    if (other, sign) not in self._known(other):
+                    if (other, sign) not in self._nodes_of(other):
                         self._expand(other, sign)
             self._expand(name, positive)
-        return self._known(name)[name, positive]
+        return self._nodes_of(name)[name, positive]
 
-    def _known(self, name: str) -> dict[tuple[str, bool], int]:
+    def _nodes_of(self, name: str) -> dict[tuple[str, bool], int]:
         """Known nodes; those of predicates over columns alone are the same in every world."""
-        return self.predicates if name in self.grounder.labelled else self.grounder.of_columns
+        return self.known.predicates if name in self.grounder.labelled else self.grounder.of_columns
 
     def _expand(self, name: str, positive: bool) -> None:
         outer = self.features
@@ -490,7 +592,7 @@ class _Walk:
         self.features = outer
         build = self.features.builder
         node = build.any(parts) if positive else build.all(parts)
-        self._known(name)[name, positive] = node
+        self._nodes_of(name)[name, positive] = node
 
     # Atoms over labels
 
@@ -520,6 +622,8 @@ class _Walk:
 
     def _comparison(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
         """The node of ``left operator right``, or of its negation."""
+        if is_score(left) or is_score(right):
+            return self._score_comparison(left, operator if positive else NEGATION[operator], right)
         if self._is_target(left) or self._is_target(right):
             if not self._is_target(left):
                 left, operator, right = right, FLIPPED[operator], left
@@ -538,6 +642,51 @@ class _Walk:
                 positive == (operator == "=="),
             )
         return self.features.comparison(left, operator, right, positive)
+
+    # Scores
+
+    def _score_comparison(self, left: f.Value, operator: str, right: f.Value) -> int:
+        """The node of a comparison between scores and numbers.
+
+        It holds where it does for every way to decide conditions that are unknown.
+        """
+        try:
+            total = difference(points_of(left), points_of(right))
+        except NotPoints as odd:
+            raise self.features.error(str(odd)) from None
+        build, sides = self.features.builder, {">": 1, ">=": 1, "<": -1, "<=": -1}
+        if operator in sides:
+            return self._points_above_0(total, sides[operator], operator in ("<", ">"))
+        strict = operator == "!="
+        ends = [self._points_above_0(total, sign, strict) for sign in (1, -1)]
+        return build.any(ends) if strict else build.all(ends)
+
+    def _points_above_0(self, total: Total, sign: int, strict: bool) -> int:
+        """The node of where sign · total is > 0 if ``strict``, else ≥ 0, in the worst case."""
+        weights: dict[int, int] = {}
+        wanted = at_least(total, sign, strict)
+        rest = wanted.least
+        for condition, weight in wanted.weights.items():
+            node = self.node(condition, weight > 0)
+            if weight < 0:  # w x = w + |w| (1 - x)
+                rest -= weight
+            if node == TRUE:
+                rest -= abs(weight)
+            elif node != FALSE:
+                weights[node] = weights.get(node, 0) + abs(weight)
+        if not weights:
+            return TRUE if rest <= 0 else FALSE
+        try:
+            return self.features.builder.weighted_at_least(
+                rest, list(weights), list(weights.values())
+            )
+        except TooManyNodes:
+            different = len(set(weights.values()))
+            raise self.features.error(
+                f"a score of {len(weights)} conditions with {different} different factors is made "
+                f"of more than {MOST_COUNTED} conjunctions: round the factors so that more of them "
+                "are equal, or leave out conditions"
+            ) from None
 
     def _target_atom(self, left: f.Value, right: f.Value) -> Atom:
         """The atom of ``species == 'cat'``, or of ``sentiment == view(v).sentiment``."""

@@ -13,6 +13,7 @@ import numpy as np
 from distill_jax._arguments import checked
 from distill_jax.rules.binding._atoms import Columns
 from distill_jax.rules.binding._ground import Grounder, Piece, head_of
+from distill_jax.rules.binding._groups import check_groups
 from distill_jax.rules.binding._plans import plan
 from distill_jax.rules.binding.book import Book, Info, Pieces
 from distill_jax.rules.binding.contradictions import conflicts as find_conflicts
@@ -244,6 +245,8 @@ def _as_rules(rules: Any) -> tuple[f.Rule, ...]:
         )
     if not found:
         raise RuleError("rules must hold at least one rule, got none")
+    if len({id(rule) for rule in found}) < len(found):  # groups tell rules apart by identity
+        found = tuple(map(dataclasses.replace, found))
     return found
 
 
@@ -281,6 +284,7 @@ def _check_rules(kept: Sequence[f.Rule], definitions: Sequence[f.Rule], schema: 
                 f"rules may have {f.MAX_DEPTH} levels of nesting, got one with "
                 f"{f.depth(rule.formula)}: define parts of it as predicates by clauses"
             )
+    check_groups(kept, definitions)
     _check_arithmetic(rules=(*kept, *definitions), columns=columns)
     names: set[str] = set()
     for rule in kept:
@@ -334,7 +338,8 @@ def _warn_of_idle_rules(rules: Sequence[f.Rule], fires: Sequence[int]) -> None:
         more = f" and {len(idle) - 5} more" if len(idle) > 5 else ""
         warnings.warn(
             f"{len(idle)} of {len(rules)} rules can never be violated, since their bodies never "
-            f"hold or their heads always do: {listed}{more}",
+            "hold, their heads always do, or rules before them in their group hide them: "
+            f"{listed}{more}",
             RuleWarning,
             stacklevel=4,
         )

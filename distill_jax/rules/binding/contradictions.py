@@ -21,6 +21,7 @@ import numpy as np
 
 from distill_jax._arguments import checked
 from distill_jax.rules.binding import _regions
+from distill_jax.rules.binding._groups import groups_of
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.circuits._algebra import BOOLEAN, evaluate, first_nodes
 
@@ -253,11 +254,29 @@ def _label_set_parts(book: Book, cases: _regions.Cases) -> tuple[list[Part], Any
 
 
 def _always_possible(book: Book) -> bool:
-    """Whether one class, or one of a few simple label sets, is allowed everywhere."""
+    """Whether one class, or one of a few simple label sets, is allowed wherever rules may meet."""
+    hard, ruled_out = np.asarray(book.hard), _ruled_out(book)
+    if not ruled_out[hard].any(0).all():
+        return True
+    for group in groups_of(book.rules):  # of which only rules of one place meet on a row
+        outside = hard.copy()
+        outside[list(group.members)] = False
+        always = ruled_out[outside].any(axis=0, keepdims=True)
+        places = np.unique(group.before, return_inverse=True)[1]
+        own = np.zeros((places.max() + 1, ruled_out.shape[1]), bool)
+        np.logical_or.at(own, places, ruled_out[list(group.members)])
+        if not (own | always).all(1).any():
+            return True
+    return False
+
+
+def _ruled_out(book: Book) -> np.ndarray:
+    """Which classes, or simple label sets, each hard rule may forbid, ``[rules, classes]``."""
     hard = np.asarray(book.hard)
     if book.schema.exclusive:
-        tables = np.asarray(book.pieces.table)[hard[np.asarray(book.pieces.rule)]]
-        return not tables.any(0).all()
+        found = np.zeros((len(book), len(book.schema.classes)), bool)
+        np.logical_or.at(found, np.asarray(book.pieces.rule), np.asarray(book.pieces.table) > 0)
+        return found & hard[:, None]
     labels = len(book.schema.classes)
     # All sets of one label and of the first labels, or as many as fit.
     most = max(1, MOST_TRIED // (labels + book.circuit.number_of_nodes + 2) // 2)
@@ -265,8 +284,7 @@ def _always_possible(book: Book) -> bool:
     every = np.arange(labels)[None, :]
     ends = np.repeat([[False], [True]], labels, 1)
     candidates = np.concatenate([ends, every == some, every <= some])
-    held = _with_labels(book, candidates)[np.asarray(book.violated)[hard]]
-    return bool((~held).all(0).any())
+    return _with_labels(book, candidates)[np.asarray(book.violated)] & hard[:, None]
 
 
 def _with_labels(book: Book, sets: np.ndarray) -> np.ndarray:

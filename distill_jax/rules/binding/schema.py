@@ -535,8 +535,8 @@ def _codes(column: Column, present: np.ndarray) -> np.ndarray:
         raise CellError(
             place,
             f"column {column.name!r} is ordered and has no category {texts[place]!r}, which is",
-            f"{nearest(texts[place], column.categories)} Add it to the categories in its place, or "
-            "make it missing",
+            "add it to the categories in its place, or make it missing; "
+            + nearest(texts[place], column.categories),
         )
     return found
 

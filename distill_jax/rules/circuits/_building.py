@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +18,12 @@ MOST_COUNTED = 200_000
 """Conjunctions that one ``at_least`` may be made of."""
 
 
+MOST_SUMS = 20_000
+"""Different sums of the weights of one ``weighted_at_least``."""
+
+
 class TooManyNodes(Exception):
-    """An ``at_least`` of more than ``MOST_COUNTED`` conjunctions."""
+    """An ``at_least`` or ``weighted_at_least`` of more than ``MOST_COUNTED`` conjunctions."""
 
 
 class Interval(NamedTuple):
@@ -47,6 +52,7 @@ class Builder:
         self._heights = [0, 0]
         self._known: dict[Any, int] = {}
         self._registers: dict[Any, int] = {}
+        self._sealed: set[int] = set()  # conjunctions that others do not take apart
         self._made: list[tuple[Any, int]] = []  # the operation of each new register, and its depth
 
     # Registers
@@ -91,6 +97,17 @@ class Builder:
             return FALSE
         return self._join("and", flat, TRUE)
 
+    def sealed(self, parts: Iterable[int]) -> int:
+        """The conjunction, which stays one child of the conjunctions that it is a part of.
+
+        So a long conjunction that many others share costs each of them one child. Intervals of one
+        register are intersected among its own parts only.
+        """
+        node = self.all(parts)
+        if self.children(node)[0] == "and":
+            self._sealed.add(node)
+        return node
+
     def any(self, parts: Iterable[int]) -> int:
         """The disjunction."""
         flat = self._flat("or", parts)
@@ -129,6 +146,66 @@ class Builder:
 
         return count(number, 0, len(parts))
 
+    def weighted_at_least(self, number: int, parts: Sequence[int], weights: Sequence[int]) -> int:
+        """Where the weights > 0 of the parts that hold add up to ``number`` or more.
+
+        As ``at_least``, by halves: of the sums that the first half can have, the least that leaves
+        each sum to the second.
+
+        Raises:
+          TooManyNodes: if these are more than ``MOST_COUNTED``, or of more than ``MOST_SUMS`` sums.
+        """
+        if len(set(weights)) <= 1:
+            return self.at_least(-(-number // weights[0]) if weights else number, list(parts))
+        order = sorted(range(len(parts)), key=lambda i: weights[i])  # equal ones have few sums
+        nodes, own = [parts[i] for i in order], [weights[i] for i in order]
+        sums: dict[tuple[int, int], list[int]] = {}
+        known: dict[tuple[int, int, int], int] = {}
+        made = 0
+
+        def sums_of(start: int, stop: int) -> list[int]:
+            if stop - start == 1:
+                return [0, own[start]]
+            if (start, stop) not in sums:
+                half = (start + stop) // 2
+                left, right = sums_of(start, half), sums_of(half, stop)
+                if len(left) * len(right) > MOST_COUNTED:
+                    raise TooManyNodes
+                found = sorted({a + b for a in left for b in right})
+                if len(found) > MOST_SUMS:
+                    raise TooManyNodes
+                sums[start, stop] = found
+            return sums[start, stop]
+
+        def reached(n: int, start: int, stop: int) -> int | None:
+            """The least sum that is ``n`` or more."""
+            every = sums_of(start, stop)
+            place = bisect.bisect_left(every, n)
+            return every[place] if place < len(every) else None
+
+        def count(n: int, start: int, stop: int) -> int:
+            nonlocal made
+            if n <= 0:
+                return TRUE
+            if stop - start == 1:
+                return nodes[start]  # n is its weight: a sum that it has
+            if (n, start, stop) not in known:
+                half, splits, last = (start + stop) // 2, [], None
+                for a in sums_of(start, half):
+                    b = reached(n - a, half, stop)
+                    if b is not None and b != last:  # a larger sum for the same rest adds nothing
+                        last, made = b, made + 1
+                        if made > MOST_COUNTED:
+                            raise TooManyNodes
+                        splits.append(self.all([count(a, start, half), count(b, half, stop)]))
+                    if b == 0:
+                        break
+                known[n, start, stop] = self.any(splits)
+            return known[n, start, stop]
+
+        wanted = reached(number, 0, len(nodes))
+        return FALSE if wanted is None else count(wanted, 0, len(nodes))
+
     def height(self, node: int) -> int:
         """The levels of conjunctions and disjunctions up to a node."""
         return self._heights[node]
@@ -150,7 +227,8 @@ class Builder:
         found: dict[int, None] = {}
         for part in parts:
             inner_kind, inner = self.children(part)
-            found.update(dict.fromkeys(inner if inner_kind == kind else (part,)))
+            whole = inner_kind != kind or part in self._sealed
+            found.update(dict.fromkeys((part,) if whole else inner))
         return list(found)
 
     def _meet(self, parts: list[int]) -> list[int]:

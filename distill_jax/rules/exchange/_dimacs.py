@@ -115,7 +115,8 @@ def to_dimacs(rules: Sequence[f.Rule]) -> str:
     lines = []
     for rule in rules:
         literals = [_name_and_sign(part) for part in _parts(rule)]
-        if None in literals or rule.strength != f.HARD or rule.definition or rule.name is not None:
+        named = rule.name is not None or rule.group is not None
+        if None in literals or rule.strength != f.HARD or rule.definition or named:
             raise ValueError(
                 "a .cnf file can only hold rules such as [hard] a or not b, got "
                 f"{shortened(str(rule), 200)}"

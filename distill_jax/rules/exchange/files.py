@@ -19,10 +19,14 @@ from distill_jax._arguments import checked
 from distill_jax.rules.exchange._dimacs import from_dimacs, to_dimacs
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._patterns import pattern_problem, search
+from distill_jax.rules.language._spelling import number as number_text
+from distill_jax.rules.language._spelling import quoted
 from distill_jax.rules.language.errors import RuleError, error_at, shortened
 from distill_jax.rules.language.parsing import parse, parse_clauses
 
 COLUMNS: tuple[str, ...] = ("rule", "name", "strength")
+GROUPS: tuple[str, ...] = ("first", "group", "priority")
+"""Further columns of tables with rules in groups."""
 
 _PLAIN, _HORN = (".rules", ".txt"), (".pl", ".horn")
 _SUFFIXES = (*_PLAIN, *_HORN, ".csv", ".json", ".cnf", ".tsv")
@@ -110,10 +114,10 @@ def write_rules(rules: Sequence[f.Rule], path: str | pathlib.Path) -> None:
                     f"{shortened(str(rule), 200)}"
                 )
     if suffix == ".csv":
-        out = io.StringIO(newline="")
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+        out, table = io.StringIO(newline=""), to_table(rules)
+        writer = csv.DictWriter(out, list(table[0]) if table else COLUMNS, lineterminator="\n")
         writer.writeheader()
-        cells = [{n: x and _text.to_cell(x) for n, x in row.items()} for row in to_table(rules)]
+        cells = [{n: x and _text.to_cell(x) for n, x in row.items()} for row in table]
         writer.writerows(cells)
         text = out.getvalue()
     elif suffix == ".json":
@@ -138,21 +142,15 @@ def to_table(rules: Sequence[f.Rule]) -> list[dict[str, str | None]]:
 
     Returns:
       One mapping per rule: ``rule``, its text; ``name``, or None; and ``strength``: ``w=2``,
-      ``p=0.9``, ``hard``, ``learn``, ``budget``, or None. ``from_table`` reads them back.
+      ``p=0.9``, ``hard``, ``learn``, ``budget``, or None. If a rule is in a group, all of them also
+      have ``first``, ``group`` and ``priority``, as text, or None. ``from_table`` reads them back.
 
     Example:
       >>> to_table(parse("[p=0.9] old: age > 60 => disease"))
       [{'rule': 'age > 60 => disease', 'name': 'old', 'strength': 'p=0.9'}]
     """
-    formulas = (dataclasses.replace(rule, name=None, strength=f.Strength()) for rule in rules)
-    return [
-        {
-            "rule": str(formula),
-            "name": rule.name,
-            "strength": str(rule.strength).strip("[]") or None,
-        }
-        for rule, formula in zip(rules, formulas, strict=True)
-    ]
+    grouped = any(rule.group is not None for rule in rules)
+    return [_to_row(rule, grouped) for rule in rules]
 
 
 @checked
@@ -161,8 +159,9 @@ def from_table(rows: Iterable[Mapping[str, Any]]) -> tuple[f.Rule, ...]:
 
     Args:
       rows: Mappings with ``rule``, a text as ``parse`` reads it, and optionally ``name`` and
-        ``strength``: ``w=2``, ``p=0.9``, ``hard``, ``learn`` or ``budget``. Empty strings, None and
-        NaN count as missing.
+        ``strength``: ``w=2``, ``p=0.9``, ``hard``, ``learn`` or ``budget``; and for a rule of a
+        group ``first``, the name of a group in the order of the rows, or ``priority``, a number,
+        and ``group``. Empty strings, None and NaN count as missing.
 
     Returns:
       One rule per row, in the same order.
@@ -202,6 +201,23 @@ def _clauses(text: str) -> tuple[f.Rule, ...]:
 # Tables
 
 
+def _to_row(rule: f.Rule, grouped: bool) -> dict[str, str | None]:
+    alone = dataclasses.replace(rule, name=None, strength=f.Strength(), group=None, priority=None)
+    row = {
+        "rule": str(alone),
+        "name": rule.name,
+        "strength": str(rule.strength).strip("[]") or None,
+    }
+    if grouped:
+        first = rule.priority is None
+        row |= {
+            "first": rule.group if first else None,
+            "group": None if first else rule.group or None,
+            "priority": None if rule.priority is None else number_text(rule.priority),
+        }
+    return row
+
+
 def _from_rows(rows: Iterable[tuple[str, int, Any]]) -> tuple[f.Rule, ...]:
     return tuple(_from_row(where, line, row) for where, line, row in rows)
 
@@ -209,13 +225,16 @@ def _from_rows(rows: Iterable[tuple[str, int, Any]]) -> tuple[f.Rule, ...]:
 def _from_row(where: str, line: int, row: Any) -> f.Rule:
     if not isinstance(row, Mapping):
         raise RuleError(f"{where}: expected a row with {', '.join(COLUMNS)}, got {_shown(row)}")
-    unknown = [key for key in row if key not in COLUMNS]
+    unknown = [key for key in row if key not in (*COLUMNS, *GROUPS)]
     if unknown:
-        known = ", ".join(COLUMNS)
+        known = ", ".join((*COLUMNS, *GROUPS))
         raise RuleError(f"{where}: unknown column {_shown(unknown[0])}, expected {known}")
     text, name, strength = (_cell(where, column, row.get(column)) for column in COLUMNS)
     if text is None:
         raise RuleError(f"{where}: no rule")
+    if tags := _group_tags(where, row):  # before the text: else has no meaning without a group
+        opened, inner = text.lstrip().startswith("["), text.lstrip()[1:]
+        text = f"[{tags}, {inner}" if opened else f"[{tags}] {text}"
     rules = _in_cell(f"{where}, rule", text)
     if len(rules) != 1:
         raise RuleError(f"{where}: expected one rule, got {len(rules)} in {_shown(text)}")
@@ -232,7 +251,7 @@ def _from_row(where: str, line: int, row: Any) -> f.Rule:
                 f"{where}: the rule's text already holds a strength, besides {_shown(strength)}"
             )
         inner = strength.strip().removeprefix("[").removesuffix("]")
-        if not inner.strip() or set("[]#%\r\n") & set(inner):
+        if not inner.strip() or set("[],#%\r\n") & set(inner):
             raise RuleError(
                 f"{where}, strength: expected w=number, p=number, hard, learn or budget, got "
                 f"{_shown(strength)}"
@@ -240,6 +259,20 @@ def _from_row(where: str, line: int, row: Any) -> f.Rule:
         (parsed,) = _in_cell(f"{where}, strength", f"[{inner}] x")
         rule = dataclasses.replace(rule, strength=parsed.strength)
     return rule
+
+
+def _group_tags(where: str, row: Mapping[str, Any]) -> str:
+    """A row's group as it is written in brackets; empty without one."""
+    first, group, priority = (_cell(where, column, row.get(column)) for column in GROUPS)
+    tags = [f"first={quoted(first)}"] if first is not None else []
+    tags += [f"group={quoted(group)}"] if group is not None else []
+    if priority is not None:
+        if set("[],#%\r\n") & set(priority):
+            raise RuleError(f"{where}, priority: expected a number, got {_shown(priority)}")
+        tags.append(f"priority={priority}")
+    if tags:
+        _in_cell(f"{where}, {'priority' if first is None else 'first'}", f"[{', '.join(tags)}] x")
+    return ", ".join(tags)
 
 
 def _cell(where: str, column: str, value: Any) -> str | None:
@@ -349,7 +382,9 @@ def _from_patterns(text: str, column: str) -> tuple[f.Rule, ...]:
 def _pattern_line(rule: f.Rule) -> str:
     """A rule as a line of a ``.tsv`` file."""
     match rule:
-        case f.Rule(f.Implies(f.Matches(f.Name(), pattern), f.Name(label)), None, f.Strength("")):
+        case f.Rule(
+            f.Implies(f.Matches(f.Name(), pattern), f.Name(label)), None, f.Strength(""), group=None
+        ):
             line = f"{pattern}\t{label}\n"
             if line.count("\t") == 1 and len(line.splitlines()) == 1 and not line.startswith("#"):
                 return line

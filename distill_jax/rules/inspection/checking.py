@@ -19,6 +19,10 @@ which uses the view's probabilities. In the rows of a ``Check``:
   violates the rule.
 - ``contradicts_hard``: the share of the rows where the hard rules forbid every class that the rule
   allows. Exclusive classes only.
+- ``hidden``: the number of rows where its body holds and a rule of its group that fires there hides
+  it, and ``hidden_by``, how often each does, by name; ``stops``: the number of rows where its body
+  is unknown, so that no later rule of its group fires. None without a group, and in groups whose
+  bodies depend on labels.
 - ``head`` and ``body``: the shares of the gradient of the violation that reach the two sides of an
   implication: Σ |∂ violation / ∂ atom| over atoms and at most 256 rows, at the model's
   probabilities, or uniform ones without a model. Atoms are the probabilities of labels, and the
@@ -34,7 +38,8 @@ fire and no class satisfies both (exclusive classes only).
 In the summary: ``rules`` and ``rows`` are the numbers of both, ``covered`` is the share of rows
 where any rule fires, ``rules_per_row`` the mean number of rules that fire on a row,
 ``hard_violated`` the number of rows whose prediction violates a hard rule, ``no_class_left`` the
-number of rows where hard rules forbid every class (exclusive classes only), ``never_fire`` and
+number of rows where hard rules forbid every class (exclusive classes only), ``stopped`` the number
+of rows where a missing value stops a group (None without groups), ``never_fire`` and
 ``always_hold`` the numbers of such rules, and ``silent`` the sum over rules.
 
 References:
@@ -57,7 +62,7 @@ from distill_jax import _checks
 from distill_jax._arguments import checked
 from distill_jax.rules.binding.book import Book, encode, encoded_rows
 from distill_jax.rules.binding.schema import is_array
-from distill_jax.rules.inspection import _sides
+from distill_jax.rules.inspection import _hiding, _sides
 from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic._inputs import Views
 from distill_jax.rules.logic.evaluation import fires, forbidden, violation
@@ -86,6 +91,8 @@ class Check:
         - ``precision``, ``lift``, ``always_holds``: how well it agrees with the labels;
         - ``mean_violation``, ``violated``: how far, and on how many rows, the model violates it;
         - ``contradicts_hard``: the share of rows where hard rules forbid all classes it allows;
+        - ``hidden``, ``hidden_by``, ``stops``: in a group, on how many rows another rule hides it,
+          each of them how often, and on how many rows it stops the group, being unknown;
         - ``head``, ``body``: the shares of its gradient that reach each side of the implication.
 
       pairs: The pairs of rules with the most clashes and the largest overlaps: ``rule``, ``other``,
@@ -156,10 +163,14 @@ def check(
     paired = 2 <= rules <= MOST_PAIRED
     if paired and book.schema.exclusive:
         options["parts"] = _parts(book)
+    if (bodies := _hiding.bodies(book.info)) is not None:
+        options["bodies"] = bodies
     sums = _summed(crisp(book), data, options, paired)
     summary = {"rules": rules, "rows": rows, **_summary(sums, rows)}
     sides = _sides.shares(book, data) if rows else None
     listed = [_row(book, i, sums, rows, sides) for i in range(rules)]
+    for i, own in _hidden(book, bodies, sums).items():
+        listed[i] |= own
     summary |= {
         "never_fire": sum(row["fires"] == 0 for row in listed),
         "silent": int(sums["silent"].sum()),
@@ -263,6 +274,7 @@ def _summed(
         len(book),
         book.pieces.guard.shape[0],
         len(options["parts"]["owner"]) if "parts" in options else 0,
+        options["bodies"].circuit.number_of_nodes if "bodies" in options else 0,
     )
     chunk = min(1 << max(3, (rows - 1).bit_length()), max(64, CHUNK // max(widest, 1)))
     total: dict[str, Any] = {}
@@ -325,6 +337,8 @@ def _sums(
         violating = broken(allowed.astype(jnp.float32))
         out["contradicts"] = (fired & (violating > left - 0.5)).sum(0)
         out["no_class_left"] = (valid & ~allowed.any(1)).sum()
+    if "bodies" in options:
+        out |= _hiding.hidden_sums(options["bodies"], columns, valid, by=len(book) <= MOST_PAIRED)
     if paired:
         each = fired.astype(jnp.float32)
         out["together"] = each.T @ each
@@ -381,9 +395,29 @@ def _row(book: Book, i: int, sums: dict[str, Any], rows: int, sides: Any) -> dic
         "mean_violation": of("mean_violation", fired),
         "violated": int(sums["violated"][i]) if "violated" in sums else None,
         "contradicts_hard": of("contradicts", fired),
+        "hidden": None,
+        "hidden_by": None,
+        "stops": None,
         "head": head,
         "body": body,
     }
+
+
+def _hidden(
+    book: Book, bodies: _hiding.Bodies | None, sums: dict[str, Any]
+) -> dict[int, dict[str, Any]]:
+    """For each rule in a group, what hides it and how often."""
+    found: dict[int, dict[str, Any]] = {}
+    if bodies is None:
+        return found
+    for k, rule in enumerate(bodies.rule.tolist()):
+        found[rule] = {"hidden": int(sums["hidden"][k]), "stops": int(sums["stops"][k])}
+        if "hidden_by" in sums:
+            by = sums["hidden_by"][k]
+            found[rule]["hidden_by"] = {
+                book.names[bodies.rule[j]]: int(by[j]) for j in np.flatnonzero(by)
+            }
+    return found
 
 
 def _strength(book: Book, i: int) -> float | str:
@@ -397,6 +431,7 @@ def _summary(sums: dict[str, Any], rows: int) -> dict[str, Any]:
         "rules_per_row": float(sums["fires"].sum() / rows) if rows else 0.0,
         "hard_violated": int(sums["hard_violated"]) if "hard_violated" in sums else None,
         "no_class_left": int(sums["no_class_left"]) if "no_class_left" in sums else None,
+        "stopped": int(sums["stopped"]) if "stopped" in sums else None,
     }
 
 

@@ -15,6 +15,7 @@ from distill_jax._arguments import checked
 from distill_jax.rules.binding._tables import one_row
 from distill_jax.rules.binding.book import Book, encode, encoded_rows
 from distill_jax.rules.binding.schema import is_array, unmasked
+from distill_jax.rules.inspection import _hiding
 from distill_jax.rules.inspection.checking import crisp
 from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic._inputs import Views
@@ -27,7 +28,8 @@ class Explanation:
 
     Attributes:
       rows: One mapping per rule that fires, those with the largest effect first, then one per rule
-        that is silent because of a missing value.
+        that another one of its group hides, then one per rule that is silent because of a missing
+        value.
       summary: The predictions and probabilities before and after the rules.
     """
 
@@ -47,7 +49,10 @@ def explain(
     """Which rules fired on one example, and how much each changed the prediction.
 
     Every row holds ``rule``, ``text``, ``strength`` (log-odds, or "hard") and ``silent``: whether
-    the rule does not fire but would for some value in place of a missing one.
+    the rule does not fire but would for some value in place of a missing one. For a rule of a group
+    whose body holds, and which does not fire, ``hidden_by`` is the rule that fires in its place, or
+    ``stopped_by`` the rule before it whose body is unknown; both are None for others. Without a
+    rule, those that it hides stay hidden in what follows.
 
     With exclusive classes the prediction is that of ``project``: the model's probabilities p,
     corrected to q by the rules. Each row also holds
@@ -116,21 +121,33 @@ def explain(
     else:
         finite = np.where(hard, 1.0, strengths)
         rows, summary = _of_labels(book, columns, z, finite, view_logits)
-    names = book.names
+    names, why = book.names, _hiding.reasons(book, columns)
     kept = []
     for i, row in enumerate(rows):
         silent = bool(possible[i] and not fired[i])
         # With soft comparisons, a rule also has an effect near the rows where it fires.
-        if not (fired[i] or silent or row["moved"]):
+        if not (fired[i] or silent or row["moved"] or i in why):
             continue
+        reason = why.get(i, {})
+        by = {
+            name: names[reason[name]] if name in reason else None
+            for name in ("hidden_by", "stopped_by")
+        }
         common = {
             "rule": names[i],
             "text": str(book.rules[i]),
             "strength": "hard" if hard[i] else float(strengths[i]),
             "silent": silent,
+            **by,
         }
         kept.append(common | row)
-    kept.sort(key=lambda row: (row["silent"], -abs(row.get("change", row["moved"] or 0.0))))
+
+    def place(row: dict[str, Any]) -> tuple[bool, bool, float]:
+        effect = abs(row.get("change", row["moved"] or 0.0))
+        unknown = row["silent"] or row["stopped_by"] is not None
+        return unknown, row["hidden_by"] is not None, -effect
+
+    kept.sort(key=place)
     return Explanation(kept, summary)
 
 

@@ -13,7 +13,9 @@ from distill_jax.rules.language.building import (
     iff,
     implies,
     label,
+    otherwise,
     rule,
+    score,
 )
 from distill_jax.rules.language.errors import RuleError
 from distill_jax.rules.language.formulas import Rule
@@ -33,8 +35,10 @@ __all__ = [
     "iff",
     "implies",
     "label",
+    "otherwise",
     "parse",
     "parse_formula",
     "rule",
+    "score",
     "to_text",
 ]

@@ -13,12 +13,13 @@ from distill_jax.rules.language._tokens import Token, tokenize
 from distill_jax.rules.language.errors import error_at, shortened, visible
 
 # The precedence of each infix operator. formulas.py has the same order for trees.
-_LEVELS = {"<=>": 1, "=>": 2, "or": 3, "and": 4}
-_LEVELS |= dict.fromkeys([*f.COMPARISONS, "=", "in", "not", "between", "is", "matches"], 6)
-_LEVELS |= {"+": 7, "-": 7, "*": 8, "/": 8}
-NOT, _COMPARISON, _SUM, _MINUS = 5, 6, 7, 9
+_LEVELS = {"unless": 1, "<=>": 2, "=>": 3, "or": 4, "and": 5}
+_LEVELS |= dict.fromkeys([*f.COMPARISONS, "=", "in", "not", "between", "is", "matches"], 7)
+_LEVELS |= {"+": 8, "-": 8, "*": 9, "/": 9}
+_OR, NOT, _COMPARISON, _SUM, _MINUS = 4, 6, 7, 8, 10
 
-_FUNCTIONS = (*f.COUNTS, "view", "days", *f.AVERAGES, *f.TRENDS)
+_INFIX = ("and", "or", "=>", "<=>", "in", "between", "is", "matches", "unless")
+_FUNCTIONS = (*f.COUNTS, "score", "view", "days", *f.AVERAGES, *f.TRENDS)
 _FUNCTIONS += (*f.TEXT_TESTS, *f.CASES, *f.SIZES)
 _TIMES: dict[str, Callable[[str], f.Value]] = {
     "date": lambda text: f.Time(parse_date(text)),
@@ -127,13 +128,20 @@ class Parser:
         self.depth += 1
         if self.depth > 2 * f.MAX_DEPTH + 2:  # a level may have a sign and parentheses
             self.too_deep(self.current.start)
-        left = self.first(floor)
+        left = self.rest(self.first(floor), floor)
+        self.depth -= 1
+        return left
+
+    def rest(self, left: Part, floor: int) -> Part:
+        """The expression that starts with ``left``."""
         while (level := _LEVELS.get(self.current.kind, -1)) >= floor and level > 0:
             sign = self.current.kind
             if sign == "not" and self.peek(1).kind != "in":
                 break
             if level == _COMPARISON:
                 left = self.comparison(left)
+            elif sign == "unless":
+                left = self.unless(left)
             elif level >= _SUM:
                 self.take()
                 right = self.expression(level + 1)
@@ -141,7 +149,6 @@ class Parser:
                 left = self.part(tree, left.start, left, right)
             else:
                 left = self.connective(sign, level, left)
-        self.depth -= 1
         return left
 
     def first(self, floor: int) -> Part:
@@ -149,7 +156,7 @@ class Parser:
         token = self.take()
         start = token.start
         if token.kind == "number":
-            return Part(f.Number(_number(token.value)), start, 1)
+            return Part(f.Number(number_of(token.value)), start, 1)
         if token.kind == "string":
             return Part(f.String(token.value), start, 1)
         if token.kind == "quoted":
@@ -168,9 +175,13 @@ class Parser:
             return inner._replace(start=start)
         if token.kind == "-":
             if self.current.kind == "number":
-                return Part(f.Number(-_number(self.take().value)), start, 1)
+                return Part(f.Number(-number_of(self.take().value)), start, 1)
             inner = self.expression(_MINUS)
             return self.part(f.Negative(self.value(inner)), start, inner)
+        if token.kind == "else":
+            if self.current.kind != "=>":
+                self.fail("else stands alone before =>, as the last rule of a group", start)
+            return Part(f.Else(), start, 1)
         if token.kind == "not" and floor <= NOT:
             inner = self.expression(NOT)
             return self.part(f.Not(self.formula(inner)), start, inner)
@@ -187,7 +198,7 @@ class Parser:
             advice = ": put parentheses around not and its operand"
         elif token.kind == "+":
             advice = ": omit the sign +"
-        elif token.kind in ("and", "or", "=>", "<=>", "in", "between", "is", "matches"):
+        elif token.kind in _INFIX:
             advice = f": {token.kind} needs a left operand (a rule continues on the next "
             advice += "line only inside parentheses; a name that is a keyword is quoted, `in`)"
         elif token.kind == "[":
@@ -203,8 +214,23 @@ class Parser:
                 self.fail("a <=> b <=> c is ambiguous: put parentheses around one of the two")
         formulas = tuple(self.formula(part) for part in parts)
         kinds: Any = {"<=>": f.Iff, "=>": f.Implies, "or": f.Or, "and": f.And}
-        tree = kinds[sign](*formulas) if level <= 2 else kinds[sign](formulas)
+        tree = kinds[sign](formulas) if sign in ("and", "or") else kinds[sign](*formulas)
         return self.part(tree, left.start, *parts)
+
+    def unless(self, left: Part) -> Part:
+        """``a => b unless c``, of which ``a => b`` was read."""
+        at = self.take()
+        if not isinstance(left.tree, f.Implies):
+            self.fail("unless follows a rule, as in a => b unless c", at.start)
+        if isinstance(left.tree.body, f.Unless):
+            self.fail("a second unless: join the exceptions with or", at.start)
+        if isinstance(left.tree.body, f.Else):
+            self.fail("else takes no exception: write it as a rule before", at.start)
+        exception = self.expression(_OR)
+        body = f.Unless((left.tree.body, f.Not(self.formula(exception))))
+        tree = f.Implies(body, left.tree.head)
+        inner = Part(body, left.start, max(left.depth, exception.depth + 2))
+        return self.part(tree, left.start, inner)
 
     def comparison(self, left: Part) -> Part:
         """A chain of comparisons, or ``in``, ``between``, ``is missing``, ``matches``."""
@@ -261,17 +287,46 @@ class Parser:
         values = tuple(self.value(part) for part in parts)
         return self.part(f.In(self.value(left), values, negated), left.start, left, *parts)
 
-    def comma_separated(self, bracket: Token, floor: int) -> list[Part]:
+    def comma_separated(
+        self, bracket: Token, floor: int, read: Callable[[int], Part] | None = None
+    ) -> list[Part]:
         """Expressions between commas up to the closing bracket; a trailing comma is allowed."""
-        closing = ")" if bracket.kind == "(" else "]"
-        parts = [self.expression(floor)]
+        closing, read = ")" if bracket.kind == "(" else "]", read or self.expression
+        parts = [read(floor)]
         while self.current.kind == ",":
             self.take()
             if self.current.kind == closing:
                 break
-            parts.append(self.expression(floor))
+            parts.append(read(floor))
         self.close(bracket)
         return parts
+
+    def points(self, floor: int) -> Part:
+        """A part of a score: ``condition``, or ``factor*condition``."""
+        start, negative = self.current.start, self.current.kind == "-"
+        if self.peek(negative).kind != "number" or self.peek(negative + 1).kind != "*":
+            return self.points_of(1, self.expression(floor))
+        self.i += negative
+        factor = number_of(self.take().value) * (-1 if negative else 1)
+        self.take()
+        right = self.expression(_MINUS)
+        if self.current.kind in (",", ")"):
+            return self.points_of(factor, right)
+        if not isinstance(right.tree, f.Value):
+            got = self.show(self.current)
+            self.fail(f"expected , or ) after a condition of a score, got {got}{self.advice()}")
+        product = f.Arithmetic("*", f.Number(factor), right.tree)  # as in 2*x > 3
+        return self.points_of(1, self.rest(self.part(product, start, right), floor))
+
+    def points_of(self, factor: int | float, part: Part) -> Part:
+        if not isinstance(part.tree, f.Formula):
+            shown = shortened(str(part.tree))
+            self.fail(
+                f"a score counts conditions, got the value {shown}: write score(2*(age >= 75), "
+                "smoker), each factor before its condition",
+                part.start,
+            )
+        return self.part(f.Points(factor, part.tree), part.start, part)
 
     def pattern(self) -> str:
         if self.current.kind != "string":
@@ -313,6 +368,9 @@ class Parser:
             self.fail(f"{name} needs at least one argument")
         if name in f.COUNTS:
             return self.count(function, bracket)
+        if name == "score":
+            parts = self.comma_separated(bracket, 0, self.points)
+            return self.part(f.Score(tuple(x.tree for x in parts)), function.start, *parts)
         value = self.expression(_SUM)
         if name == "days":
             return self.days(function, bracket, value)
@@ -389,6 +447,6 @@ class Parser:
         return Part(f.Of(view, self.take().value), start.start, 1)
 
 
-def _number(text: str) -> int | float:
+def number_of(text: str) -> int | float:
     """An integer if the text has neither point nor exponent, else a float."""
     return int(text.lstrip("0") or "0") if text.isdecimal() else float(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-KEYWORDS = frozenset("and or not in between is matches true false True False".split())
+KEYWORDS = frozenset("and or not in between is matches unless else true false True False".split())
 
 
 _WORD = re.compile(r"[A-Za-z0-9_]*")

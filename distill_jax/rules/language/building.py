@@ -30,7 +30,7 @@ class Built:
     __slots__ = ("tree",)
     __hash__ = None  # type: ignore[assignment]  # == builds a formula
 
-    def __init__(self, tree: f.Value | f.Formula):
+    def __init__(self, tree: f.Value | f.Formula | f.Points):
         self.tree = tree
 
     def __bool__(self) -> bool:
@@ -76,10 +76,12 @@ class Built:
         return _arithmetic("-", other, self)
 
     def __mul__(self, other: Any) -> Built:
-        return _arithmetic("*", self, other)
+        points = _points(other, self)
+        return _arithmetic("*", self, other) if points is None else points
 
     def __rmul__(self, other: Any) -> Built:
-        return _arithmetic("*", other, self)
+        points = _points(other, self)
+        return _arithmetic("*", other, self) if points is None else points
 
     def __truediv__(self, other: Any) -> Built:
         return _arithmetic("/", self, other)
@@ -88,7 +90,8 @@ class Built:
         return _arithmetic("/", other, self)
 
     def __neg__(self) -> Built:
-        return Built(f.Negative(_value(self)))
+        points = _points(-1, self)
+        return points if points is not None else Built(f.Negative(_value(self)))
 
     def __and__(self, other: Any) -> Built:
         return Built(f.And((*_flattened(f.And, self), *_flattened(f.And, other))))
@@ -118,6 +121,20 @@ class Built:
     def days(self) -> Built:
         """``days(self)``: the number of days of a duration, as of ``col("end") - col("start")``."""
         return Built(f.Days(_value(self)))
+
+    def unless(self, exception: Built) -> Built:
+        """``a => b unless c``: the rule ``self``, made by ``implies``, but not where ``exception``
+        holds. A second exception is joined to the first with ``or``."""
+        tree, own = self.tree, formula(exception)
+        if not isinstance(tree, f.Implies):
+            raise TypeError(f"unless is for a rule made by implies(body, head), got {self!r}")
+        if isinstance(tree.body, f.Else):
+            raise TypeError("otherwise(head) takes no exception: write it as a rule before")
+        body = tree.body
+        if isinstance(body, f.Unless):
+            body, known = body.sides
+            own = f.Or((*_flattened(f.Or, known), *_flattened(f.Or, own)))
+        return Built(f.Implies(f.Unless((body, f.Not(own))), tree.head))
 
     def matches(self, pattern: str) -> Built:
         """``self matches r"pattern"``: the regular expression is found in the text."""
@@ -215,6 +232,20 @@ def implies(body: Built, head: Built) -> Built:
 
 
 @checked
+def otherwise(head: Built) -> Built:
+    """The formula ``else => head``, of the last rule of a group: where none of the others applies.
+
+    Raises:
+      TypeError: if ``head`` is not a formula.
+
+    Example:
+      >>> print(rule(otherwise(label("virginica")), first="iris"))
+      [first=iris] else => virginica
+    """
+    return Built(f.Implies(f.Else(), formula(head)))
+
+
+@checked
 def iff(left: Built, right: Built) -> Built:
     """The formula ``left <=> right``: both hold, or neither does.
 
@@ -304,6 +335,33 @@ def any_of(*parts: Built) -> Built:
 
 
 @checked
+def score(*parts: Built) -> Built:
+    """The sum of the points of the conditions that hold, to be compared with a number.
+
+    Factors are exact: integers, or decimal numbers as they are printed. Where conditions are
+    unknown, the score is an interval, and a comparison is known where both of its ends agree.
+
+    Args:
+      *parts: Formulas, each alone for one point, or multiplied by its points, which may be
+        negative: ``2 * (col("age") >= 75)``.
+
+    Returns:
+      A value with the operators of ``col``.
+
+    Raises:
+      TypeError: if a part is neither a formula nor a number times one.
+      ValueError: if there are none, or for a factor that is not finite.
+
+    Example:
+      >>> print(score(2 * (col("age") >= 75), col("stroke"), 0.5 * col("diabetes")) >= 2)
+      score(2*(age >= 75), stroke, 0.5*diabetes) >= 2
+    """
+    if not parts:
+        raise ValueError("score needs at least one condition, got none")
+    return Built(f.Score(tuple(_part_of_score(part) for part in parts)))
+
+
+@checked
 def rule(
     what: Built | f.Formula,
     *,
@@ -312,8 +370,14 @@ def rule(
     p: float | None = None,
     hard: bool = False,
     learn: bool = False,
+    first: str | None = None,
+    group: str | None = None,
+    priority: int | float | None = None,
 ) -> f.Rule:
     """A rule: a formula with a name and at most one of ``w``, ``p``, ``hard``, ``learn``.
+
+    A rule of a group, that is, one with ``first`` or ``priority``, is an implication, and *applies*
+    where its body holds. It may be hidden by other rules of its group, and then it does not fire.
 
     Args:
       what: The formula that should hold.
@@ -322,14 +386,20 @@ def rule(
       p: The strength as a probability, 0 < p < 1: log-odds log(p / (1 − p)).
       hard: The rule may never be violated.
       learn: The strength starts at 0 and is trained.
+      first: The name of a group whose rules are tried in their order: only the first that applies
+        fires.
+      priority: The rule fires only where no rule of its group with a higher priority applies.
+      group: The name of its group, with ``priority``; without, the rules that have a priority and
+        no ``group`` are one group.
 
     Returns:
       The rule.
 
     Raises:
       TypeError: if ``what`` is not a formula.
-      ValueError: for more than one strength, a ``w`` that is not finite, or a ``p`` that does not
-        lie between 0 and 1.
+      ValueError: for more than one strength, a ``w`` that is not finite, a ``p`` that does not lie
+        between 0 and 1, ``first`` together with ``group`` or ``priority``, an empty name, or a
+        ``group`` without a priority.
 
     Example:
       >>> print(rule(implies(col("smoker"), label("disease")), name="smoking", p=0.9))
@@ -346,7 +416,15 @@ def rule(
         strength = f.Strength("p", f.as_float(p))
     elif hard or learn:
         strength = f.HARD if hard else f.LEARN
-    return f.Rule(formula(what), name, strength)
+    if first is not None and (group is not None or priority is not None):
+        raise ValueError("first is a group in the order written: leave out group and priority")
+    if group is not None and priority is None:
+        raise ValueError("group needs a priority; first=name is for rules in the order written")
+    if group == "":
+        raise ValueError("the name of a group must not be empty")
+    if first is None and priority is not None:
+        first = "" if group is None else group
+    return f.Rule(formula(what), name, strength, group=first, priority=priority)
 
 
 @checked
@@ -418,6 +496,35 @@ def _contains(where: str, value: Any, part: Any) -> Built:
     if not isinstance(part, str) or not part:
         raise ValueError(f"part must be a string that is not empty, got {part!r}")
     return Built(f.Contains(where, _value(value), part))
+
+
+def _points(factor: Any, x: Any) -> Built | None:
+    """``factor * formula``, for a score; None if it is arithmetic."""
+    tree = x.tree if isinstance(x, Built) else x
+    if isinstance(tree, f.Value) or not isinstance(tree, f.Formula):
+        return None
+    number = _value(factor)
+    if not isinstance(number, f.Number):
+        raise TypeError(f"a condition is multiplied by a number of points, got {factor!r}")
+    return Built(f.Points(number.value, tree))
+
+
+def _part_of_score(part: Any) -> f.Points:
+    match part.tree if isinstance(part, Built) else part:
+        case f.Points() as points:
+            return points
+        case f.Formula() as condition:
+            return f.Points(1, condition)
+        case f.Negative(f.Name() | f.Of() as condition):
+            return f.Points(-1, condition)
+        case f.Arithmetic("*", f.Number(factor), f.Name() | f.Of() as condition) | f.Arithmetic(
+            "*", f.Name() | f.Of() as condition, f.Number(factor)
+        ):
+            return f.Points(factor, condition)
+    raise TypeError(
+        f"score takes conditions, each alone or times its points, got {part!r}: write "
+        '2 * (col("age") >= 75)'
+    )
 
 
 def _checked_name(name: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
@@ -35,7 +36,9 @@ SIZES = ("length", "words")
 MAX_DEPTH = 100  # of trees that can be printed, so that code may recurse over them
 
 # The precedence of each kind of tree. _expressions.py has the same order for operators.
-_IFF, _IMPLIES, _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _MINUS, _ATOM = range(1, 11)
+(
+    _UNLESS, _IFF, _IMPLIES, _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _MINUS, _ATOM,
+) = range(1, 12)  # fmt: skip
 
 
 class Tree:
@@ -82,13 +85,7 @@ class Number(Value):
     value: int | float
 
     def __post_init__(self) -> None:
-        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
-            raise TypeError(f"value must be a number, got {self.value!r}")
-        number = as_float(self.value)
-        if not math.isfinite(number):
-            raise ValueError(f"value must be finite, got {number}")
-        plain = int if isinstance(self.value, int) else float  # NumPy's float64 is a float, too
-        object.__setattr__(self, "value", plain(self.value))
+        object.__setattr__(self, "value", _finite("value", self.value))
 
     def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return number(self.value), _MINUS
@@ -254,6 +251,34 @@ class Call(Value):
 
 
 @_node
+class Points(Tree):
+    """``factor*condition`` in a score: the points that a condition adds where it holds."""
+
+    factor: int | float
+    condition: Formula
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factor", _finite("the factor of a score", self.factor))
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        if self.factor == 1:
+            return _text(self.condition, clause), _UNLESS
+        return f"{number(self.factor)}*{_text(self.condition, clause, _ATOM)}", _PRODUCT
+
+
+@_node
+class Score(Value):
+    """``score(2*(age >= 75), stroke)``: the sum of the factors of the conditions that hold."""
+
+    parts: tuple[Points, ...]
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        if not self.parts:
+            return super().text_and_precedence(clause)
+        return f"score({_joined(', ', self.parts, clause, 0)})", _ATOM
+
+
+@_node
 class Compare(Formula):
     """A chain: ``0 < x <= 3`` has the operands ``0, x, 3`` and the operators ``<, <=``."""
 
@@ -364,6 +389,26 @@ class And(Connective):
 
 
 @_node
+class Unless(And):
+    """The body of ``a => b unless c``: the conjunction of ``a`` and ``not c``, written that way."""
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        return Tree.text_and_precedence(self, clause)  # only the rule around it has a text
+
+    @property
+    def sides(self) -> tuple[Formula, Formula]:
+        """``a`` and ``c``.
+
+        Raises:
+          ValueError: if the parts are not ``a`` and ``not c``.
+        """
+        match self.parts:
+            case (body, Not(exception)):
+                return body, exception
+        raise ValueError(f"no rule text stands for {self!r}")
+
+
+@_node
 class Or(Connective):
     """At least one of two or more parts holds."""
 
@@ -381,8 +426,20 @@ class Implies(Connective):
     head: Formula
 
     def text_and_precedence(self, clause: bool) -> tuple[str, int]:
-        body, head = _text(self.body, clause, _IMPLIES + 1), _text(self.head, clause, _IMPLIES)
-        return f"{body} => {head}", _IMPLIES
+        head = _text(self.head, clause, _IMPLIES)
+        if isinstance(self.body, Unless):
+            body, exception = self.body.sides
+            written = f"{_text(body, clause, _IMPLIES + 1)} => {head}"
+            return f"{written} unless {_text(exception, clause, _OR)}", _UNLESS
+        return f"{_text(self.body, clause, _IMPLIES + 1)} => {head}", _IMPLIES
+
+
+@_node
+class Else(Formula):
+    """``else``, the body of a group's last rule: no other rule of the group applies."""
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        return "else", _ATOM
 
 
 @_node
@@ -454,6 +511,15 @@ def _check_depth(tree: Tree) -> None:
             f"the formula has more than {MAX_DEPTH} levels of nesting: split the rule, or "
             "group a long sum"
         )
+
+
+def _finite(name: str, value: Any) -> int | float:
+    """A finite number as Python's own ``int`` or ``float``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(as_float(value)):
+        raise ValueError(f"{name} must be finite, got {as_float(value)}")
+    return int(value) if isinstance(value, numbers.Integral) else float(value)  # of NumPy, too
 
 
 def as_float(value: Any) -> float:
@@ -533,6 +599,11 @@ class Rule:
       definition: Whether it is a Horn clause, ``head :- body.``: its formula is then
         ``Implies(body, head)``. A head that is not a class *defines* a predicate, which holds where
         the body of at least one of its clauses does.
+      group: The name of the group of rules that it belongs to, of which some hide others; None for
+        a rule on its own. Empty for the rules that are written ``[priority=n]`` without a name.
+      priority: None in a group ``[first=name]``, whose rules are tried in the order written: only
+        the first that applies fires. A number in a group ``[group=name, priority=n]``: a rule fires
+        only if no rule of a higher priority applies. A rule *applies* where its body holds.
       line: The line number in the text it was parsed from, from 1; 0 if built in Python.
       source: Its text as it was written, for messages. ``line`` and ``source`` are ignored when
         rules are compared.
@@ -550,10 +621,28 @@ class Rule:
     definition: bool = False
     line: int = dataclasses.field(default=0, compare=False)
     source: str = dataclasses.field(default="", compare=False)
+    group: str | None = dataclasses.field(default=None, kw_only=True)
+    priority: int | float | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_group(self.group, self.priority)
+        if self.priority is not None:
+            object.__setattr__(self, "priority", _finite("priority", self.priority))
+
+    @property
+    def tags(self) -> str:
+        """Its strength and its group as they are written, ``w=2, first=name``; empty if neither."""
+        parts = [str(self.strength).strip("[]")] if self.strength.kind else []
+        if self.group is not None and self.priority is None:
+            parts.append(f"first={quoted(self.group)}")
+        elif self.group is not None and self.priority is not None:
+            parts += [f"group={quoted(self.group)}"] if self.group else []
+            parts.append(f"priority={number(self.priority)}")
+        return ", ".join(parts)
 
     def __str__(self) -> str:
         _check_depth(self.formula)
-        before = str(self.strength) + " " * bool(self.strength.kind)
+        before = f"[{self.tags}] " if self.tags else ""
         before += "" if self.name is None else f"{quoted(self.name)}: "
         if not self.definition:
             return before + _text(self.formula, False)
@@ -561,9 +650,24 @@ class Rule:
         if not (isinstance(formula, Implies) and isinstance(formula.head, Name)):
             raise ValueError(f"a Horn clause must say body => name, got {formula}")
         body = formula.body
-        parts = _two_or_more(body) if isinstance(body, And) else (body,)
+        parts = _two_or_more(body) if type(body) is And else (body,)
         head = quoted(formula.head.name, hyphens=True)
         return f"{before}{head} :- {_joined(', ', parts, True, _NOT)}."
+
+
+def _check_group(group: Any, priority: Any) -> None:
+    """Raises for a group that no rule can have.
+
+    Raises:
+      TypeError: for a name that is not a string.
+      ValueError: for an empty name in a group without priorities, or a priority without a group.
+    """
+    if group is not None and not isinstance(group, str):
+        raise TypeError(f"a group's name must be a string, got {group!r}")
+    if group == "" and priority is None:
+        raise ValueError("the name of a group must not be empty")
+    if group is None and priority is not None:
+        raise ValueError("a priority needs a group: its name, or '' for the one without a name")
 
 
 def trees(x: Any) -> Iterator[Tree]:

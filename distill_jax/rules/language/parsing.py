@@ -1,20 +1,21 @@
 """Parses text into rules. Nothing in the text is evaluated as Python.
 
-Precedence, from lowest to highest: ``<=>``; ``=>`` (right-associative); ``or``; ``and``; ``not``;
-comparisons (chained), ``in``, ``between``, ``is missing``, ``matches``; ``+ -``; ``* /``;
-unary ``-``; calls and names. ``to_text`` is the inverse.
+Precedence, from lowest to highest: ``unless``; ``<=>``; ``=>`` (right-associative); ``or``;
+``and``; ``not``; comparisons (chained), ``in``, ``between``, ``is missing``, ``matches``; ``+ -``;
+``* /``; unary ``-``; calls and names. ``to_text`` is the inverse.
 """
 
 from __future__ import annotations
 
 import bisect
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill_jax._arguments import checked
 from distill_jax.rules.language import formulas as f
-from distill_jax.rules.language._expressions import NOT, Parser
+from distill_jax.rules.language._expressions import NOT, Parser, number_of
 from distill_jax.rules.language._spelling import quoted
+from distill_jax.rules.language._tokens import Token
 from distill_jax.rules.language.errors import RuleError
 
 
@@ -23,7 +24,8 @@ def parse(text: str) -> tuple[f.Rule, ...]:
     """Parses a text of rules.
 
     One rule per line; ``#`` starts a comment; a rule continues on the next line inside open
-    brackets. A rule may start with its strength in brackets, then its name and a colon.
+    brackets. A rule may start with its strength and its group in brackets, then its name and a
+    colon.
     ``head :- a, b.`` is a Horn clause. In a text of Horn clauses alone, ``%`` starts a comment,
     too.
 
@@ -85,8 +87,20 @@ def _parse_with(text: str, read: Any, horn: bool = False) -> Any:
         ) from None
 
 
+class _Tags(NamedTuple):
+    """What stands in brackets before a rule; ``named`` if ``group=`` was written."""
+
+    strength: f.Strength = f.Strength()
+    group: str | None = None
+    priority: int | float | None = None
+    named: bool = False
+
+
+_ORDERED = "the rules of [first=name] are tried in the order written: leave out the priority"
+
+
 class _Rules(Parser):
-    """Parses rules around formulas: strengths, names, Horn clauses."""
+    """Parses rules around formulas: strengths, groups, names, Horn clauses."""
 
     def __init__(self, text: str, horn: bool = False):
         super().__init__(text, horn)
@@ -102,8 +116,8 @@ class _Rules(Parser):
         return tuple(found)
 
     def rule(self) -> f.Rule:
-        first = self.current
-        strength, name, self.clause = self.strength(), self.rule_name(), False
+        first, index = self.current, self.i
+        tags, name, self.clause = self.tags(), self.rule_name(), False
         if self.current.kind == "=>":
             self.fail("empty body: write what must hold before =>, or the head alone as a rule")
         if self.current.kind in ("line", "end"):
@@ -125,12 +139,44 @@ class _Rules(Parser):
         before = self.text[start : first.start] if first.start - start < 1000 else ""
         blank = "".join(c if c.isspace() else " " for c in before)
         source = blank + self.text[first.start : end]
-        return f.Rule(formula, name, strength, self.clause, line, source)
+        self.check_else(formula, index, tags.group is not None)
+        at, group = (name, tags.strength, self.clause, line, source), tags.group
+        return f.Rule(formula, *at, group=group, priority=tags.priority)
 
-    def strength(self) -> f.Strength:
+    def check_else(self, formula: f.Formula, first: int, grouped: bool) -> None:
+        """Raises for an ``else`` that is not the whole body of a rule in a group."""
+        found = [token.start for token in self.tokens[first : self.i] if token.kind == "else"]
+        whole = isinstance(formula, f.Implies) and isinstance(formula.body, f.Else)
+        wrong = found[whole and grouped :]
+        if wrong:
+            self.fail(
+                "else is the whole body of a group's last rule, as in [first=name] else => class",
+                wrong[0],
+            )
+
+    def tags(self) -> _Tags:
+        """What stands in brackets before a rule: its strength and its group, in any order."""
         if self.current.kind != "[":
-            return f.Strength()
-        bracket = self.take()
+            return _Tags()
+        bracket, found = self.take(), _Tags()
+        while True:
+            found = self.tag(bracket, found)
+            if self.current.kind != ",":
+                break
+            self.take()
+        self.close(bracket)
+        if self.current.kind == "[":
+            self.fail(
+                "a rule has one strength and one group: write both in one pair of brackets, "
+                "[w=2, first=name]"
+            )
+        if found.priority is not None and found.group is None:
+            found = found._replace(group="")
+        elif found.named and found.priority is None:
+            self.fail("a group needs an order: write priority=number, or first= in place of group=")
+        return found
+
+    def tag(self, bracket: Token, found: _Tags) -> _Tags:
         sign = self.take().kind if self.current.kind in ("-", "+") else ""
         kind = self.take()
         if kind.kind == "number":
@@ -140,31 +186,50 @@ class _Rules(Parser):
                 "[p=...] for a probability",
                 bracket.start,
             )
-        value = None
-        if sign or kind.kind != "name" or kind.value not in ("w", "p", "hard", "learn", "budget"):
+        known = ("w", "p", "hard", "learn", "budget", "first", "group", "priority")
+        if sign or kind.kind != "name" or kind.value not in known:
             self.fail(
-                "expected [w=number], [p=number], [hard], [learn] or [budget] before a rule",
+                "expected [w=number], [p=number], [hard], [learn] or [budget] before a rule, or "
+                "a group: [first=name], [priority=number]",
                 bracket.start,
             )
+        if kind.value in ("first", "group"):
+            if found.group is not None:
+                self.fail("a rule is in one group at most", kind.start)
+            if kind.value == "first" and found.priority is not None:
+                self.fail(_ORDERED, kind.start)
+            self.expect("=", f"and a name after {kind.value}")
+            if self.current.kind not in ("name", "quoted") or not self.current.value:
+                self.fail(f"expected the name of a group, got {self.show(self.current)}")
+            name = self.take().value
+            return found._replace(group=name, named=kind.value == "group")
+        if kind.value == "priority":
+            if found.priority is not None:
+                self.fail("a rule has one priority", kind.start)
+            if found.group is not None and not found.named:
+                self.fail(_ORDERED, kind.start)
+            self.expect("=", "and a number after priority")
+            return found._replace(priority=self.tag_number("priority"))
+        if found.strength.kind:
+            self.fail("a rule has one strength", kind.start)
+        value = None
         if kind.value in ("w", "p"):
             self.expect("=", f"and a number after {kind.value}")
-            value = self.strength_number(kind.value)
-        at = self.current.start if value is None else self.tokens[self.i - 1].start
-        self.close(bracket)
-        if self.current.kind == "[":
-            self.fail("a rule has one strength: write it in one pair of brackets")
+            value = float(self.tag_number(kind.value))
+        at = kind.start if value is None else self.tokens[self.i - 1].start
         try:
-            return f.Strength(kind.value, value)
+            return found._replace(strength=f.Strength(kind.value, value))
         except ValueError as error:
             self.fail(str(error), at)
 
-    def strength_number(self, kind: str) -> float:
+    def tag_number(self, kind: str) -> int | float:
         sign = self.take().kind if self.current.kind in ("-", "+") else "+"
         if self.current.kind == "name" and self.current.value.lower() in ("inf", "infinity", "nan"):
-            self.fail(f"{kind} must be finite: a rule that always holds is [hard]")
+            advice = "" if kind == "priority" else ": a rule that always holds is [hard]"
+            self.fail(f"{kind} must be finite{advice}")
         if self.current.kind != "number":
             self.fail(f"expected a number after {kind}=, got {self.show(self.current)}")
-        number = float(self.take().value)
+        number = number_of(self.take().value)
         return -number if sign == "-" else number
 
     def rule_name(self) -> str | None:

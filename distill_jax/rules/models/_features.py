@@ -121,6 +121,9 @@ def atoms(book: Book, found: Sequence[tuple[f.Formula, bool]]) -> Atoms:
         return Atoms((), (), None)
     head = f.Name(book.schema.classes[0])
     rules = [f.Rule(f.Implies(formula, head)) for formula in formulas]
+    # A score, unlike a connective, is one atom whatever it is made of: also of predicates.
+    if any(isinstance(tree, f.Score) for formula in formulas for tree in f.trees(formula)):
+        rules += book.info.definitions
     with warnings.catch_warnings():  # binding the rules themselves already gave these warnings
         warnings.simplefilter("ignore", RuleWarning)
         own = bind_like(book, rules)
@@ -149,6 +152,8 @@ def atoms_in(
             for clause in clauses[x.name]:
                 assert isinstance(clause.formula, f.Implies)
                 yield from walk(clause.formula.body, positive)
+        elif isinstance(x, f.Else):
+            return  # no condition of its own
         elif not any(is_label(tree, classes, target) for tree in f.trees(x)):
             yield x, positive
 

@@ -5,7 +5,9 @@ clauses one that computes the disjunction of them. Towell and Shavlik's translat
 
 - conjunction of P positive and any number of negated antecedents: weight +ω from each positive one,
   −ω from each negated one, bias −(P − ½) ω;
-- disjunction of positive and N negated parts: the same weights, bias (N − ½) ω.
+- disjunction of positive and N negated parts: the same weights, bias (N − ½) ω;
+- score compared with a number, as the condition Σ n·part ≥ m in the smallest whole numbers: weights
+  n ω, bias −(m − ½) ω (the other two are scores of ±1).
 
 Each unit is placed in the lowest layer above all units that it depends on. A layer is connected to
 all units of the layer below, and to all inputs if one of its clauses mentions an input; connections
@@ -31,6 +33,7 @@ from jaxtyping import Array
 
 from distill_jax import _checks
 from distill_jax._arguments import checked
+from distill_jax.rules.binding._scores import AtLeast, one_sided
 from distill_jax.rules.binding.binding import bind
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.binding.schema import Schema, nearest
@@ -77,7 +80,8 @@ def to_network(
 
     Raises:
       RuleError: for cyclic clauses, predicates that are undefined or unused, classes in a body
-        without a clause of their own, empty bodies, and rules that are not clauses.
+        without a clause of their own, empty bodies, and rules that are not clauses or are in a
+        group.
       TypeError: for rules without a schema.
       ValueError: if ``schema`` differs from the book's, or for an ``omega`` or
         ``noise`` out of range.
@@ -157,10 +161,12 @@ class _Unit:
     Attributes:
       name: Of a predicate or a clause, or the text of a nested formula.
       text: The rule that it was made from.
-      kind: ``"and"`` or ``"or"``.
-      inputs: The sign of each input, by its index: 1, or −1 if it is negated.
-      units: The sign of each other unit, by its name.
-      unknown: The inputs that say that a negated input is unknown.
+      kind: ``"and"``, ``"or"`` or ``"score"``.
+      inputs: The sign of each input, by its index: 1, or −1 if it is negated; of a score, its
+        factor.
+      units: The sign or factor of each other unit, by its name.
+      unknown: The inputs that say that a negated input is unknown, with the same sign or factor.
+      least: What a score must reach.
     """
 
     name: str
@@ -168,7 +174,8 @@ class _Unit:
     kind: str
     inputs: dict[int, int]
     units: dict[str, int]
-    unknown: tuple[int, ...] = ()
+    unknown: dict[int, int] = dataclasses.field(default_factory=dict)
+    least: int = 0
 
 
 class _Level(NamedTuple):
@@ -251,6 +258,9 @@ class _Graph:
         elif isinstance(x, f.And | f.Or):
             for part in x.parts:  # a nested formula gets its own unit, which starts a new sign
                 yield from self._atoms(rule, part)
+        elif (wanted := one_sided(x)) is not None:
+            for part, factor in wanted.weights.items():
+                yield from self._atoms(rule, part, factor > 0)
         elif not self._is_predicate(x):
             labels = (self.schema.classes, self.schema.target)
             for tree in f.trees(x):
@@ -280,7 +290,7 @@ class _Graph:
             for i, clause in enumerate(clauses):
                 assert isinstance(clause.formula, f.Implies)
                 body = clause.formula.body
-                if isinstance(body, f.And | f.Or):
+                if isinstance(body, f.And | f.Or) or one_sided(body) is not None:
                     own = clause.name or f"{name}/{i + 1}"
                     parts.append((self._unit(own, clause, body), 1))
                 else:  # a single literal is an input of the disjunction itself
@@ -292,10 +302,12 @@ class _Graph:
     def _unit(
         self, name: str, rule: f.Rule, x: Any, text: str | None = None, predicate: bool = False
     ) -> str:
+        text = str(rule) if text is None else text
+        if (wanted := one_sided(x)) is not None:
+            return self._score(name, text, rule, wanted, predicate)
         parts = x.parts if isinstance(x, f.And | f.Or) else (x,)
         kind = "or" if isinstance(x, f.Or) else "and"
         made = [self._literal(rule, part) for part in parts]
-        text = str(rule) if text is None else text
         return self._join(name, text, kind, made, rule, predicate)
 
     def _literal(self, rule: f.Rule, x: Any) -> tuple[Any, int]:
@@ -303,7 +315,7 @@ class _Graph:
         sign = 1
         while isinstance(x, f.Not):
             x, sign = x.part, -sign
-        if isinstance(x, f.And | f.Or):
+        if isinstance(x, f.And | f.Or) or one_sided(x) is not None:
             return self._unit(str(x), rule, x, str(x)), sign
         if self._is_predicate(x):
             assert isinstance(x, f.Name)
@@ -331,10 +343,33 @@ class _Graph:
                 what = ref if isinstance(ref, str) else self.names[ref]
                 trivial = "never hold" if kind == "and" else "always hold"
                 raise rule_error(rule, f"{what} {kind} its negation {trivial}: remove one of them")
-        unknown = tuple(
-            self.places[f"unknown: {self.names[place]}"] for place, s in inputs.items() if s < 0
-        )
-        made = _Unit(name, text, kind, inputs, units, unknown)
+        return self._add(_Unit(name, text, kind, inputs, units, self._unknown(inputs)), predicate)
+
+    def _score(self, name: str, text: str, rule: f.Rule, wanted: AtLeast, predicate: bool) -> str:
+        """Makes the unit of a score that is compared with a number."""
+        inputs: dict[int, int] = {}
+        units: dict[str, int] = {}
+        least = wanted.least
+        for part, factor in wanted.weights.items():
+            ref, sign = self._literal(rule, part)
+            if sign < 0:  # n (1 - x) = n - n x
+                least -= factor
+            into: dict[Any, int] = units if isinstance(ref, str) else inputs
+            into[ref] = into.get(ref, 0) + sign * factor
+        unknown = self._unknown(inputs)
+        return self._add(_Unit(name, text, "score", inputs, units, unknown, least), predicate)
+
+    def _unknown(self, inputs: dict[int, int]) -> dict[int, int]:
+        """The inputs that say that a negated one is unknown."""
+        return {
+            self.places[f"unknown: {self.names[place]}"]: sign
+            for place, sign in inputs.items()
+            if sign < 0
+        }
+
+    def _add(self, made: _Unit, predicate: bool) -> str:
+        """Adds a unit, and returns its name."""
+        name = made.name
         # A predicate keeps its name. The name of a clause, or the text of a nested formula, may be
         # that of a predicate, or of another clause.
         while not predicate and (
@@ -397,7 +432,7 @@ class _Graph:
 
 def _links(level: _Level, unit: _Unit) -> dict[int, int]:
     """The signs of the connections that the theory requires, by row of the level's kernel."""
-    signs: dict[Any, int] = {**unit.inputs, **dict.fromkeys(unit.unknown, -1), **unit.units}
+    signs: dict[Any, int] = {**unit.inputs, **unit.unknown, **unit.units}
     return {level.rows[key]: sign for key, sign in signs.items()}
 
 
@@ -409,7 +444,9 @@ def _start(level: _Level, omega: float) -> tuple[np.ndarray, np.ndarray]:
         for row, sign in _links(level, unit).items():
             kernel[row, j] = sign * omega
         signs = [*unit.inputs.values(), *unit.units.values()]
-        if signs and unit.kind == "and":
+        if unit.kind == "score":
+            bias[j] = -(unit.least - 0.5) * omega
+        elif signs and unit.kind == "and":
             bias[j] = -(signs.count(1) - 0.5) * omega
         elif signs:
             bias[j] = (signs.count(-1) - 0.5) * omega
@@ -425,6 +462,12 @@ def _check_clause(rule: f.Rule, schema: Schema) -> None:
             rule,
             "to_network takes clauses, head :- a, b., or rules body => class; use "
             "to_logistic_regression for other rules",
+        )
+    if rule.group is not None:
+        raise rule_error(
+            rule,
+            "a network of clauses has no order, and this rule is in a group: write the exceptions "
+            "into the bodies, or use to_logistic_regression with 'bodies'",
         )
     if rule.strength.kind:
         raise rule_error(

@@ -8,7 +8,7 @@ features itself.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from distill_jax import _checks
 from distill_jax._arguments import checked
+from distill_jax.rules.binding._scores import AtLeast, one_sided
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.binding.schema import Schema
 from distill_jax.rules.language import formulas as f
@@ -49,7 +50,8 @@ def to_logistic_regression(
 
     Without ``"bodies"``, the atoms represent the rules, at most one rule per class: a conjunction
     of P atoms and any number of negated ones has the weights ±ω and the bias −(P − ½) ω, as in
-    ``to_network``, whatever its log-odds.
+    ``to_network``, whatever its log-odds. A score compared with a number has its points as weights:
+    as Σ n·atom ≥ m in the smallest whole numbers, these are n ω, and the bias is −(m − ½) ω.
 
     With two exclusive classes the model has a single output ``z``, and the logits are 0 and z.
 
@@ -66,7 +68,8 @@ def to_logistic_regression(
       over a missing value does not hold, and neither does its negation.
 
     Raises:
-      RuleError: for rules over views; for rules that atoms alone cannot represent; and, over label
+      RuleError: for rules over views; for rules that atoms alone cannot represent, such as those of
+        a group; and, over label
         sets, for heads other than conjunctions of labels and negated labels.
       TypeError: for rules without a schema.
       ValueError: if ``schema`` differs from the book's, for unknown features, or for ``omega`` out
@@ -92,11 +95,7 @@ def to_logistic_regression(
     labels = len(schema.classes)
     raw = _features.Raw(schema)
     clauses = _features.clauses_of(book.info.definitions)
-    found = [
-        pair
-        for rule in book.rules
-        for pair in _features.atoms_in(rule.formula, schema.classes, schema.target, clauses)
-    ]
+    found = [pair for rule in book.rules for pair in _atoms_of(rule, schema, clauses)]
     atoms = _features.atoms(book, found)
     bodies = _bodies(book, omega)
     names = {"columns": raw.names, "atoms": atoms.names, "bodies": tuple(b.name for b in bodies)}
@@ -112,14 +111,20 @@ def to_logistic_regression(
         _check_lone(book, bodies)
         for body in bodies:
             lone = sum(other.rule == body.rule for other in bodies) == 1
-            parts = _conjunction_of(book.rules[body.rule], clauses) if lone else None
-            if parts is None or not {x for x, _ in parts} <= set(atoms.formulas):
+            if book.rules[body.rule].group is not None:
+                raise rule_error(
+                    book.rules[body.rule],
+                    "atoms alone cannot represent the order of a group of rules: add 'bodies' to "
+                    "features",
+                )
+            wanted = _threshold_of(book.rules[body.rule], schema, clauses) if lone else None
+            if wanted is None or not wanted.weights.keys() <= set(atoms.formulas):
                 raise rule_error(
                     book.rules[body.rule],
                     "atoms alone can only represent a conjunction of atoms => class: add 'bodies' "
                     "to features, or use to_network",
                 )
-            weights, own = _unit(dict(parts), atoms, omega)
+            weights, own = _unit(wanted, atoms, omega)
             rows = slice(first["atoms"], first["atoms"] + len(atoms.names))
             kernel[rows] += weights[:, None] * body.shares[None, :]
             bias += own * body.shares
@@ -250,23 +255,51 @@ def _check_lone(book: Book, bodies: list[_Body]) -> None:
                 )
 
 
-def _unit(
-    signs: dict[f.Formula, bool], atoms: _features.Atoms, omega: float
-) -> tuple[np.ndarray, float]:
-    """The weights of atoms, ``[atoms]``, and the bias that make a conjunction."""
+def _unit(wanted: AtLeast, atoms: _features.Atoms, omega: float) -> tuple[np.ndarray, float]:
+    """The weights of atoms, ``[atoms]``, and the bias that make a threshold."""
     weights = np.zeros(len(atoms.names))
-    for formula, positive in signs.items():
-        weights[_places(atoms, [(formula, positive)])] = omega if positive else -omega
-    return weights, -(sum(signs.values()) - 0.5) * omega
+    for formula, factor in wanted.weights.items():
+        weights[_places(atoms, [(formula, factor > 0)])] = factor * omega
+    return weights, -(wanted.least - 0.5) * omega
 
 
-def _conjunction_of(
-    rule: f.Rule, clauses: _features.Clauses
-) -> list[tuple[f.Formula, bool]] | None:
-    """The atoms of a rule's body with their signs; None if it is not a conjunction of atoms."""
+def _threshold_of(rule: f.Rule, schema: Schema, clauses: _features.Clauses) -> AtLeast | None:
+    """A rule's body as a threshold of a sum of atoms; None if it is none."""
     if not isinstance(rule.formula, f.Implies):
         return None
-    return _conjunction(rule.formula.body, True, clauses)
+    score = _score_of(rule, schema, clauses)
+    if score is not None:
+        return score
+    parts = _conjunction(rule.formula.body, True, clauses)
+    if parts is None:
+        return None
+    signs = dict(parts)
+    return AtLeast({x: 1 if held else -1 for x, held in signs.items()}, sum(signs.values()))
+
+
+def _score_of(rule: f.Rule, schema: Schema, clauses: _features.Clauses) -> AtLeast | None:
+    """The score that is a rule's body, if its conditions are atoms over columns."""
+    found = one_sided(rule.formula.body) if isinstance(rule.formula, f.Implies) else None
+    for condition in () if found is None else found.weights:
+        composed = isinstance(condition, f.Connective) or any(
+            _features.is_label(tree, schema.classes, schema.target)
+            or (isinstance(tree, f.Name) and tree.name in clauses)
+            for tree in f.trees(condition)
+        )
+        if composed:
+            return None
+    return found
+
+
+def _atoms_of(
+    rule: f.Rule, schema: Schema, clauses: _features.Clauses
+) -> Iterator[tuple[f.Formula, bool]]:
+    """The atoms of a rule: of a score that is its body, the conditions."""
+    score, formula = _score_of(rule, schema, clauses), rule.formula
+    if score is not None and isinstance(formula, f.Implies):
+        yield from ((condition, factor > 0) for condition, factor in score.weights.items())
+        formula = formula.head
+    yield from _features.atoms_in(formula, schema.classes, schema.target, clauses)
 
 
 def _conjunction(
@@ -307,7 +340,7 @@ def _units(
         mine = pieces.get(r, [])
         rows = [first["bodies"] + i for i in mine] if "bodies" in first else []
         if "atoms" in first:
-            own = _features.atoms_in(rule.formula, classes, book.schema.target, clauses)
+            own = _atoms_of(rule, book.schema, clauses)
             rows += [first["atoms"] + i for i in _places(atoms, own)]
         changed = {int(k) for i in mine for k in np.flatnonzero(bodies[i].shares)}
         for k in [0] if one else sorted(changed):

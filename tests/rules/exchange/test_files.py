@@ -24,6 +24,14 @@ TEXT = """# heart.rules
 x in ['a', "b;\\n"] => y
 contains(lower(t), 'a,"b"') and words(t) > 3 and at > time '18:30' and n > duration '1 h' => y
 """
+GROUPS = """[first=iris] x < 2.5 => a
+[w=2, first=`two words`] n: y < 1 => b unless z
+[first=`two words`] else => c
+[hard, priority=-1.5] x > 3 => not a
+[group=t, priority=2] score(2*(x >= 75), 0.5*y) >= 2 => a
+[group=t, priority=1] b :- x > 3, y.
+a => b
+"""
 CLAUSES = "promoter :- contact, conformation.\n[w=2] n: contact :- p-37=c, not x > 3."
 DISJUNCTIONS = "[hard] a or not `b c`\n[hard] not a\n[hard] `b c` or d or not a"
 PATTERNS = 'text matches r"call.*(free|prize)" => spam\ntext matches "\'\\"" => `not spam`'
@@ -35,6 +43,7 @@ PATTERNS = 'text matches r"call.*(free|prize)" => spam\ntext matches "\'\\"" => 
     [
         *((TEXT, suffix) for suffix in (".rules", ".txt", ".csv", ".json", ".CSV")),
         *((CLAUSES, suffix) for suffix in (".pl", ".horn", ".rules", ".csv", ".json")),
+        *((GROUPS, suffix) for suffix in (".rules", ".csv", ".json")),
         (DISJUNCTIONS, ".cnf"),
         (PATTERNS, ".tsv"),
         *(("", suffix) for suffix in (".rules", ".pl", ".csv", ".json", ".cnf", ".tsv")),
@@ -69,9 +78,39 @@ def test_tables() -> None:
     ) == parse("a => b\n[w=2] a => b\n[hard] n: a => b")
 
 
+def test_tables_with_groups() -> None:
+    rules = parse(GROUPS)
+    rows = to_table(rules)
+    assert rows[1] == {
+        "rule": "y < 1 => b unless z",
+        "name": "n",
+        "strength": "w=2",
+        "first": "two words",
+        "group": None,
+        "priority": None,
+    }
+    assert [row["rule"] for row in rows][2] == "else => c"
+    assert [(row["group"], row["priority"]) for row in rows[3:5]] == [(None, "-1.5"), ("t", "2")]
+    assert from_table(rows) == rules
+    nan = float("nan")
+    assert from_table(  # as pandas and people have them
+        [
+            {"rule": "[w=2] else => a", "first": "t", "priority": nan},
+            {"rule": "a => b", "first": nan, "priority": 3.0},
+        ]
+    ) == parse("[w=2, first=t] else => a\n[priority=3] a => b")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        ({"rule": "a => b", "priority": "high"}, "row 1, priority, column 11: expected a number"),
+        ({"rule": "a => b", "priority": "1] x ["}, "row 1, priority: expected a number"),
+        ({"rule": "a => b", "group": "t"}, "row 1, priority, .*a group needs an order"),
+        ({"rule": "a => b", "first": "t", "priority": 1}, "row 1, first, .*leave out the priority"),
+        ({"rule": "[first=u] a => b", "first": "t"}, "row 1, rule, .*in one group at most"),
+        ({"rule": "else => b"}, "row 1, rule, column 1: else is the whole body"),
+        ({"rule": "a => b", "strength": "w=2, first=t"}, "row 1, strength: expected w=number"),
         ({"rule": "a = b"}, "row 1, rule, column 3: = is not known here"),
         ({"rule": "a\nb = c"}, "row 1, rule, line 2, column 3"),
         ({"rule": None}, "row 1: no rule"),
@@ -146,7 +185,9 @@ def test_files_that_are_no_text(tmp_path: pathlib.Path) -> None:
         ("a.cnf", "a or b", r"rules such as \[hard\] a or not b, got a or b"),
         ("a.cnf", "[hard] a or b and c", "rules such as"),
         ("a.cnf", "[hard] `a\\n`", "cannot hold the name"),
+        ("a.cnf", "[hard, first=t] a or b", "rules such as"),
         ("a.tsv", "[w=2] x matches 'a' => b", "rules such as text matches"),
+        ("a.tsv", "[first=t] x matches 'a' => b", "rules such as text matches"),
         ("a.tsv", "x matches '\\t' => b", "rules such as text matches"),
         ("a.rules", "x == '\\ud800' and `\\x00`", None),
     ],

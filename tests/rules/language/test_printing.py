@@ -28,6 +28,9 @@ words = [
     "r",
     "view",
     "where",
+    "unless",
+    "else",
+    "first",
     "by",
     "missing",
     "mean",
@@ -86,6 +89,11 @@ def chains(draw: st.DrawFn) -> f.Compare:
     return f.Compare(operands, tuple(signs))
 
 
+def scores_of(inner: st.SearchStrategy) -> st.SearchStrategy:
+    factors = st.sampled_from([1, 2, 0.5, -1, -0.5]) | st.floats(-9, 9)
+    return st.builds(f.Score, some(st.builds(f.Points, factors, inner)))
+
+
 def formulas_of(inner: st.SearchStrategy) -> st.SearchStrategy:
     mean = st.builds(f.Call, st.just("mean"), values, st.none() | inner)
     return st.one_of(
@@ -93,6 +101,8 @@ def formulas_of(inner: st.SearchStrategy) -> st.SearchStrategy:
         st.builds(f.And, some(inner, least=2)),
         st.builds(f.Or, some(inner, least=2)),
         st.builds(f.Implies, inner, inner),
+        st.builds(lambda a, b, c: f.Implies(f.Unless((a, f.Not(c))), b), inner, inner, inner),
+        st.builds(lambda head: f.Implies(f.Else(), head), inner),
         st.builds(f.Iff, inner, inner),
         st.builds(
             f.Count, st.sampled_from(["at_most", "at_least"]), st.integers(0, 9), some(inner)
@@ -101,6 +111,12 @@ def formulas_of(inner: st.SearchStrategy) -> st.SearchStrategy:
             f.Count, st.sampled_from(["exactly_one", "all_of", "any_of"]), st.none(), some(inner)
         ),
         st.builds(lambda a, b: f.Compare((f.Negative(a), b), (">=",)), mean, values),
+        st.builds(
+            lambda a, b, sign: f.Compare((a, f.Arithmetic("-", b, a)), (sign,)),
+            scores_of(inner),
+            values,
+            st.sampled_from(f.COMPARISONS),
+        ),
     )
 
 
@@ -122,21 +138,41 @@ strengths = st.one_of(
     st.builds(f.Strength, st.just("p"), st.floats(0, 1, exclude_min=True, exclude_max=True)),
 )
 horn = st.one_of(
-    formulas,
+    formulas.filter(lambda tree: f.Else not in kinds(tree)),
     st.builds(lambda name, word: f.Compare((f.Name(name), f.String(word)), ("==",)), names, names),
 )
-rules = st.one_of(
-    st.builds(f.Rule, formulas, st.none() | names, strengths),
+group_names = names.filter(bool)
+priorities = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**30))
+groups = st.one_of(
+    st.just({}),
+    st.builds(lambda name: {"group": name}, group_names),
     st.builds(
-        lambda body, head, name, strength: f.Rule(
-            f.Implies(body, f.Name(head)), name, strength, True
+        lambda name, x: {"group": name, "priority": x}, group_names | st.just(""), priorities
+    ),
+)
+sound = formulas.filter(lambda tree: f.Else not in kinds(tree))
+rules = st.one_of(
+    st.builds(
+        lambda formula, name, strength, group: f.Rule(formula, name, strength, **group),
+        sound, st.none() | names, strengths, groups,
+    ),
+    st.builds(
+        lambda head, strength, name: f.Rule(
+            f.Implies(f.Else(), head), None, strength, group=name
+        ),
+        sound, strengths, group_names,
+    ),
+    st.builds(
+        lambda body, head, name, strength, group: f.Rule(
+            f.Implies(body, f.Name(head)), name, strength, True, **group
         ),
         horn | st.builds(f.And, some(horn, least=2)),
         names,
         st.none() | names,
         strengths,
+        groups,
     ),
-)
+)  # fmt: skip
 
 
 def kinds(tree: object) -> set[type]:
@@ -200,6 +236,15 @@ def test_a_rule_is_read_back_from_its_text(rule: f.Rule) -> None:
         (f.Matches(X, "'\""), r"""x matches "'\"" """.strip()),
         (f.Count("exactly_one", None, (A, f.Implies(B, C))), "exactly_one(a, b => c)"),
         (f.Of("other view", "y"), "view(`other view`).y"),
+        (f.Implies(f.Unless((A, f.Not(f.Or((B, C))))), X), "a => x unless b or c"),
+        (f.Implies(f.Unless((A, f.Not(f.Implies(B, C)))), X), "a => x unless (b => c)"),
+        (f.And((f.Implies(f.Unless((A, f.Not(B))), X), C)), "(a => x unless b) and c"),
+        (f.Implies(A, f.Implies(f.Unless((B, f.Not(C))), X)), "a => (b => x unless c)"),
+        (f.Implies(f.Else(), A), "else => a"),
+        (
+            f.Compare((f.Score((f.Points(0.5, A), f.Points(1, f.Or((B, C))))), X), ("<",)),
+            "score(0.5*a, b or c) < x",
+        ),
     ],
 )  # fmt: skip
 def test_texts(tree: f.Formula, text: str) -> None:
@@ -221,6 +266,10 @@ def test_texts(tree: f.Formula, text: str) -> None:
         "[w=-1.5] n: head-1 :- x > 3.",
         "a :- (b and c), x == y, `d e`='f g'.".replace("`d e`='f g'", "`d e` == 'f g'"),
         "a :- x == `b`.".replace("`b`", "b"),
+        "[first=iris] x > 3 => a unless b",
+        "[w=2, first=`two words`] n: else => a",
+        "[hard, group=t, priority=-1.5] x > 3 => a",
+        "[priority=3] a :- b.",
     ],
 )
 def test_rules_as_people_write_them_stay_as_they_are(text: str) -> None:
@@ -256,6 +305,10 @@ def test_values_have_a_text_too() -> None:
         f.Count("at_most", None, (A,)),
         f.Count("some_of", None, (A,)),
         f.Trend("wobbling", X, Y),
+        f.Unless((A, f.Not(B))),
+        f.Score(()),
+        f.Implies(f.Unless((A, B)), C),
+        f.Not(f.Unless((A, f.Not(B)))),
     ],
     ids=lambda tree: type(tree).__name__,
 )
@@ -269,6 +322,8 @@ def test_trees_that_no_text_says(tree: f.Tree) -> None:
 def test_a_clause_must_define_a_name() -> None:
     with pytest.raises(ValueError, match="body => name, got a or b"):
         to_text(f.Rule(f.Or((A, B)), definition=True))
+    with pytest.raises(ValueError, match="no rule text stands for"):
+        to_text(f.Rule(f.Implies(f.Unless((A, f.Not(B))), C), definition=True))
 
 
 def test_only_rules_and_trees_have_a_text() -> None:

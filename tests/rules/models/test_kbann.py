@@ -33,6 +33,11 @@ THEORIES = {
         lambda a, b, c, d: a and b and (c or d)
     ),
     "yes :- a, a, p.   p :- exactly_one(b, c, d).": lambda a, b, c, d: a and b + c + d == 1,
+    "yes :- p, not d.   p :- score(2*a, b, -0.5*(not c)) > 1.   p :- score(q, a) >= 2.   q :- c.": (
+        lambda a, b, c, d: (2 * a + b - (not c) / 2 > 1 or c + a >= 2) and not d
+    ),
+    "yes :- not score(a, 3*(b and c)) < 2.": lambda a, b, c, d: a + 3 * (b and c) >= 2,
+    "a => yes unless b or c": lambda a, b, c, d: a and not (b or c),
     "a and not b => yes": lambda a, b, c, d: a and not b,
     "no :- a, not d.": lambda a, b, c, d: not (a and not d),
     "yes :- p.   no :- not p.   p :- a.   p :- b, c.": lambda a, b, c, d: a or (b and c),

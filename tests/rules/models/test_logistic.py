@@ -20,6 +20,7 @@ from distill_jax.rules import (
     bind,
     encode,
     energies,
+    fires,
     pull_to_start,
     to_logistic_regression,
 )
@@ -187,3 +188,28 @@ def test_refuses_arguments_that_do_not_fit() -> None:
             to_logistic_regression("a => sick", TWO, features=features)
     with pytest.raises(TypeError, match="needs a schema"):
         to_logistic_regression("a => sick")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["score(2*(age >= 60), a, -0.5*b) >= 1 => sick", "score(2*(age >= 60), a) < 1.5 => sick"],
+)
+def test_a_score_has_its_points_as_weights(text: str) -> None:
+    book = bind(text, TWO)
+    model = to_logistic_regression(book, features="atoms")
+    params, state = model.init(jax.random.key(0), ROWS)
+    kernel = dict(
+        zip(model.layout.sources["linear"], params["linear"]["kernel"][:, 0], strict=True)
+    )
+    sign = 1 if ">=" in text.split(")")[-1] else -1
+    assert kernel["age >= 60"] == 2 * kernel["a"] == (16 if sign > 0 else -8)
+    logits = model.predict(params, state, ROWS).logits[:, 1]
+    fired = small_books.quick(fires)(book, ROWS)[:, 0]
+    np.testing.assert_array_equal(logits > 0, fired)
+    assert len(params["linear"]["bias"]) == 1 and (abs(logits) >= 2).all()  # half a point, times 4
+
+
+def test_a_score_of_predicates_is_one_atom() -> None:
+    text = "old :- age >= 60.\nscore(2*old, a and b) == 2 => sick"
+    model = to_logistic_regression(text, TWO, features="atoms")
+    assert model.layout.sources["linear"] == ("score(2*old, a and b) == 2",)
