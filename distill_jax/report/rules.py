@@ -22,9 +22,9 @@ _PAIRS = {
     "clash": "no class left",
 }  # fmt: skip
 _EXPLANATION = {
-    "rule": "rule", "strength": "strength", "violated": "violated", "violation": "violation",
-    "label": "label", "moved": "log-odds", "probability": "with", "without": "without it",
-    "change": "change", "note": "",
+    "rule": "rule", "strength": "strength", "points": "points", "violated": "violated",
+    "violation": "violation", "label": "label", "moved": "log-odds", "probability": "with",
+    "without": "without it", "change": "change", "note": "",
 }  # fmt: skip
 
 
@@ -83,9 +83,9 @@ def show_explanation(explanation: Explanation, *, console: Console | None = None
     title = ", ".join(predicted) if isinstance(predicted, list) else str(predicted)
     if before is not None and before != predicted:
         title += f" (before the rules: {before})"
-    rows = [{**row, "note": _why_silent(row)} for row in explanation.rows] or [
-        {"rule": "no rule says anything here"}
-    ]
+    rows = [
+        {**row, "points": _points(row), "note": _why_silent(row)} for row in explanation.rows
+    ] or [{"rule": "no rule says anything here"}]
     title = f"prediction: {title or 'no label'}"
     show(rows, title=title, columns=_filled_columns(rows, _EXPLANATION), console=console)
 
@@ -100,6 +100,14 @@ def _filled_columns(
         if name == "rule"
         or (name not in (hidden or ()) and any(row.get(name) is not None for row in rows))
     }
+
+
+def _points(row: Mapping[str, Any]) -> str | None:
+    """The points of a rule's scores, as ``3`` or ``1.5 to 3.5``."""
+    if row["points"] is None:
+        return None
+    ends = [x if isinstance(x, list) else [x] for x in row["points"].values()]
+    return ", ".join(" to ".join(f"{x:g}" for x in own) for own in ends)
 
 
 def _why_silent(row: Mapping[str, Any]) -> str | None:

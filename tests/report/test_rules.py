@@ -77,3 +77,11 @@ def test_what_hides_a_rule_is_told() -> None:
     assert "hidden by old" in printed(explain(book, {"age": 70, "smoker": 1}, logits))
     told = printed(explain(book, {"age": None, "smoker": 1}, logits))
     assert re.search(r"else => well .*stopped by old: a value is missing", told)
+
+
+def test_points_are_told() -> None:
+    book = bind("score(2*(age > 60), 0.5*smoker) >= 2 => sick", SCHEMA)
+    logits = np.zeros(2, np.float32)
+    assert re.search(r"│ 2.5 +│", printed(explain(book, {"age": 70, "smoker": 1}, logits)))
+    told = printed(explain(book, {"age": None, "smoker": 1}, logits))
+    assert re.search(r"│ 0.5 to 2.5 +│.*a value is missing", told)

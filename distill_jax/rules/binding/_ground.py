@@ -22,7 +22,7 @@ from distill_jax.rules.binding._atoms import (
     FeatureAtoms,
     class_or_category,
 )
-from distill_jax.rules.binding._groups import Conjunctions, Group, groups_of
+from distill_jax.rules.binding._groups import Conjunctions, groups_of
 from distill_jax.rules.binding._scores import (
     NotPoints,
     Total,
@@ -120,7 +120,11 @@ class Grounder:
             for group in self.groups
             for place, i in enumerate(group.members)
         }
-        self._labelled_groups = {group.name for group in self.groups if self.reads_labels(group)}
+        self._labelled_groups = {
+            group.name
+            for group in self.groups
+            if any(self.reads_labels(rules[i].formula.body) for i in group.members)  # type: ignore[union-attr]
+        }
         self.groups_of_columns: dict[str, Conjunctions] = {}
         self._group_atoms: dict[str, list[Atom]] = {}
         self._worlds: dict[tuple[str, int], Known] = {}
@@ -198,13 +202,11 @@ class Grounder:
             return x.name in self.place or x.name == self.schema.target
         return isinstance(x, f.Of)
 
-    def reads_labels(self, group: Group) -> bool:
-        """Whether a body of a group's rules depends on labels."""
-        bodies = (self.rules[i].formula.body for i in group.members)  # type: ignore[union-attr]
+    def reads_labels(self, formula: f.Formula) -> bool:
+        """Whether a formula depends on labels."""
         return any(
             self._is_label(x) or (isinstance(x, f.Name) and x.name in self.labelled)
-            for body in bodies
-            for x in f.trees(body)
+            for x in f.trees(formula)
         )
 
     def long_chain(self, name: str) -> list[str]:
@@ -238,11 +240,12 @@ class Grounder:
         """Whether a rule is in a group where labels say which rules apply."""
         return rule.group is not None and rule.group in self._labelled_groups
 
-    def body(self, rule: f.Rule) -> int:
-        """The node of where the body of a rule in a group holds, whatever the label."""
-        if not isinstance(rule.formula, f.Implies) or isinstance(rule.formula.body, f.Else):
-            return TRUE
-        return self._walk(rule, _true, self._known["possible"]).node(rule.formula.body, True)
+    def condition(self, rule: f.Rule, formula: f.Formula) -> tuple[int, int]:
+        """The nodes of a formula over columns, a part of a rule, and of its negation."""
+        if isinstance(formula, f.Else):
+            return TRUE, FALSE
+        walk = self._walk(rule, _true, self._known["possible"])
+        return walk.node(formula, True), walk.node(formula, False)
 
     def pieces(self, rule: f.Rule) -> list[Piece]:
         """Grounds a rule over exclusive classes: which classes violate it, and where."""

@@ -44,7 +44,8 @@ def bodies(info: Info) -> Bodies | None:
     grounder = Grounder(info.schema, info.rules, info.definitions, {}, info)
     rules, starts, stops, last = [], [], [], []
     for group in grounder.groups:
-        if not grounder.reads_labels(group):
+        own = [info.rules[i] for i in group.members]
+        if not any(grounder.labelled_group(rule) for rule in own):
             start = len(rules)
             rules += group.members
             starts += [start] * len(group.members)
@@ -52,7 +53,8 @@ def bodies(info: Info) -> Bodies | None:
             last += [n == group.before[-1] for n in group.before]
     if not rules:
         return None
-    circuit, nodes = grounder.circuit([grounder.body(info.rules[i]) for i in rules])
+    bodies = [(info.rules[i], info.rules[i].formula.body) for i in rules]  # type: ignore[union-attr]
+    circuit, nodes = grounder.circuit([grounder.condition(*body)[0] for body in bodies])
     rule, start, stop = (np.asarray(x, np.int32) for x in (rules, starts, stops))
     return Bodies(circuit, nodes, rule, start, stop, np.asarray(last))
 

@@ -15,7 +15,7 @@ from distill_jax._arguments import checked
 from distill_jax.rules.binding._tables import one_row
 from distill_jax.rules.binding.book import Book, encode, encoded_rows
 from distill_jax.rules.binding.schema import is_array, unmasked
-from distill_jax.rules.inspection import _hiding
+from distill_jax.rules.inspection import _hiding, _points
 from distill_jax.rules.inspection.checking import crisp
 from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic._inputs import Views
@@ -52,7 +52,9 @@ def explain(
     the rule does not fire but would for some value in place of a missing one. For a rule of a group
     whose body holds, and which does not fire, ``hidden_by`` is the rule that fires in its place, or
     ``stopped_by`` the rule before it whose body is unknown; both are None for others. Without a
-    rule, those that it hides stay hidden in what follows.
+    rule, those that it hides stay hidden in what follows. ``points`` holds the points of each score
+    over columns that the rule is made of, by its text: a number, or its least and greatest value
+    where values are missing; None for a rule without one.
 
     With exclusive classes the prediction is that of ``project``: the model's probabilities p,
     corrected to q by the rules. Each row also holds
@@ -122,6 +124,7 @@ def explain(
         finite = np.where(hard, 1.0, strengths)
         rows, summary = _of_labels(book, columns, z, finite, view_logits)
     names, why = book.names, _hiding.reasons(book, columns)
+    points = _points.points(book, columns)
     kept = []
     for i, row in enumerate(rows):
         silent = bool(possible[i] and not fired[i])
@@ -139,6 +142,7 @@ def explain(
             "strength": "hard" if hard[i] else float(strengths[i]),
             "silent": silent,
             **by,
+            "points": points.get(i),
         }
         kept.append(common | row)
 

@@ -372,7 +372,7 @@ def rule(
     learn: bool = False,
     first: str | None = None,
     group: str | None = None,
-    priority: int | float | None = None,
+    priority: int | float | np.integer | np.floating | None = None,
 ) -> f.Rule:
     """A rule: a formula with a name and at most one of ``w``, ``p``, ``hard``, ``learn``.
 
@@ -424,7 +424,8 @@ def rule(
         raise ValueError("the name of a group must not be empty")
     if first is None and priority is not None:
         first = "" if group is None else group
-    return f.Rule(formula(what), name, strength, group=first, priority=priority)
+    ranked = priority.item() if isinstance(priority, np.generic) else priority
+    return f.Rule(formula(what), name, strength, group=first, priority=ranked)
 
 
 @checked

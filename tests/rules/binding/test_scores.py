@@ -223,6 +223,14 @@ def test_silent_scores_are_counted_and_explained() -> None:
     example = {"age": 80.0, "a": None, "b": None, "note": ""}
     (row,) = explain(book, example, np.zeros(2, np.float32)).rows
     assert row["moved"] == 2.0 and not row["silent"]
+    assert row["points"] == {"score(2*(age >= 75), a, 0.5*b)": [2.0, 3.5]}
+    (row,) = explain(book, {**example, "age": None, "a": 1, "b": 1}, np.zeros(2, np.float32)).rows
+    assert row["silent"] and list(row["points"].values()) == [[1.5, 3.5]]
+    (row,) = explain(book, {**example, "a": 1, "b": 0}, np.zeros(2, np.float32)).rows
+    assert list(row["points"].values()) == [3.0]
+    of_labels = bind("score(yes, a) < 2", YES_NO)
+    (row,) = explain(of_labels, {**example, "a": 1}, np.zeros(2, np.float32)).rows
+    assert row["points"] is None
 
 
 def test_over_labels_a_score_is_a_cardinality_with_factors() -> None:
