@@ -5,7 +5,8 @@ into the columns that the pure functions of this package take. Later folders bui
 
 - ``language``: rules as text and as formulas; parsing, printing, building in Python;
 - ``circuits``: formulas as graphs of arrays, evaluated in any algebra; the fuzzy logics;
-- ``binding``: schemas of columns and classes, ``bind``, ``encode``; hard rules that clash;
+- ``binding``: schemas of columns and classes, their files; ``bind``, ``encode``; hard rules that
+  clash;
 - ``exchange``: rules in files, and rules that other libraries have learned;
 - ``logic``: where rules fire, how true they are, and which classes they forbid;
 - ``levels``: rules in training and prediction, from soft to firm: penalties, budgets, teachers,
@@ -28,6 +29,8 @@ from distill_jax.rules.binding import (
     encode,
     encode_columns,
     infer_schema,
+    read_schema,
+    write_schema,
 )
 from distill_jax.rules.circuits import Logic
 from distill_jax.rules.exchange import (
@@ -148,6 +151,7 @@ __all__ = [
     "project",
     "pull_to_start",
     "read_rules",
+    "read_schema",
     "remainder",
     "rule",
     "rule_teacher",
@@ -160,4 +164,5 @@ __all__ = [
     "truth",
     "violation",
     "write_rules",
+    "write_schema",
 ]

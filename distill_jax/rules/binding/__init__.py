@@ -6,6 +6,7 @@ from distill_jax.rules.binding.binding import RuleWarning, bind
 from distill_jax.rules.binding.book import Book, encode
 from distill_jax.rules.binding.contradictions import Conflict, conflicts
 from distill_jax.rules.binding.schema import Column, Schema, encode_columns, infer_schema
+from distill_jax.rules.binding.schema_files import read_schema, write_schema
 
 __all__ = [
     "Book",
@@ -18,4 +19,6 @@ __all__ = [
     "encode",
     "encode_columns",
     "infer_schema",
+    "read_schema",
+    "write_schema",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 
 from distill_jax.rules.binding._places import Exact, beside, placed_thresholds
 from distill_jax.rules.binding._tables import MAX, nearest, text_of
+from distill_jax.rules.binding._texts import Test, case_of, column_of, literal_of
 from distill_jax.rules.binding.book import Info
-from distill_jax.rules.binding.schema import Schema, unit_of
+from distill_jax.rules.binding.schema import Column, Schema, unit_of
 from distill_jax.rules.circuits._building import Builder, Interval
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error, unknown_name
-from distill_jax.rules.language._times import DAY
+from distill_jax.rules.language._times import DAY, instant
 from distill_jax.rules.language.errors import RuleError
 
 NEGATION = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
@@ -61,8 +62,7 @@ class Columns:
       places: The index of each encoded column of the schema.
       by_name: The schema's columns by name, including text columns.
       defined: Predicates that clauses define.
-      patterns: Columns computed from text: a column's name and a regular expression, or None for
-        whether the text is missing.
+      tests: Tests of text, each a 0/1 column that the host computes.
       computed: Columns computed by arithmetic: an expression, and what one unit of the encoded
         column is in units of the exact value.
       thresholds: What each column is compared with, exactly; computed columns count down from -1.
@@ -80,7 +80,7 @@ class Columns:
         self.places = {name: i for i, name in enumerate(schema.encoded)}
         self.by_name = {column.name: column for column in schema.columns}
         self.defined = tuple(defined)
-        self.patterns: list[tuple[str, str | None]] = []
+        self.tests: list[Test] = []
         self.computed: list[tuple[f.Value, int]] = []
         self.thresholds: dict[int, set[Exact]] = {
             place: {0, 1}
@@ -90,37 +90,60 @@ class Columns:
         self.widths = dict(widths)
         self.softened: set[str] = set()
         self.compared: set[str] = set()
-        self._places: dict[Any, int] = {}  # of patterns and of expressions
+        self._places: dict[Any, int] = {}  # of tests and of expressions
         self._like: Info | None = None
         if like is not None:  # the Info of a book: the same columns, with the same thresholds
-            for column, pattern in like.patterns:
-                self.place_of_pattern(column, pattern)
+            for test in like.tests:
+                self.place_of_test(test)
             for tree, unit in like.computed:
                 self.place_of_computed(tree, unit)
             self._like = like
 
     def __len__(self) -> int:
-        return len(self.places) + len(self.patterns)
+        return len(self.places) + len(self.tests)
 
-    def add_patterns(self, rules: Sequence[f.Rule]) -> None:
-        """Adds a column for each test of a text column in the rules."""
+    def add_tests(self, rules: Sequence[f.Rule]) -> None:
+        """Adds a column for each test of text in the rules."""
         for rule in rules:
             for tree in f.trees(rule.formula):
-                if isinstance(tree, f.Matches | f.Missing) and isinstance(tree.value, f.Name):
-                    column = self.by_name.get(tree.value.name)
-                    text = column is not None and column.kind == "text"
-                    pattern = tree.pattern if isinstance(tree, f.Matches) else None
-                    if column is not None and (pattern is not None or text):
-                        self.place_of_pattern(column.name, pattern)
+                for test in self._tests_in(tree):
+                    self.place_of_test(test)
 
-    def place_of_pattern(self, column: str, pattern: str | None) -> int:
-        """The index of a column computed on the host from a text column; added if new."""
-        key = (column, pattern)
-        if key not in self._places:
-            self._places[key] = len(self)
+    def _tests_in(self, tree: f.Tree) -> Iterator[Test]:
+        if isinstance(tree, f.Matches | f.Contains) and self._of_column(tree.value) is not None:
+            yield tree
+        elif isinstance(tree, f.Missing) and self.is_text(tree.value):
+            yield f.Missing(f.Name(column_of(tree.value)))
+        elif isinstance(tree, f.Compare):
+            for pair in zip(tree.operands, tree.operands[1:], strict=False):
+                yield from self._equalities(*pair)
+        elif isinstance(tree, f.In):
+            for choice in tree.choices:
+                yield from self._equalities(tree.value, choice)
+
+    def _equalities(self, left: f.Value, right: f.Value) -> Iterator[Test]:
+        left, right = (right, left) if isinstance(left, f.String) else (left, right)
+        if isinstance(right, f.String) and self.is_text(left):
+            yield f.Compare((left, right), ("==",))
+
+    def is_text(self, x: f.Value) -> bool:
+        """Whether a value is a text: a column of text, or a column in lower or upper case."""
+        column = self._of_column(x)
+        return column is not None and (column.kind == "text" or isinstance(x, f.Recased))
+
+    def _of_column(self, x: f.Value) -> Column | None:
+        """The column that a value is, with or without ``lower`` and ``upper`` around it."""
+        while isinstance(x, f.Recased):
+            x = x.value
+        return self.by_name.get(x.name) if isinstance(x, f.Name) else None
+
+    def place_of_test(self, test: Test) -> int:
+        """The index of the column of a test of text; added if new."""
+        if test not in self._places:
+            self._places[test] = len(self)
             self.thresholds[len(self)] = {0, 1}
-            self.patterns.append(key)
-        return self._places[key]
+            self.tests.append(test)
+        return self._places[test]
 
     def place_of_computed(self, tree: f.Value, unit: int) -> int | None:
         """The place of a column computed by arithmetic, from -1 downwards; added if new.
@@ -208,17 +231,14 @@ class FeatureAtoms:
 
     def comparison(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
         """The node of ``left operator right``, or of its negation if not ``positive``."""
+        left, right = self._localized(left, right)
         if _is_constant(left) and not _is_constant(right):
             left, operator, right = right, FLIPPED[operator], left
         if _is_constant(left):
             raise self.error(f"{left} {operator} {right} compares two constants")
         kinds = [self._kind(left), self._kind(right)]
         if "text" in kinds:
-            name = left if kinds[0] == "text" else right
-            raise self.error(
-                f'column {name} is text: test it with {name} matches r"…", or declare it '
-                "categorical"
-            )
+            return self._text_comparison(left, operator, right, positive)
         if "categorical" in kinds:
             return self._category_comparison(left, operator, right, positive)
         if kinds[0] in _OF_TIME or kinds[1] in _OF_TIME:
@@ -226,11 +246,15 @@ class FeatureAtoms:
                 of_time, kind = (left, kinds[0]) if kinds[0] in _OF_TIME else (right, kinds[1])
                 raise self.error(f"{of_time} is a {kind}: {_OF_TIME[kind].format(of_time)}")
         elif isinstance(right, f.String):
-            raise self.error(
-                f"{left} is {kinds[0]} and {right} is a string: compare it with a number"
-            )
+            advice = "compare it with a number"
+            if kinds[0] == "boolean":
+                advice = f"use it directly, as {left} or not {left}"
+            raise self.error(f"{left} is {kinds[0]} and {right} is a string: {advice}")
         operator = operator if positive else NEGATION[operator]
-        if isinstance(right, f.Time):
+        if isinstance(right, f.TimeOfDay):
+            if (operator, right.nanoseconds) in (("<", 0), (">", DAY - 1)):
+                return self.builder.any([])  # nothing lies beyond the ends of a day
+        if isinstance(right, f.Time | f.TimeOfDay | f.Duration):
             register = self._place(left)
             return self._interval_node(register, operator, right.nanoseconds, left)
         number = self._constant(right)
@@ -240,6 +264,47 @@ class FeatureAtoms:
         threshold = _scaled(number) if isinstance(left, f.Days) else number
         return self._interval_node(self._place(left), operator, threshold, left)
 
+    def _localized(self, left: f.Value, right: f.Value) -> tuple[f.Value, f.Value]:
+        """The sides of a comparison, with the zone of its columns for times that have none."""
+        parts = [x for side in (left, right) for x in f.trees(side)]
+        if not any(isinstance(x, f.Time) and not x.zoned for x in parts):
+            return left, right
+        columns = [self.columns.by_name.get(x.name) for x in parts if isinstance(x, f.Name)]
+        zones = {x.zone for x in columns if x is not None and x.kind == "datetime"}
+        if len(zones) > 1:
+            shown = sorted(x or "UTC" for x in zones)
+            raise self.error(
+                f"its columns are in the zones {shown}: write the zone of the time, too"
+            )
+        zone = "".join(zones)
+        if not zone:
+            return left, right
+        try:
+            return _in_zone(left, zone), _in_zone(right, zone)
+        except ValueError as error:
+            raise self.error(str(error)) from error
+
+    def _text_comparison(self, left: f.Value, operator: str, right: f.Value, positive: bool) -> int:
+        if self._kind(left) != "text":
+            left, right = right, left
+        if operator not in ("==", "!=") or not isinstance(right, f.String):
+            raise self.error(
+                f"{left} is text: compare it by == or != with a string, test it with {left} "
+                f"matches r\"…\" or contains({left}, '…'), or declare its column categorical"
+            )
+        return self._test(f.Compare((left, right), ("==",)), positive == (operator == "=="))
+
+    def _test(self, test: Test, positive: bool) -> int:
+        """The node of a test of text, or of its negation."""
+        value = test.operands[0] if isinstance(test, f.Compare) else test.value
+        literal, case = literal_of(test), case_of(value)
+        if literal is not None and case is not None and case(literal) != literal:
+            raise self.error(
+                f"{test} never holds, since {value} has no {literal!r}: write {case(literal)!r}",
+                literal,
+            )
+        return self._interval_node(self.columns.place_of_test(test), "==", 1 if positive else 0)
+
     def _category_comparison(
         self, left: f.Value, operator: str, right: f.Value, positive: bool
     ) -> int:
@@ -247,10 +312,11 @@ class FeatureAtoms:
             left, operator, right = right, FLIPPED[operator], left
         assert isinstance(left, f.Name)
         column = self.columns.by_name[left.name]
-        if operator not in ("==", "!="):
+        if operator not in ("==", "!=") and not column.ordered:
             raise self.error(
                 f"column {left} is categorical and has no order: compare it with == or !=, not "
-                f"{operator}; its categories are {list(column.categories)}",
+                f"{operator}, or declare the order of its categories, Column({left.name!r}, "
+                f"categories={column.categories}, ordered=True)",
                 left.name,
             )
         operator = operator if positive else NEGATION[operator]
@@ -261,8 +327,14 @@ class FeatureAtoms:
                     f"columns {left} and {right} have different categories: "
                     f"{list(column.categories)} and {list(other.categories)}"
                 )
+            if operator not in ("==", "!=") and not other.ordered:
+                raise self.error(
+                    f"column {right} has no order: declare it with ordered=True, too", right.name
+                )
             place = self.columns.places[left.name]
             difference = self.builder.arithmetic("-", place, self.columns.places[right.name])
+            if column.ordered and other.ordered:  # which take no unknown categories
+                return self._interval_node(difference, operator, 0)
             # Categories unknown to the schema share a code, but are never equal.
             same, known = ("==", "<") if operator == "==" else ("!=", ">=")
             join = self.builder.all if operator == "==" else self.builder.any
@@ -280,8 +352,10 @@ class FeatureAtoms:
                 f"column {left} has no category {value!r}; {nearest(value, column.categories)}",
                 value,
             )
-        place = self.columns.places[left.name]
-        return self._interval_node(place, operator, column.categories.index(value))
+        code, last = column.categories.index(value), len(column.categories) - 1
+        if (operator, code) in (("<", 0), (">", last)):
+            return self.builder.any([])  # nothing lies beyond the ends of an order
+        return self._interval_node(self.columns.places[left.name], operator, code)
 
     def _interval_node(
         self, register: int, operator: str, threshold: Exact, value: f.Value | None = None
@@ -314,9 +388,7 @@ class FeatureAtoms:
         wanted = positive != x.negated
         kind = self._kind(x.value)
         if kind == "text":
-            assert isinstance(x.value, f.Name)
-            place = self.columns.place_of_pattern(x.value.name, None)
-            return self._interval_node(place, "==", 1 if wanted else 0)
+            return self._test(f.Missing(f.Name(column_of(x.value))), wanted)
         if kind == "categorical":
             assert isinstance(x.value, f.Name)
             register = self.columns.places[x.value.name]
@@ -327,20 +399,30 @@ class FeatureAtoms:
         everything = Interval(register, _LEAST, _MOST, wanted)
         return self.builder.interval(everything)
 
-    def matches(self, x: f.Matches, positive: bool) -> int:
-        """The node of ``x matches pattern``, or of its negation."""
-        if self._kind(x.value) not in ("text", "categorical"):
+    def text_test(self, x: f.Matches | f.Contains, positive: bool) -> int:
+        """The node of ``x matches pattern`` or ``contains(x, part)``, or of its negation."""
+        self._check_text(x.value, "matches" if isinstance(x, f.Matches) else x.where)
+        return self._test(x, positive)
+
+    def _check_text(self, x: f.Value, function: str) -> None:
+        kind = self._kind(x)
+        if kind not in ("text", "categorical"):
+            shown = "a constant" if kind == "constant" else kind
             raise self.error(
-                f"{x.value} holds no text: matches is for text and categorical columns"
+                f"{x} is {shown} and holds no text: {function} is for text and categorical columns"
             )
-        assert isinstance(x.value, f.Name)
-        place = self.columns.place_of_pattern(x.value.name, x.pattern)
-        return self._interval_node(place, "==", 1 if positive else 0)
 
     def _kind(self, x: f.Value) -> str:
         """The kind of a value: constant, or a kind of column."""
-        if isinstance(x, f.Time):
-            return "datetime"
+        for literal, kind in _LITERALS:
+            if isinstance(x, literal):
+                return kind
+        if isinstance(x, f.Recased):
+            self._check_text(x.value, x.case)
+            return "text"
+        if isinstance(x, f.Size):
+            self._check_text(x.value, x.unit)
+            return "numeric"
         if isinstance(x, f.String | f.Number):
             return "constant"
         if isinstance(x, f.Name):
@@ -363,10 +445,8 @@ class FeatureAtoms:
             self._check_operand(x.value, self._kind(x.value))
         if isinstance(x, f.Arithmetic):
             kinds = self._kind(x.left), self._kind(x.right)
-            if x.operator == "-" and kinds == ("datetime", "datetime"):
-                return "duration"
-            if x.operator in "+-" and kinds == ("duration", "duration"):
-                return "duration"
+            if (found := _TIME_ARITHMETIC.get((kinds[0], x.operator, kinds[1]))) is not None:
+                return found
             self._check_operand(x.left, kinds[0])
             self._check_operand(x.right, kinds[1])
         return "numeric"
@@ -386,8 +466,9 @@ class FeatureAtoms:
             x = x.value  # a column of durations is encoded as days
         if isinstance(x, f.Name):
             return self.columns.places[x.name]
-        unit = DAY if isinstance(x, f.Days) or kind == "duration" else 1
-        if isinstance(x, f.Days) or not self.columns.widths or str(x) not in self.columns.widths:
+        unit = DAY if isinstance(x, f.Days) or kind in _OF_TIME else 1
+        on_host = isinstance(x, f.Days | f.Size) or str(x) not in self.columns.widths
+        if on_host:
             for part in f.trees(x):
                 if isinstance(part, f.Value):
                     self._constant(part)
@@ -429,7 +510,18 @@ class FeatureAtoms:
 _OF_TIME = {
     "datetime": "compare it with date '2024-01-31' or datetime '2024-01-31T12:00:00Z', or with "
     "another column of times",
-    "duration": "days({}) is its number of days",
+    "duration": "days({}) is its number of days; or compare it with duration '3 days 4 hours'",
+    "time": "compare it with time '18:30', or with another column of times of day",
+}
+_LITERALS = ((f.Time, "datetime"), (f.TimeOfDay, "time"), (f.Duration, "duration"))
+_TIME_ARITHMETIC = {
+    ("datetime", "-", "datetime"): "duration",
+    ("time", "-", "time"): "duration",
+    ("duration", "-", "duration"): "duration",
+    ("duration", "+", "duration"): "duration",
+    ("datetime", "-", "duration"): "datetime",
+    ("datetime", "+", "duration"): "datetime",
+    ("duration", "+", "datetime"): "datetime",
 }
 
 
@@ -437,8 +529,20 @@ def _is_infinite(t: Exact) -> bool:
     return isinstance(t, float) and math.isinf(t)
 
 
+def _in_zone(x: Any, zone: str) -> Any:
+    """A value whose times without a zone are those of a zone."""
+    if isinstance(x, f.Time) and not x.zoned:
+        return f.Time(instant(x.nanoseconds, zone), zoned=True)
+    if isinstance(x, f.Arithmetic):
+        return f.Arithmetic(x.operator, _in_zone(x.left, zone), _in_zone(x.right, zone))
+    if isinstance(x, f.Days | f.Negative):
+        return dataclasses.replace(x, value=_in_zone(x.value, zone))
+    return x
+
+
 def _is_constant(x: f.Value) -> bool:
-    return isinstance(x, f.String | f.Time) or _constant_value(x) is not None
+    literals = f.String | f.Time | f.TimeOfDay | f.Duration
+    return isinstance(x, literals) or _constant_value(x) is not None
 
 
 def _scaled(days: int | float) -> Exact:

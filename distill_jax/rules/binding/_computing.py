@@ -2,7 +2,8 @@
 
 Integers stay integers, of any size. Everything else is float64, or exact fractions in the rows
 where integers beyond 2**53 take part. A result over columns of float32 or float16 alone is rounded
-to float32. A quotient by 0 is missing. Times are whole nanoseconds, and so are their differences.
+to float32. A quotient by 0 is missing. Times are whole nanoseconds, and so are their differences;
+sizes of texts are integers.
 """
 
 from __future__ import annotations
@@ -20,31 +21,38 @@ from distill_jax.rules.binding._tables import Cells
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._times import DAY
 
+Leaf = f.Name | f.Size
+"""What arithmetic is over: a column, or the size of a text."""
 
-def computed(tree: f.Value, columns: Mapping[str, Cells], rows: int) -> Cells:
+_OF_TIME = (f.Time, f.TimeOfDay, f.Duration)
+
+
+def computed(tree: f.Value, columns: Mapping[Leaf, Cells], rows: int) -> Cells:
     """The values of an expression in the rows where no column in it is missing.
 
     Args:
-      tree: Arithmetic over columns, numbers and times; ``days(…)`` at the top yields nanoseconds.
-      columns: The exact values of each column.
+      tree: Arithmetic over columns, sizes of texts, numbers and times; ``days(…)`` at the top
+        yields nanoseconds.
+      columns: The exact values of each column and size.
       rows: The number of rows.
 
     Raises:
       ValueError: where a result is beyond float64.
     """
-    names = sorted({x.name for x in f.trees(tree) if isinstance(x, f.Name)})
+    used = list(dict.fromkeys(_leaves(tree)))
     missing = np.zeros(rows, bool)
-    for name in names:
-        missing |= columns[name].missing
+    for leaf in used:
+        missing |= columns[leaf].missing
     arrays = {}
-    for name in names:
-        present, own = columns[name]
-        arrays[name] = present[~missing[~own]]
+    for leaf in used:
+        present, own = columns[leaf]
+        arrays[leaf] = present[~missing[~own]]
     inner = tree.value if isinstance(tree, f.Days) else tree
     values, undefined = _evaluated(inner, arrays, int((~missing).sum()))
     infinite = ~undefined & ~_is_finite(values)
     if infinite.any():
         bad = np.flatnonzero(~missing)[np.flatnonzero(infinite)[0]]
+        names = sorted(map(str, used))
         raise ValueError(
             f"{tree} is beyond double precision in row {bad}: rescale the columns {names}, or take "
             "logarithms"
@@ -54,11 +62,11 @@ def computed(tree: f.Value, columns: Mapping[str, Cells], rows: int) -> Cells:
 
 
 def _evaluated(
-    tree: f.Value, arrays: Mapping[str, np.ndarray], rows: int
+    tree: f.Value, arrays: Mapping[Leaf, np.ndarray], rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The values, and where a divisor is 0."""
     parts = list(_outside_days(tree))
-    own = [arrays[x.name] for x in parts if isinstance(x, f.Name)]
+    own = [arrays[x] for x in parts if isinstance(x, Leaf)]
     if all(x.dtype.kind in "iu" for x in own) and not any(map(_is_fractional, parts)):
         if _bound(tree, arrays) < 2**62:
             return _in_numpy(tree, arrays, rows, np.int64)
@@ -67,7 +75,7 @@ def _evaluated(
     # Row by row: what holds in one does not depend on the others.
     exact = functools.reduce(np.logical_or, map(_is_beyond_float64, own), np.zeros(rows, bool))
     if exact.any():
-        few = {name: x[exact] for name, x in arrays.items()}
+        few = {leaf: x[exact] for leaf, x in arrays.items()}
         found = found.astype(object)
         found[exact], undefined[exact] = _in_python(tree, few, int(exact.sum()))
     elif (
@@ -83,7 +91,7 @@ def _evaluated(
 
 
 def _in_numpy(
-    tree: f.Value, arrays: Mapping[str, np.ndarray], rows: int, dtype: Any
+    tree: f.Value, arrays: Mapping[Leaf, np.ndarray], rows: int, dtype: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     undefined = np.zeros(rows, bool)
 
@@ -91,7 +99,7 @@ def _in_numpy(
         nonlocal undefined
         if isinstance(x, f.Number):
             return dtype(x.value)
-        if isinstance(x, f.Time):
+        if isinstance(x, _OF_TIME):
             return dtype(x.nanoseconds)
         if isinstance(x, f.Days):
             inner, _ = _evaluated(x.value, arrays, rows)
@@ -100,8 +108,8 @@ def _in_numpy(
                 if inner.dtype == object
                 else (inner / DAY)
             )
-        if isinstance(x, f.Name):
-            return arrays[x.name].astype(dtype)
+        if isinstance(x, Leaf):
+            return arrays[x].astype(dtype)
         if isinstance(x, f.Negative):
             return -value(x.value)
         assert isinstance(x, f.Arithmetic)
@@ -118,7 +126,7 @@ def _in_numpy(
 
 
 def _in_python(
-    tree: f.Value, arrays: Mapping[str, np.ndarray], rows: int
+    tree: f.Value, arrays: Mapping[Leaf, np.ndarray], rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Exact fractions, row by row."""
     found, undefined = np.empty(rows, object), np.zeros(rows, bool)
@@ -127,17 +135,17 @@ def _in_python(
         for x in _outside_days(tree)
         if isinstance(x, f.Days)
     }
-    lists = {name: x.tolist() for name, x in arrays.items()}
+    lists = {leaf: x.tolist() for leaf, x in arrays.items()}
 
     def value(x: f.Value, i: int) -> int | Fraction:
         if isinstance(x, f.Number):
             return x.value if isinstance(x.value, int) else Fraction(x.value)
-        if isinstance(x, f.Time):
+        if isinstance(x, _OF_TIME):
             return x.nanoseconds
         if isinstance(x, f.Days):
             return Fraction(int(days[id(x)][i]), DAY)
-        if isinstance(x, f.Name):
-            own = lists[x.name][i]
+        if isinstance(x, Leaf):
+            own = lists[x][i]
             return own if isinstance(own, int) else Fraction(own)
         if isinstance(x, f.Negative):
             return -value(x.value, i)
@@ -153,6 +161,15 @@ def _in_python(
         except ZeroDivisionError:
             found[i], undefined[i] = 0, True
     return found, undefined
+
+
+def _leaves(tree: f.Value) -> Iterator[Leaf]:
+    """The columns and sizes of texts in an expression."""
+    for part in _outside_days(tree):
+        if isinstance(part, Leaf):
+            yield part
+        elif isinstance(part, f.Days):
+            yield from _leaves(part.value)
 
 
 def _outside_days(tree: f.Value) -> Iterator[f.Value]:
@@ -172,14 +189,14 @@ def _is_fractional(x: f.Tree) -> bool:
     return isinstance(x, f.Days) or (isinstance(x, f.Arithmetic) and x.operator == "/")
 
 
-def _bound(tree: f.Value, arrays: Mapping[str, np.ndarray]) -> int:
+def _bound(tree: f.Value, arrays: Mapping[Leaf, np.ndarray]) -> int:
     """A bound on the size of integer arithmetic and of all its parts."""
     if isinstance(tree, f.Number):
         return abs(int(tree.value))
-    if isinstance(tree, f.Time):
+    if isinstance(tree, _OF_TIME):
         return abs(tree.nanoseconds)
-    if isinstance(tree, f.Name):
-        return _size(arrays[tree.name])
+    if isinstance(tree, Leaf):
+        return _size(arrays[tree])
     if isinstance(tree, f.Negative):
         return _bound(tree.value, arrays)
     assert isinstance(tree, f.Arithmetic)

@@ -107,7 +107,7 @@ class Grounder:
         for clause in definitions:
             self.clauses.setdefault(head_of(clause), []).append(clause)
         self.columns = Columns(schema, tuple(self.clauses), widths, like)
-        self.columns.add_patterns(rules)  # first: registers of arithmetic come after columns
+        self.columns.add_tests(rules)  # first: registers of arithmetic come after columns
         self.builder = Builder(len(self.columns))
         self._used, self._order = self._predicates()
         self.labelled, self._height = self._labelled()
@@ -415,7 +415,7 @@ class _NoFeatures(FeatureAtoms):
     def missing(self, x: f.Missing, positive: bool) -> int:
         return TRUE
 
-    def matches(self, x: f.Matches, positive: bool) -> int:
+    def text_test(self, x: f.Matches | f.Contains, positive: bool) -> int:
         return TRUE
 
 
@@ -507,8 +507,8 @@ class _Walk:
             if self._is_target(x.value) or self._is_label(x.value):
                 raise self.features.error(f"{x.value} is predicted, so it is never missing")
             return self.features.missing(x, positive)
-        if isinstance(x, f.Matches):
-            return self.features.matches(x, positive)
+        if isinstance(x, f.Matches | f.Contains):
+            return self.features.text_test(x, positive)
         if isinstance(x, f.Name | f.Of):
             return self._name_node(x, positive)
         if isinstance(x, f.Trend):

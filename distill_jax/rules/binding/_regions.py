@@ -3,12 +3,13 @@
 A region bounds the registers of a circuit (columns, constants, results of arithmetic):
 ``low <= value <= high``. A missing value is represented by inf, so one pair of bounds is enough:
 ``(-MAX, MAX)`` is any number, ``(inf, inf)`` missing, ``(-inf, inf)`` either. Columns of booleans,
-categories and patterns have integer bounds. Other bounds are float32 numbers of thresholds as
+categories and tests of text have integer bounds. Other bounds are float32 numbers of thresholds as
 ``_places`` has them, or the numbers next to these.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -21,19 +22,25 @@ import numpy as np
 
 from distill_jax.rules.binding._places import Exact, beside, placed_thresholds, unplaced
 from distill_jax.rules.binding._tables import MAX, Cells
-from distill_jax.rules.binding.book import Book, encode_exact, number_of_columns
-from distill_jax.rules.binding.schema import unit_of
+from distill_jax.rules.binding._texts import Test, column_of, holds, literal_of, size
+from distill_jax.rules.binding.book import Book, encode_exact, number_of_columns, text_columns
+from distill_jax.rules.binding.schema import Column, unit_of
 from distill_jax.rules.circuits._graph import nodes_of
 from distill_jax.rules.circuits._registers import registers
 from distill_jax.rules.language import formulas as f
-from distill_jax.rules.language._patterns import search
-from distill_jax.rules.language._times import DAY, SECOND
+from distill_jax.rules.language._times import DAY, SECOND, clock, spelled
 
 MISSING, NUMBER, ANYTHING = (math.inf, math.inf), (-MAX, MAX), (-math.inf, math.inf)
 WORK = 100_000
 """Maximum number of pairs of boxes to intersect per book, about one second."""
 DRAWS = 512
-"""Random rows to try if registers depend on one another, through arithmetic or patterns."""
+"""Random rows to try if registers depend on one another, through arithmetic or text."""
+
+MOST_PADDED = 10_000
+"""Characters or words of an example's text, at most."""
+
+_END_OF_DAY = 1 - 2**-24
+"""The last part of a day before the next, in float32."""
 
 _MOST_DRAWN = 100_000.0
 """Days of a time or duration that is drawn without a bound, at most: 64-bit nanoseconds hold it."""
@@ -61,7 +68,7 @@ class Cases:
         self.domains = [_domain(book, i) for i in range(columns)]
         self.domains += [(x, x) for x in constants] + [NUMBER] * steps
         self.registers = len(self.domains)
-        self.whole = {i for i in range(columns) if self.domains[i] != NUMBER}
+        self.whole = {i for i in range(columns) if self.domains[i][1] < MAX}
         self._nodes = nodes_of(circuit)
         fields = (circuit.register, circuit.low, circuit.high, circuit.inverted)
         self._intervals = list(zip(*(np.asarray(x).tolist() for x in fields), strict=True))
@@ -114,7 +121,8 @@ class Cases:
     def _interval(self, register: int, low: float, high: float, inverted: bool) -> Box | None:
         """The bounds of a feature literal, tightened to the domain of its register."""
         if inverted:
-            constant = self.domains[register] != NUMBER and register not in self.whole
+            least, most = self.domains[register]
+            constant = least == most and register not in self.whole
             return None if constant else ((register, *MISSING),)
         least, most = self.domains[register]
         low, high = max(low, least), min(high, most)
@@ -148,7 +156,7 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
     """A row that lies in a region, as values by column; None if none was found.
 
     If only numeric, boolean and categorical columns are bounded, a row is always found. For
-    arithmetic and patterns, random rows from a fixed seed are tried.
+    arithmetic and text, random rows from a fixed seed are tried.
     """
     ends = {register: (low, high) for register, low, high in box}
     schema, plain = book.schema, _number_of_plain_columns(book)
@@ -161,21 +169,24 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
     exact: dict[str, Cells] = {}
     for i, name in enumerate(schema.encoded):
         bound = ends.get(i, ANYTHING)
-        if name in texts:  # a categorical column with a bounded pattern
-            code = texts[name]
+        column = schema.column(name)
+        if name in texts and column.kind == "categorical":
+            code = None if texts[name] is None else column.categories.index(texts[name])
             bound = MISSING if code is None else (float(code), float(code))
         values = _sampled_values(
             book, name, bound, draws, random, may_miss=MISSING in computed_bounds.values()
         )
         missing = np.isnan(values)
-        unit = unit_of(schema.column(name))
+        unit = unit_of(column)
         found = unplaced(values[~missing], book.info.thresholds[i], unit)
         if unit == 1:  # beside a threshold at the end of the range of float32
             found = [min(max(x, -MAX), MAX) for x in found]
+        elif column.kind == "time":
+            found = [min(x, DAY - 1) for x in found]
         exact[name] = Cells(_tight(found), missing)
     chosen = 0
     if computed_bounds:
-        fits = _fits(book, exact, computed_bounds, draws)
+        fits = _fits(book, exact, texts, computed_bounds, draws)
         if not fits.any():
             return None
         chosen = int(fits.argmax())
@@ -187,21 +198,24 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
         present, missing = exact[column.name]
         value = None if missing[chosen] else present[int((~missing[:chosen]).sum())]
         try:
-            row[column.name] = _decoded(column.categories, column.kind, value)
-        except OverflowError:  # no column of times can hold it
+            row[column.name] = _decoded(column, value)
+        except (OverflowError, ValueError):  # no column of times can hold it
             return None
     return row
 
 
 def _fits(
-    book: Book, exact: dict[str, Cells], wanted: Mapping[int, tuple[float, float]], rows: int
+    book: Book,
+    exact: dict[str, Cells],
+    texts: Mapping[str, str | None],
+    wanted: Mapping[int, tuple[float, float]],
+    rows: int,
 ) -> np.ndarray:
     """Which rows lie within the bounds of registers that are computed, ``[rows]``."""
-    nothing = Cells(np.zeros(0, object), np.ones(rows, bool))  # patterns are chosen beforehand
-    texts = {name: nothing for name, _ in book.info.patterns}
+    read_as_text = {name: _repeated(texts.get(name, ""), rows) for name in text_columns(book)}
     fits = np.ones(rows, bool)
     try:
-        columns = encode_exact(book, exact, texts, rows)
+        columns = encode_exact(book, exact, read_as_text, rows)
     except ValueError:  # beyond double precision
         return ~fits
     with np.errstate(all="ignore"):
@@ -210,6 +224,12 @@ def _fits(
         x = computed[register]
         fits &= np.isnan(x) if (low, high) == MISSING else (low <= x) & (x <= high)
     return fits
+
+
+def _repeated(text: str | None, rows: int) -> Cells:
+    """A column with the same text, or a missing one, in every row."""
+    missing = np.full(rows, text is None)
+    return Cells(np.full(int((~missing).sum()), text, object), missing)
 
 
 def _tight(values: list[Exact]) -> np.ndarray:
@@ -226,7 +246,7 @@ def _tight(values: list[Exact]) -> np.ndarray:
 
 def _number_of_plain_columns(book: Book) -> int:
     """The number of columns before those of arithmetic."""
-    return len(book.schema.encoded) + len(book.info.patterns)
+    return len(book.schema.encoded) + len(book.info.tests)
 
 
 def _domain(book: Book, register: int) -> tuple[float, float]:
@@ -236,7 +256,9 @@ def _domain(book: Book, register: int) -> tuple[float, float]:
         return (0.0, 1.0) if register < _number_of_plain_columns(book) else NUMBER
     column = book.schema.column(encoded[register])
     if column.kind == "categorical":  # the code after the last stands for unknown categories
-        return 0.0, float(len(column.categories))
+        return 0.0, float(len(column.categories) - column.ordered)
+    if column.kind == "time":
+        return 0.0, MAX
     return (0.0, 1.0) if column.kind == "boolean" else NUMBER
 
 
@@ -266,7 +288,7 @@ def _expression(book: Book, register: int) -> f.Value:
 def _bound_formula(book: Book, register: int, low: float, high: float) -> f.Formula | None:
     encoded = book.schema.encoded
     if len(encoded) <= register < _number_of_plain_columns(book):
-        return _pattern_formula(*book.info.patterns[register - len(encoded)], low, high)
+        return _test_formula(book.info.tests[register - len(encoded)], low, high)
     value = _expression(book, register)
     if (low, high) == ANYTHING:
         return None
@@ -278,20 +300,32 @@ def _bound_formula(book: Book, register: int, low: float, high: float) -> f.Form
             return f.Missing(value, negated=True)
         if column.kind == "boolean":
             return f.Name(column.name) if low == 1 else f.Not(f.Name(column.name))
+        if column.ordered:
+            return _rank_formula(value, column.categories, int(low), int(high))
         return _category_formula(value, column.categories, int(low), int(high))
     return _range_formula(book, register, value, low, high)
 
 
-def _pattern_formula(column: str, pattern: str | None, low: float, high: float) -> f.Formula | None:
-    missing = f.Missing(f.Name(column))
-    if pattern is None:
-        return None if low != high else f.Missing(f.Name(column), negated=low == 0)
+def _test_formula(test: Test, low: float, high: float) -> f.Formula | None:
+    if isinstance(test, f.Missing):
+        return None if low != high else f.Missing(test.value, negated=low == 0)
+    missing = f.Missing(f.Name(column_of(test)))
     if (low, high) == MISSING:
         return missing
     if low != high:
-        return f.Missing(f.Name(column), negated=True) if low == 0 else None
-    matches = f.Matches(f.Name(column), pattern)
-    return matches if low == 1 else f.Not(matches)
+        return dataclasses.replace(missing, negated=True) if low == 0 else None
+    if low == 1:
+        return test
+    return f.Compare(test.operands, ("!=",)) if isinstance(test, f.Compare) else f.Not(test)
+
+
+def _rank_formula(value: f.Value, categories: Sequence[str], low: int, high: int) -> f.Formula:
+    least, most = f.String(categories[low]), f.String(categories[high])
+    if low == high:
+        return f.Compare((value, least), ("==",))
+    if low == 0 or high == len(categories) - 1:
+        return f.Compare((value, most if low == 0 else least), ("<=" if low == 0 else ">=",))
+    return f.Compare((least, value, most), ("<=", "<="))
 
 
 def _category_formula(value: f.Value, categories: Sequence[str], low: int, high: int) -> f.Formula:
@@ -329,9 +363,9 @@ def _range_formula(book: Book, register: int, value: f.Value, low: float, high: 
 
 
 def _compared(operands: list[f.Value], signs: list[str]) -> f.Formula:
-    """The comparison; ``a < b`` for a difference of times, which has no other constant than 0."""
+    """The comparison; ``a < b`` for a difference of times that is compared with 0."""
     match operands:
-        case [f.Arithmetic("-", left, right), f.Time()]:
+        case [f.Arithmetic("-", left, right), f.Duration(0)]:
             return f.Compare((left, right), tuple(signs))
     return f.Compare(tuple(operands), tuple(signs))
 
@@ -339,26 +373,41 @@ def _compared(operands: list[f.Value], signs: list[str]) -> f.Formula:
 def _threshold(book: Book, register: int, x: float, operator: str) -> tuple[f.Value, str]:
     """The constant at the end of a region, and ``operator`` with or without ``=``."""
     thresholds, plain = book.info.thresholds[register], _number_of_plain_columns(book)
-    is_time, unit = False, 1
+    literal: Any = None
+    unit = 1
     if register < len(book.schema.encoded):
         column = book.schema.column(book.schema.encoded[register])
-        unit, is_time = unit_of(column), column.kind == "datetime"
+        unit = unit_of(column)
+        literal = {"datetime": f.Time, "time": f.TimeOfDay}.get(column.kind)
     elif register >= plain:
         tree, unit = book.info.computed[register - plain]
-        is_time = unit != 1 and not isinstance(tree, f.Days)
+        if unit != 1 and not isinstance(tree, f.Days):
+            literal = f.Time if _is_instant(book, tree) else f.Duration
     near = placed_thresholds(thresholds, unit)
     away = beside(near, np.full(len(near), 1 if operator == ">" else -1))
     for numbers, sign in ((near, operator + "="), (away, operator)):
         found = np.flatnonzero(numbers == np.float32(x))
         if len(found):
             t = thresholds[int(found[0])]
-            if is_time:
-                return f.Time(int(t)), sign
+            if literal is f.Time:
+                return f.Time(int(t), any(column.zone for column in book.schema.columns)), sign
+            if literal is not None:
+                return literal(int(t)), sign
             days = Fraction(t) / unit if unit != 1 else t
             if isinstance(days, Fraction):
                 days = int(days) if days.denominator == 1 else float(days)
             return f.Number(days), sign
     raise AssertionError(f"no threshold at {x} of register {register}")
+
+
+def _is_instant(book: Book, tree: f.Value) -> bool:
+    """Whether arithmetic over times is a time, rather than a duration."""
+    if isinstance(tree, f.Name):
+        return book.schema.column(tree.name).kind == "datetime"
+    if isinstance(tree, f.Arithmetic):
+        left, right = _is_instant(book, tree.left), _is_instant(book, tree.right)
+        return left != right if tree.operator == "-" else left or right
+    return isinstance(tree, f.Time)
 
 
 def _as_written(x: float, operator: str) -> tuple[float, str]:
@@ -396,7 +445,9 @@ def _sampled_values(
         return np.full(draws, np.nan, np.float32)
     least, most = _domain(book, book.schema.encoded.index(name))
     low, high = max(bound[0], least), min(bound[1], most)
-    if unit_of(column) != 1:  # columns of times hold fewer days than float32
+    if column.kind == "time":
+        high = max(low, min(high, _END_OF_DAY))
+    elif unit_of(column) != 1:  # columns of times hold fewer days than float32
         ends = [2 * abs(x) for x in bound if abs(x) < MAX]
         most = max(_MOST_DRAWN, *ends, 0.0)
         low, high = max(low, -most), min(high, most)
@@ -421,54 +472,74 @@ def _sampled_values(
     return out
 
 
-def _fitting_texts(book: Book, ends: Mapping[int, tuple[float, float]]) -> dict[str, Any] | None:
-    """Values of the columns with bounded patterns: a text, or the code of a category.
+def _fitting_texts(
+    book: Book, ends: Mapping[int, tuple[float, float]]
+) -> dict[str, str | None] | None:
+    """Values of the columns with bounded tests and sizes: a text, or None for a missing one.
 
     None if no value was found that satisfies all bounds of a column.
     """
-    encoded = book.schema.encoded
-    wanted: dict[str, list[tuple[str | None, tuple[float, float]]]] = {}
-    for i, (column, pattern) in enumerate(book.info.patterns):
-        bound = ends.get(len(encoded) + i, ANYTHING)
-        if bound != ANYTHING:
-            wanted.setdefault(column, []).append((pattern, bound))
-    found: dict[str, Any] = {}
+    encoded, plain = book.schema.encoded, _number_of_plain_columns(book)
+    wanted: dict[str, list[tuple[Test | f.Size, tuple[float, float]]]] = {}
+    sizes = ((plain + i, x) for i, (x, _) in enumerate(book.info.computed))
+    for register, asked in (*enumerate(book.info.tests, len(encoded)), *sizes):
+        bound = ends.get(register, ANYTHING)
+        if bound != ANYTHING and isinstance(asked, Test | f.Size):
+            wanted.setdefault(column_of(asked), []).append((asked, bound))
+    found: dict[str, str | None] = {}
     for name, required in wanted.items():
         column = book.schema.column(name)
         if column.kind == "categorical":
             low, high = ends.get(encoded.index(name), ANYTHING)
-            codes = range(len(column.categories))
-            pairs = [(code, column.categories[code]) for code in codes if low <= code <= high]
-            pairs += [(None, None)] * (high == math.inf)
+            candidates = [x for i, x in enumerate(column.categories) if low <= i <= high]
+            candidates += [None] * (high == math.inf)
         else:
-            literals = [
-                _literal_text(p) for p, bound in required if p is not None and bound[0] == 1
-            ]
-            candidates = ["", *literals, " ".join(literals), " ".join(literals[::-1]), None]
-            pairs = [(x, x) for x in candidates]
-        fitting = [
-            stored for stored, x in pairs if all(_within_bound(x, p, b) for p, b in required)
-        ]
+            candidates = _candidates(required)
+        fitting = [x for x in candidates if all(_is_within(x, a, b) for a, b in required)]
         if not fitting:
             return None
         found[name] = fitting[0]
     return found
 
 
-def _literal_text(pattern: str) -> str:
-    """A text that the pattern may match: the pattern without its metacharacters."""
-    return re.sub(r"\\b|[\^$]|\\(?=\W)", "", pattern)
+def _candidates(required: Sequence[tuple[Test | f.Size, tuple[float, float]]]) -> list[str | None]:
+    """Texts that may lie within bounds; None, for a missing one, is the last."""
+    parts = {"starts_with": "", "contains": "", "ends_with": ""}
+    literals = []
+    for asked, (low, _) in required:
+        if low != 1 or isinstance(asked, f.Missing | f.Size):
+            continue
+        pattern = asked.pattern if isinstance(asked, f.Matches) else ""
+        literal = literal_of(asked) or re.sub(r"\\b|[\^$]|\\(?=\W)", "", pattern)
+        literals.append(literal)
+        where = asked.where if isinstance(asked, f.Contains) else "contains"
+        parts[where] = " ".join(x for x in (parts[where], literal) if x)
+    together = [x for x in parts.values() if x]
+    texts = ["", *literals, " ".join(literals), " ".join(literals[::-1]), " ".join(together)]
+    for asked, (low, high) in required:  # longer by letters, or by words
+        if isinstance(asked, f.Size) and low <= MOST_PADDED and high >= 0:
+            least = max(math.ceil(low), 0)
+            for text in dict.fromkeys(texts):
+                if asked.unit == "length":
+                    texts.append(parts["starts_with"] + text + "x" * (least - len(text)))
+                    texts.append("x" * (least - len(text)) + text)
+                else:
+                    more = ["x"] * (least - len(text.split()))
+                    texts += [" ".join([text, *more]).strip(), " ".join([*more, text]).strip()]
+    return [*dict.fromkeys(texts), None]
 
 
-def _within_bound(x: str | None, pattern: str | None, bound: tuple[float, float]) -> bool:
-    if pattern is None:
-        return bound[0] <= float(x is None) <= bound[1]
-    value = math.inf if x is None else float(search(pattern, x))
-    return bound[0] <= value <= bound[1]
+def _is_within(x: str | None, asked: Test | f.Size, bound: tuple[float, float]) -> bool:
+    if isinstance(asked, f.Size):
+        found = None if x is None else size(asked, x)
+    else:
+        found = holds(asked, x)
+    return bound[0] <= (math.inf if found is None else float(found)) <= bound[1]
 
 
-def _decoded(categories: Sequence[str], kind: str, x: Any) -> Any:
+def _decoded(column: Column, x: Any) -> Any:
     """An exact value as a table holds it."""
+    categories, kind = column.categories, column.kind
     if x is None:
         return None
     if kind == "categorical":
@@ -478,15 +549,20 @@ def _decoded(categories: Sequence[str], kind: str, x: Any) -> Any:
     if kind in ("datetime", "duration"):
         if x != int(x):
             raise OverflowError("there is no whole nanosecond")
+        if column.zone:  # without it, the time would be read as one of this zone
+            return spelled(int(x), True).split("'")[1]
         return _as_numpy(int(x), np.datetime64 if kind == "datetime" else np.timedelta64)
+    if kind == "time":
+        return clock(int(x))
     if kind == "boolean":
-        return bool(x)
+        texts = column.true_values if x else column.false_values
+        return texts[0] if texts else bool(x)
     return float(x) if x == float(x) else x
 
 
 def _as_numpy(nanoseconds: int, kind: Any) -> Any:
     """A time or duration in the coarsest unit that holds it."""
-    for size, unit in ((DAY, "D"), (SECOND, "s"), (1_000, "us")):
-        if nanoseconds % size == 0:
-            return kind(nanoseconds // size, unit)
+    for length, unit in ((DAY, "D"), (SECOND, "s"), (1_000, "us")):
+        if nanoseconds % length == 0:
+            return kind(nanoseconds // length, unit)
     return kind(nanoseconds, "ns")

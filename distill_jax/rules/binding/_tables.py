@@ -20,12 +20,19 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from distill_jax.rules.language._times import (
+    DAY,
     as_nanoseconds,
+    instant,
     is_duration,
     is_time,
+    is_time_of_day,
+    name_of_zone,
     nanoseconds,
     parse_date,
     parse_datetime,
+    parse_duration,
+    parse_time,
+    since_midnight,
     spelled,
 )
 
@@ -55,6 +62,23 @@ class Cells(NamedTuple):
         out = np.full(len(self.missing), np.nan, np.float32)
         out[~self.missing] = values
         return out
+
+
+class CellError(ValueError):
+    """A cell that does not fit its column.
+
+    Attributes:
+      place: Which of the values that are not missing.
+    """
+
+    def __init__(self, place: int, problem: str, advice: str = ""):
+        super().__init__(problem)
+        self.place, self._problem, self._advice = place, problem, advice
+
+    def message(self, row: int) -> str:
+        """What is wrong, in which row, counted from 0, and what to do."""
+        advice = f": {self._advice}" if self._advice else ""
+        return f"{self._problem} in row {row} (the first is 0){advice}"
 
 
 # Tables
@@ -227,7 +251,7 @@ def _split(name: str, column: Any) -> Cells:
         values = values.astype(object)
         mask = np.array([x is nothing or is_missing(x) for x in values], bool)
     elif values.dtype.kind == "O":
-        mask = np.array([is_missing(x) for x in values], bool)
+        mask = np.array([type(x) is not str and is_missing(x) for x in values], bool)
     else:
         mask = np.zeros(len(values), bool)
     return Cells(values[~mask], mask)
@@ -265,6 +289,69 @@ def is_missing(x: Any) -> bool:
         return bool(x != x)
     except (TypeError, ValueError):
         return False
+
+
+def declared_categories(name: str, column: Any) -> tuple[tuple[str, ...], bool]:
+    """The categories that a column of pandas, Polars or Arrow declares, and whether in an order.
+
+    Args:
+      name: The column's name, for messages.
+      column: A column as its library holds it.
+
+    Returns:
+      All of them as text, in their order, also those that no row has; empty if none are declared.
+    """
+    column = _of_arrow(column)
+    dtype = getattr(column, "dtype", None)
+    found, ordered = getattr(dtype, "categories", None), getattr(dtype, "ordered", None)
+    if ordered is None:  # the categories of an Enum are in its order, those of others by chance
+        if type(dtype).__name__ != "Enum":
+            found = None
+        ordered = True
+    kind: Any = getattr(column, "type", None)
+    if found is None and hasattr(kind, "value_type") and hasattr(kind, "ordered"):  # Arrow
+        whole = column.combine_chunks() if hasattr(column, "combine_chunks") else column
+        chunks = getattr(whole, "chunks", [whole])  # none, if the column is empty
+        found, ordered = (chunks[0].dictionary if chunks else None), kind.ordered
+    if found is None:
+        return (), False
+    values = [x for x in np.asarray(found, object) if not is_missing(x)]
+    return tuple(dict.fromkeys(text_of(name, x) for x in values)), bool(ordered)
+
+
+def declared_zone(name: str, column: Any) -> str | None:
+    """The zone of a column of times of pandas, Polars or Arrow, or of Python's own in a list.
+
+    Args:
+      name: The column's name, for messages.
+      column: A column as its library holds it.
+
+    Returns:
+      Its name, ``""`` for UTC; None if the times have no zone, or differ in it.
+
+    Raises:
+      ValueError: for a zone without a name.
+    """
+    column = _of_arrow(column)
+    kind = getattr(column, "dtype", getattr(column, "type", None))
+    found = {getattr(kind, "tz", None) or getattr(kind, "time_zone", None)}
+    if found == {None} and getattr(kind, "kind", "O") == "O":
+        present = cells(name, column).present
+        if present.dtype == object and all(map(is_time, present)):
+            found = {getattr(x, "tzinfo", None) for x in present}
+    if len(found) != 1 or None in found:
+        return None
+    try:
+        return name_of_zone(found.pop())
+    except ValueError as error:
+        raise ValueError(f"column {name!r}: {error}") from error
+
+
+def _of_arrow(column: Any) -> Any:
+    """A column of pandas whose data is of Arrow as Arrow holds it; any other unchanged."""
+    if not hasattr(getattr(column, "dtype", None), "pyarrow_dtype"):
+        return column
+    return getattr(column, "array", column).__arrow_array__()
 
 
 # Cells
@@ -305,7 +392,8 @@ def text_of(name: str, x: Any) -> str:
         return str(int(x)) if is_finite and x == int(x) else str(x)
     if is_time(x):
         try:
-            return spelled(nanoseconds(x)).split("'")[1]
+            whole = nanoseconds(x)
+            return spelled(whole, whole % DAY != 0).split("'")[1]
         except (ValueError, OverflowError):  # before the year 1, or after 9999
             return str(x)
     return str(x)
@@ -323,7 +411,8 @@ def numbers(name: str, present: np.ndarray) -> np.ndarray:
       ``Fraction``, where no dtype holds them all.
 
     Raises:
-      ValueError: for what is not a number, is infinite, or does not fit float32.
+      CellError: for what is not a number.
+      ValueError: for what is infinite, or does not fit float32.
     """
     if present.dtype.kind in "mM":
         kind = "datetime" if present.dtype.kind == "M" else "duration"
@@ -337,10 +426,10 @@ def numbers(name: str, present: np.ndarray) -> np.ndarray:
         exact = [Fraction(*x.as_integer_ratio()) for x in present]
         present = _as_tight(name, [float(x) if float(x) == x else x for x in exact])
     if present.dtype.kind == "O":
-        present = _as_tight(name, [_number(name, x) for x in present])
+        present = _as_tight(name, [_number(name, x, i) for i, x in enumerate(present)])
     elif present.dtype.kind not in "iuf":
         for x in present[:1]:
-            _number(name, x)
+            _number(name, x, 0)
     if present.dtype.kind == "f" and not np.isfinite(present).all():
         raise ValueError(f"column {name!r} must be finite or NaN (missing), got inf")
     if len(present):
@@ -353,30 +442,42 @@ def numbers(name: str, present: np.ndarray) -> np.ndarray:
     return present
 
 
-def times(name: str, present: np.ndarray, kind: str) -> np.ndarray:
+def times(name: str, present: np.ndarray, kind: str, zone: str = "") -> np.ndarray:
     """The values of a column of times or durations, as whole nanoseconds.
 
     Args:
       name: The column's name, for messages.
-      present: The values that are not missing: NumPy's, Python's or pandas' own; for times, strings
-        as a rule's ``date`` and ``datetime`` take them, too. A time without a zone is UTC.
-      kind: ``"datetime"``, counted from 1970-01-01T00:00Z, or ``"duration"``.
+      present: The values that are not missing: NumPy's, Python's or pandas' own; or strings, as a
+        rule's ``date``, ``datetime``, ``duration`` and ``time`` take them.
+      kind: ``"datetime"``, counted from 1970-01-01T00:00Z, ``"duration"``, or ``"time"``, counted
+        from midnight.
+      zone: The zone of times without one; UTC by default.
 
     Returns:
       int64; or an object array of ``int``, for what lies beyond.
 
     Raises:
-      ValueError: for anything else, or for some times with a zone and some without.
+      CellError: for anything else.
+      ValueError: for some times with a zone and some without.
     """
-    try:
-        if present.dtype.kind in ("M" if kind == "datetime" else "m"):
-            return as_nanoseconds(present)
-        found = [
-            _nanoseconds(name, text_of(name, x) if isinstance(x, bytes) else x, kind)
-            for x in present
-        ]
-    except ValueError as error:
-        raise ValueError(f"column {name!r}: {error}") from error
+    if present.dtype.kind == {"datetime": "M", "duration": "m"}.get(kind):
+        try:
+            found = as_nanoseconds(present)
+        except ValueError as error:
+            raise ValueError(f"column {name!r}: {error}") from error
+        return _in_utc(name, found, zone) if zone else found
+    found = []
+    instants: dict[int, int] = {}
+    for i, x in enumerate(present):
+        try:
+            value, zoned = _nanoseconds(text_of(name, x) if isinstance(x, bytes) else x, kind)
+            if zone and not zoned:
+                if value not in instants:
+                    instants[value] = instant(value, zone)
+                value = instants[value]
+        except ValueError as error:
+            raise CellError(i, f"column {name!r}: {error},") from error
+        found.append(value)
     zones = {x.utcoffset() is None for x in present if isinstance(x, datetime.datetime)}
     if len(zones) > 1:
         raise ValueError(
@@ -385,17 +486,41 @@ def times(name: str, present: np.ndarray, kind: str) -> np.ndarray:
     return _as_tight(name, found) if found else np.zeros(0, np.int64)
 
 
-def _nanoseconds(name: str, x: Any, kind: str) -> int:
+def _in_utc(name: str, local: np.ndarray, zone: str) -> np.ndarray:
+    """The instants of times in a zone."""
+    each, which = np.unique(local, return_inverse=True)
+    found = []
+    for i, x in enumerate(each):
+        try:
+            found.append(instant(int(x), zone))
+        except ValueError as error:
+            raise CellError(int((which == i).argmax()), f"column {name!r}: {error},") from error
+    return _as_tight(name, found)[which] if found else local
+
+
+def _nanoseconds(x: Any, kind: str) -> tuple[int, bool]:
+    """The nanoseconds of a value, and whether its zone is known."""
     x = getattr(x, "as_py", lambda: x)()
-    if is_time(x) if kind == "datetime" else is_duration(x):
-        return nanoseconds(x)
-    if kind == "datetime" and isinstance(x, str):
-        return parse_datetime(x) if len(x) > 10 else parse_date(x)
-    example = "datetime.datetime, numpy.datetime64" if kind == "datetime" else "datetime.timedelta"
-    raise ValueError(f"it is a {kind} column, of values such as {example}, got {_shown(x)}")
+    if kind == "time" and is_time_of_day(x):
+        return since_midnight(x), True
+    if kind == "datetime" and is_time(x):
+        return nanoseconds(x), getattr(x, "tzinfo", None) is not None
+    if kind == "duration" and is_duration(x):
+        return nanoseconds(x), True
+    if isinstance(x, str):
+        if kind == "datetime":
+            return parse_datetime(x) if len(x) > 10 else (parse_date(x), False)
+        return (parse_time(x) if kind == "time" else parse_duration(x)), True
+    example = {"datetime": "datetime.datetime, numpy.datetime64", "time": "datetime.time"}
+    raise ValueError(
+        f"it is a {kind} column, of values such as {example.get(kind, 'datetime.timedelta')}, got "
+        f"{_shown(x)}"
+    )
 
 
-def holds(present: np.ndarray) -> Literal["strings", "datetime", "duration", "numbers"]:
+def holds(
+    present: np.ndarray,
+) -> Literal["strings", "datetime", "duration", "time", "numbers"]:
     """What the values of a column are, as far as its kind depends on it."""
     if present.dtype.kind in "mM":
         return "datetime" if present.dtype.kind == "M" else "duration"
@@ -408,6 +533,8 @@ def holds(present: np.ndarray) -> Literal["strings", "datetime", "duration", "nu
             return "datetime"
         if all(map(is_duration, present)):
             return "duration"
+        if all(map(is_time_of_day, present)):
+            return "time"
     return "numbers"
 
 
@@ -427,7 +554,7 @@ def _as_tight(name: str, values: Sequence[Any]) -> np.ndarray:
     return out
 
 
-def _number(name: str, x: Any) -> int | float | Fraction:
+def _number(name: str, x: Any, place: int) -> int | float | Fraction:
     """A single number as Python has it.
 
     A ``Decimal`` that is the shortest text of a float64 is that float, which is what a rule's
@@ -450,10 +577,11 @@ def _number(name: str, x: Any) -> int | float | Fraction:
     is_number = not isinstance(x, str | bytes | complex | np.complexfloating)
     if is_number and hasattr(x, "__float__") and np.ndim(x) == 0:
         return float(x)
-    advice = ": convert it to numbers first" if isinstance(x, str | bytes) else ""
+    advice = "convert it to numbers first" if isinstance(x, str | bytes) else ""
     what = "the string " if isinstance(x, str) else "bytes " if isinstance(x, bytes) else ""
     kind = "" if what else f" of type {type(x).__name__}"
-    raise ValueError(f"column {name!r} must hold numbers, got {what}{_shown(x)}{kind}{advice}")
+    problem = f"column {name!r} must hold numbers, got {what}{_shown(x)}{kind}"
+    raise CellError(place, problem, advice)
 
 
 def _shown(x: Any) -> str:

@@ -127,7 +127,7 @@ def _bound(
         schema,
         kept,
         definitions,
-        patterns=tuple(columns.patterns),
+        tests=tuple(columns.tests),
         computed=tuple(columns.computed),
         thresholds=columns.all_thresholds(),
         logic=chosen,

@@ -13,7 +13,7 @@ import jax.core
 import numpy as np
 
 from distill_jax._arguments import checked
-from distill_jax.rules.binding._computing import computed
+from distill_jax.rules.binding._computing import Leaf, computed
 from distill_jax.rules.binding._places import Exact, placed, unheld
 from distill_jax.rules.binding._plans import Plan
 from distill_jax.rules.binding._tables import (
@@ -23,10 +23,11 @@ from distill_jax.rules.binding._tables import (
     numbers,
     one_row,
     read,
-    text_of,
 )
+from distill_jax.rules.binding._texts import Test, column_of, size, sizes_in, tested, texts
 from distill_jax.rules.binding.schema import (
     Schema,
+    check_codes,
     encoded_array,
     exact_columns,
     is_array,
@@ -36,7 +37,6 @@ from distill_jax.rules.binding.schema import (
 from distill_jax.rules.circuits._circuit import Circuit
 from distill_jax.rules.circuits.fuzzy_logics import Logic
 from distill_jax.rules.language import formulas as f
-from distill_jax.rules.language._patterns import search
 from distill_jax.types import OutputKind
 
 
@@ -46,8 +46,7 @@ class Info:
 
     Attributes:
       schema, rules, definitions: What was bound.
-      patterns: Columns computed from text: a column's name and a regular expression, or None for
-        whether the text is missing.
+      tests: Tests of text, each a 0/1 column that the host computes.
       computed: Columns computed by arithmetic: an expression, and what one unit of the encoded
         column is in units of the exact value.
       thresholds: What each column of the encoded table is compared with, exactly, ascending.
@@ -58,7 +57,7 @@ class Info:
     schema: Schema
     rules: tuple[f.Rule, ...]
     definitions: tuple[f.Rule, ...]
-    patterns: tuple[tuple[str, str | None], ...]
+    tests: tuple[Test, ...]
     computed: tuple[tuple[f.Value, int], ...]
     thresholds: tuple[tuple[Exact, ...], ...]
     logic: Logic
@@ -180,8 +179,8 @@ class Pieces:
 def encode(book: Book, table: Any) -> np.ndarray:
     """Encodes a table as the array of columns that the functions of this package take.
 
-    The columns of ``encode_columns``, then a 0/1 column for each regular expression of the rules,
-    then the results of arithmetic that rules compare (such as ``a - b`` for ``a < b``): text and
+    The columns of ``encode_columns``, then a 0/1 column for each test of text in the rules, then
+    the results of arithmetic that rules compare (such as ``a - b`` for ``a < b``): text and
     arithmetic are read here, on the host. Comparisons are exact: the table's values and the rules'
     constants are known here in full, and each value is placed in float32 on its own side of every
     constant (see ``docs/rules_language.md``). So a value may be a few units in the last place of
@@ -224,24 +223,29 @@ def encode(book: Book, table: Any) -> np.ndarray:
         table = one_row(table)
     found = exact_columns(book.schema, table)
     _warn_of_rounded_columns(book, found)
-    matched = dict.fromkeys(name for name, _ in book.info.patterns)
-    texts = {name: read(table, name) for name in matched}
-    lengths = {name: len(own.missing) for name, own in {**texts, **found}.items()}
+    read_as_text = {name: read(table, name) for name in text_columns(book)}
+    lengths = {name: len(own.missing) for name, own in {**read_as_text, **found}.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of the table must have one length, got {lengths}")
     rows = next(iter(lengths.values()), None)
-    return encode_exact(book, found, texts, number_of_rows(table) if rows is None else rows)
+    return encode_exact(book, found, read_as_text, number_of_rows(table) if rows is None else rows)
+
+
+def text_columns(book: Book) -> tuple[str, ...]:
+    """The columns whose texts rules ask about."""
+    sizes = [x for tree, _ in book.info.computed for x in sizes_in(tree)]
+    return tuple(dict.fromkeys(map(column_of, (*book.info.tests, *sizes))))
 
 
 def encode_exact(
-    book: Book, columns: Mapping[str, Cells], texts: Mapping[str, Cells], rows: int
+    book: Book, columns: Mapping[str, Cells], read_as_text: Mapping[str, Cells], rows: int
 ) -> np.ndarray:
     """Encodes exact values; see ``encode``.
 
     Args:
       book: The rules.
       columns: Numbers, codes or nanoseconds of each encoded column of the schema.
-      texts: The cells of the columns that rules match.
+      read_as_text: The cells of ``text_columns``.
       rows: The number of rows.
     """
     info = book.info
@@ -249,8 +253,14 @@ def encode_exact(
     every: list[tuple[Cells, int]] = [
         (columns[name], unit_of(book.schema.column(name))) for name in book.schema.encoded
     ]
-    every += [(_pattern_column(name, texts[name], pattern), 1) for name, pattern in info.patterns]
-    every += [(computed(tree, columns, rows), unit) for tree, unit in info.computed]
+    found = {name: texts(name, column) for name, column in read_as_text.items()}
+    every += [(tested(test, found[column_of(test)]), 1) for test in info.tests]
+    leaves: dict[Leaf, Cells] = {f.Name(name): own for name, own in columns.items()}
+    for tree, _ in info.computed:
+        for x in sizes_in(tree):
+            if x not in leaves:
+                leaves[x] = found[column_of(x)].mapped(functools.partial(size, x))
+    every += [(computed(tree, leaves, rows), unit) for tree, unit in info.computed]
     for i, ((cells, unit), thresholds) in enumerate(zip(every, info.thresholds, strict=True)):
         out[:, i] = cells.spread(placed(cells.present, thresholds, unit))
     return out
@@ -265,7 +275,7 @@ def encoded_rows(book: Book, columns: Any) -> np.ndarray:
     """Columns that ``encode`` made, checked, as float32 ``[batch, columns]``.
 
     Raises:
-      ValueError: for another shape.
+      ValueError: for another shape, or a number that is no code of its column.
       TypeError: if they hold more digits than float32, which ``encode`` would have placed.
     """
     columns = np.asarray(unmasked(columns))
@@ -276,6 +286,7 @@ def encoded_rows(book: Book, columns: Any) -> np.ndarray:
             f"{columns.shape}"
         )
     check_placed(columns)
+    check_codes(book.schema, columns)
     return columns.astype(np.float32)
 
 
@@ -300,7 +311,7 @@ def _cells_of_array(book: Book, table: np.ndarray) -> dict[str, Cells]:
     schema = book.schema
     encoded_array(schema, table)
     kinds = {schema.column(name).kind for name in schema.encoded}
-    if book.info.patterns or kinds & {"datetime", "duration"}:
+    if text_columns(book) or kinds & {"datetime", "duration", "time"}:
         raise TypeError(
             "table is an array without column names, and the rules or the schema have columns of "
             "text or times: pass a table with names"
@@ -322,10 +333,3 @@ def _warn_of_rounded_columns(book: Book, columns: Mapping[str, Cells]) -> None:
                 "(nullable ones if some are missing) or wider floats",
                 stacklevel=3,
             )
-
-
-def _pattern_column(name: str, cells: Cells, pattern: str | None) -> Cells:
-    if pattern is None:
-        return Cells(cells.missing.astype(np.int64), np.zeros_like(cells.missing))
-    found = [search(pattern, text_of(name, x)) for x in cells.present]
-    return Cells(np.array(found, np.int64), cells.missing)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._patterns import pattern_problem
-from distill_jax.rules.language._times import parse_date, parse_datetime
+from distill_jax.rules.language._times import parse_date, parse_datetime, parse_duration, parse_time
 from distill_jax.rules.language._tokens import Token, tokenize
 from distill_jax.rules.language.errors import error_at, shortened, visible
 
@@ -20,7 +20,13 @@ _OR, NOT, _COMPARISON, _SUM, _MINUS = 4, 6, 7, 8, 10
 
 _INFIX = ("and", "or", "=>", "<=>", "in", "between", "is", "matches", "unless")
 _FUNCTIONS = (*f.COUNTS, "score", "view", "days", *f.AVERAGES, *f.TRENDS)
-_TIMES = {"date": parse_date, "datetime": parse_datetime}
+_FUNCTIONS += (*f.TEXT_TESTS, *f.CASES, *f.SIZES)
+_TIMES: dict[str, Callable[[str], f.Value]] = {
+    "date": lambda text: f.Time(parse_date(text)),
+    "datetime": lambda text: f.Time(*parse_datetime(text)),
+    "time": lambda text: f.TimeOfDay(parse_time(text)),
+    "duration": lambda text: f.Duration(parse_duration(text)),
+}
 _BOOLEANS = ("true", "false", "True", "False")
 
 
@@ -331,10 +337,10 @@ class Parser:
         return token.value
 
     def time(self, word: Token) -> Part:
-        """``date '2024-01-31'`` or ``datetime '…'``, of which ``word`` was read."""
+        """``date '2024-01-31'`` or its like, of which ``word`` was read."""
         text = self.take()
         try:
-            return Part(f.Time(_TIMES[word.value](text.value)), word.start, 1)
+            return Part(_TIMES[word.value](text.value), word.start, 1)
         except ValueError as error:
             self.fail(str(error), text.start)
 
@@ -367,8 +373,13 @@ class Parser:
             return self.part(f.Score(tuple(x.tree for x in parts)), function.start, *parts)
         value = self.expression(_SUM)
         if name == "days":
+            return self.days(function, bracket, value)
+        if name in f.TEXT_TESTS:
+            return self.text_test(function, bracket, value)
+        if name in f.CASES or name in f.SIZES:
             self.close(bracket)
-            return self.part(f.Days(self.value(value)), function.start, value)
+            tree = (f.Recased if name in f.CASES else f.Size)(name, self.value(value))
+            return self.part(tree, function.start, value)
         if name in f.AVERAGES:
             where = self.option("where", 0) if self.current.kind == "," else None
             self.close(bracket)
@@ -381,6 +392,31 @@ class Parser:
         self.close(bracket)
         tree = f.Trend(name, self.value(value), self.value(by))
         return self.part(tree, function.start, value, by)
+
+    def days(self, function: Token, bracket: Token, first: Part) -> Part:
+        """``days(duration)``, or ``days(start, end)`` for ``days(end - start)``."""
+        if self.current.kind != ",":
+            self.close(bracket)
+            return self.part(f.Days(self.value(first)), function.start, first)
+        self.take()
+        last = self.expression(_SUM)
+        self.close(bracket)
+        between = f.Arithmetic("-", self.value(last), self.value(first))
+        return self.part(f.Days(between), function.start, self.part(between, 0, first, last))
+
+    def text_test(self, function: Token, bracket: Token, value: Part) -> Part:
+        """``contains(text, 'part')`` and its like."""
+        name = function.value
+        if self.current.kind != "," or self.peek(1).kind != "string":
+            got = self.show(self.current if self.current.kind != "," else self.peek(1))
+            self.fail(f"expected {name}(text, 'part'), got {got}")
+        self.take()
+        part = self.take()
+        if not part.value:
+            self.fail(f"every text has the part '': {name} takes a longer one", part.start)
+        self.close(bracket)
+        tree = f.Contains(name, self.value(value), part.value)
+        return self.part(tree, function.start, value)
 
     def option(self, name: str, floor: int) -> Part:
         self.take()  # the comma

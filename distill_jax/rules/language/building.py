@@ -15,7 +15,13 @@ import numpy as np
 from distill_jax._arguments import checked
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._patterns import pattern_problem
-from distill_jax.rules.language._times import is_time, nanoseconds
+from distill_jax.rules.language._times import (
+    is_duration,
+    is_time,
+    is_time_of_day,
+    nanoseconds,
+    since_midnight,
+)
 
 
 class Built:
@@ -138,6 +144,34 @@ class Built:
             )
         return Built(f.Matches(_value(self), pattern))
 
+    def lower(self) -> Built:
+        """``lower(self)``: a text in lower case."""
+        return Built(f.Recased("lower", _value(self)))
+
+    def upper(self) -> Built:
+        """``upper(self)``: a text in upper case."""
+        return Built(f.Recased("upper", _value(self)))
+
+    def length(self) -> Built:
+        """``length(self)``: the number of characters of a text."""
+        return Built(f.Size("length", _value(self)))
+
+    def words(self) -> Built:
+        """``words(self)``: the number of words of a text, which white space separates."""
+        return Built(f.Size("words", _value(self)))
+
+    def contains(self, part: str) -> Built:
+        """``contains(self, 'part')``: a text has this part, letter for letter."""
+        return _contains("contains", self, part)
+
+    def starts_with(self, part: str) -> Built:
+        """``starts_with(self, 'part')``: a text begins with this part."""
+        return _contains("starts_with", self, part)
+
+    def ends_with(self, part: str) -> Built:
+        """``ends_with(self, 'part')``: a text ends with this part."""
+        return _contains("ends_with", self, part)
+
 
 @checked
 def col(name: str) -> Built:
@@ -148,8 +182,9 @@ def col(name: str) -> Built:
 
     Returns:
       An expression with the operators ``== != < <= > >= + - * /``, the connectives ``& | ~`` and
-      the methods ``is_in``, ``between``, ``is_missing``, ``matches`` and ``days``. Dates and times
-      of Python, NumPy and pandas are compared with columns of times.
+      the methods ``is_in``, ``between``, ``is_missing`` and ``days``; for text ``matches``,
+      ``contains``, ``starts_with``, ``ends_with``, ``lower``, ``upper``, ``length`` and ``words``.
+      Dates, times and durations of Python, NumPy and pandas are compared with columns of these.
 
     Raises:
       TypeError, ValueError: if ``name`` is not a string, or empty.
@@ -447,11 +482,21 @@ def _value(x: Any) -> f.Value:
     if isinstance(tree, float | np.floating):
         return f.Number(float(tree))
     if is_time(tree) and tree == tree:  # not NaT
-        return f.Time(nanoseconds(tree))
+        return f.Time(nanoseconds(tree), getattr(tree, "tzinfo", None) is not None)
+    if is_duration(tree) and tree == tree:
+        return f.Duration(nanoseconds(tree))
+    if is_time_of_day(tree):
+        return f.TimeOfDay(since_midnight(tree))
     raise TypeError(
         f"a formula compares columns, numbers, strings and times, got {x!r}. Compare two formulas "
         "with iff, use a boolean column directly, and test for missing values with is_missing()"
     )
+
+
+def _contains(where: str, value: Any, part: Any) -> Built:
+    if not isinstance(part, str) or not part:
+        raise ValueError(f"part must be a string that is not empty, got {part!r}")
+    return Built(f.Contains(where, _value(value), part))
 
 
 def _points(factor: Any, x: Any) -> Built | None:

@@ -14,7 +14,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 from distill_jax.rules.language._spelling import is_word, number, pattern, quoted, string
-from distill_jax.rules.language._times import spelled
+from distill_jax.rules.language._times import (
+    DAY,
+    MOST_DURATION,
+    spelled,
+    spelled_duration,
+    spelled_time,
+)
 from distill_jax.rules.language.errors import RuleError
 
 T = TypeVar("T")
@@ -24,6 +30,9 @@ ARITHMETIC = ("+", "-", "*", "/")
 COUNTS = ("exactly_one", "at_most", "at_least", "all_of", "any_of")
 AVERAGES = ("mean",)
 TRENDS = ("increasing", "decreasing")
+TEXT_TESTS = ("contains", "starts_with", "ends_with")
+CASES = ("lower", "upper")
+SIZES = ("length", "words")
 MAX_DEPTH = 100  # of trees that can be printed, so that code may recurse over them
 
 # The precedence of each kind of tree. _expressions.py has the same order for operators.
@@ -94,15 +103,43 @@ class String(Value):
 
 @_node
 class Time(Value):
-    """``date '2024-01-31'`` or ``datetime '2024-01-31T12:00:00Z'``, for columns of times."""
+    """``date '2024-01-31'`` or ``datetime '2024-01-31T12:00:00Z'``, for columns of times.
+
+    Nanoseconds from 1970-01-01T00:00 in UTC if ``zoned``, else in the zone of the column.
+    """
+
+    nanoseconds: int
+    zoned: bool = False
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        try:
+            return spelled(self.nanoseconds, self.zoned), _ATOM
+        except (OverflowError, ValueError):  # beyond the years 1 to 9999
+            return super().text_and_precedence(clause)
+
+
+@_node
+class TimeOfDay(Value):
+    """``time '18:30'``, for columns of times of day: nanoseconds since midnight."""
 
     nanoseconds: int
 
     def text_and_precedence(self, clause: bool) -> tuple[str, int]:
-        try:
-            return spelled(self.nanoseconds), _ATOM
-        except (OverflowError, ValueError):  # beyond the years 1 to 9999
+        if not 0 <= self.nanoseconds < DAY:
             return super().text_and_precedence(clause)
+        return spelled_time(self.nanoseconds), _ATOM
+
+
+@_node
+class Duration(Value):
+    """``duration '3 days 4 hours'``, for durations and differences of times."""
+
+    nanoseconds: int
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        if abs(self.nanoseconds) > MOST_DURATION:
+            return super().text_and_precedence(clause)
+        return spelled_duration(self.nanoseconds), _ATOM
 
 
 @_node
@@ -113,6 +150,32 @@ class Days(Value):
 
     def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return f"days({_text(self.value, clause, _SUM)})", _ATOM
+
+
+@_node
+class Recased(Value):
+    """``lower(value)`` or ``upper(value)``: a text in lower or upper case."""
+
+    case: str
+    value: Value
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        if self.case not in CASES:
+            return super().text_and_precedence(clause)
+        return f"{self.case}({_text(self.value, clause, _SUM)})", _ATOM
+
+
+@_node
+class Size(Value):
+    """``length(value)``, the number of characters of a text; ``words(value)``, of its words."""
+
+    unit: str
+    value: Value
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        if self.unit not in SIZES:
+            return super().text_and_precedence(clause)
+        return f"{self.unit}({_text(self.value, clause, _SUM)})", _ATOM
 
 
 @_node
@@ -289,6 +352,20 @@ class Matches(Formula):
 
     def text_and_precedence(self, clause: bool) -> tuple[str, int]:
         return f"{_text(self.value, clause, _SUM)} matches {pattern(self.pattern)}", _COMPARISON
+
+
+@_node
+class Contains(Formula):
+    """``contains(value, 'part')``, ``starts_with(…)`` or ``ends_with(…)``: a text has this part."""
+
+    where: str
+    value: Value
+    part: str
+
+    def text_and_precedence(self, clause: bool) -> tuple[str, int]:
+        if self.where not in TEXT_TESTS or not self.part:
+            return super().text_and_precedence(clause)
+        return f"{self.where}({_text(self.value, clause, _SUM)}, {string(self.part)})", _ATOM
 
 
 @_node

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from distill_jax.rules.binding.binding import RuleWarning, bind_like
 from distill_jax.rules.binding.book import Book
-from distill_jax.rules.binding.schema import Schema
+from distill_jax.rules.binding.schema import OF_TIME, Schema
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.logic.evaluation import fires
 
@@ -51,7 +51,7 @@ class Raw:
                 names.append(str(equal if one_hot else f.Name(column.name)))
                 place.append(i)
                 code.append(float(k) if one_hot else np.nan)
-                is_scaled = column.kind in ("numeric", "datetime", "duration")
+                is_scaled = column.kind in ("numeric", *OF_TIME)
                 mean.append(column.mean if is_scaled else 0.0)
                 std.append(column.std if is_scaled else 1.0)
         self.names = tuple(names)
@@ -111,7 +111,7 @@ def atoms(book: Book, found: Sequence[tuple[f.Formula, bool]]) -> Atoms:
     """Features over the columns of ``book``.
 
     Args:
-      book: Its schema and text patterns determine the columns.
+      book: Its schema and tests of text determine the columns.
       found: Atoms, each with whether it occurs without negation.
     """
     place = {formula: i for i, formula in enumerate(dict.fromkeys(x for x, _ in found))}

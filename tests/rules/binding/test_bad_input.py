@@ -55,7 +55,7 @@ ROW = {"age": [50.0], "pressure": [1.0], "sex": ["F"], "smoker": [1], "note": ["
         ("sex == 3 => sick", "no category '3'"),
         ("age == 'old' => sick", "compare it with a number"),
         ("age => sick", "compare it with a value"),
-        ("note == 'x' => sick", "matches"),
+        ("note < 'x' => sick", "matches"),
         ("age matches r'x' => sick", "matches is for text"),
         ("sex + 1 > 2 => sick", "categorical: arithmetic takes numbers"),
         ("sick > 3", "no order"),

@@ -23,12 +23,14 @@ from distill_jax.rules import (
     Schema,
     bind,
     check,
+    col,
     conflicts,
     encode,
     encode_columns,
     explain,
     fires,
     infer_schema,
+    parse_formula,
     to_logistic_regression,
     violation,
 )
@@ -237,7 +239,7 @@ def test_arithmetic_is_exact_over_integers_and_float64_otherwise() -> None:
     def whole(tree: Any, rows: list[tuple[int, int]]) -> None:
         columns = {name: np.array(x, np.int64)
                    for name, x in zip("ab", zip(*rows, strict=True), strict=True)}  # fmt: skip
-        cells = {name: Cells(x, np.zeros(len(x), bool)) for name, x in columns.items()}
+        cells = {f.Name(name): Cells(x, np.zeros(len(x), bool)) for name, x in columns.items()}
         found = computed(tree, cells, len(rows))
         want = []
         for a, b in rows:
@@ -343,7 +345,7 @@ def test_a_column_that_was_rounded_before_is_named() -> None:
 
 DAY = datetime.date(2024, 1, 31)
 TIMES = Schema((Column("start", "datetime"), Column("end", "datetime"), Column("stay", "duration"),
-                Column("n")), CLASSES)  # fmt: skip
+                Column("n"), Column("at", "time")), CLASSES)  # fmt: skip
 NOON = datetime.datetime(2024, 1, 31, 12)
 ROWS = {
     "start": [NOON, NOON + datetime.timedelta(microseconds=1), DAY, None],
@@ -351,6 +353,7 @@ ROWS = {
     "stay": [datetime.timedelta(days=3), datetime.timedelta(days=3, microseconds=1), None,
              np.timedelta64("NaT", "ns")],
     "n": [29.5, 29.5, 30, 1],
+    "at": [datetime.time(18, 30), "18:30:00.000000001", datetime.time(23, 59, 59, 999_999), None],
 }  # fmt: skip
 
 
@@ -374,6 +377,16 @@ ROWS = {
         ("start is missing", [0, 0, 0, 1]),
         ("stay is missing", [0, 0, 1, 1]),
         ("days(date '2024-02-01' - start) <= 0.5", [1, 1, 0, 0]),
+        ("days(start, end) == 29.5", [1, 0, 0, 0]),
+        ("stay > duration '3 days'", [0, 1, 0, 0]),
+        ("end - start <= duration 'P29DT12H'", [1, 1, 0, 0]),
+        ("duration '1 hour' < stay < duration '3 days 1 minute'", [1, 1, 0, 0]),
+        ("start + duration '29 days 12 hours' >= end", [1, 1, 0, 0]),
+        ("end - stay > date '2024-02-26'", [1, 1, 0, 0]),
+        ("end - stay == date '2024-02-27'", [1, 0, 0, 0]),
+        ("at <= time '18:30'", [1, 0, 0, 0]),
+        ("time '18:30' < at <= time '23:59:59.999999'", [0, 1, 1, 0]),
+        ("at - time '18:00' > duration '30 minutes'", [0, 1, 1, 0]),
     ],
 )
 def test_times_are_compared_to_the_nanosecond(text: str, want: list[int]) -> None:
@@ -471,6 +484,15 @@ def test_regions_of_times_read_as_they_were_written() -> None:
         ("start > datetime '2024-01-31T25:00'", "no such time of day"),
         ("start > datetime '2024-01-31'", "write datetime"),
         ("start > date('2024-01-31')", "without parentheses"),
+        ("at > time '24:00'", "no such time of day: '24:00'"),
+        ("at > time '18:30Z'", "without a zone"),
+        ("at > 18", "time '18:30'"),
+        ("at > date '2024-01-31'", "at is a time: compare it with time"),
+        ("at + stay > time '18:30'", "at is a time"),
+        ("stay > duration '1 month'", "months and years have no fixed length"),
+        ("stay > duration ''", "write duration '3 days 4 hours'"),
+        ("start > duration '3 days'", "start is a datetime"),
+        ("n > duration '3 days'", "is a duration"),
         ("start matches r'2024'", "holds no text"),
     ],
 )
@@ -480,6 +502,44 @@ def test_times_that_are_misread_are_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match="'start'.*with a time zone and times without"):
         aware = datetime.datetime(2024, 1, 31, tzinfo=datetime.UTC)
         encode_columns(TIMES, {**ROWS, "start": [NOON, aware, DAY, None]})
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("start", [None, NOON, "2024-02-30"], "no such day: '2024-02-30', in row 2"),
+        ("start", ["2024-01-31", None, "31.1.2024"], "got '31.1.2024', in row 2"),
+        ("start", ["2024-01-31", 3, None], "it is a datetime column, .*got 3, in row 1"),
+        ("at", [None, "25:00", None], "no such time of day: '25:00', in row 1"),
+        ("at", [datetime.time(8, tzinfo=datetime.UTC), None, None], "no zone, got .*, in row 0"),
+        ("stay", ["3 days", "P3D", "3 months"], "got '3 months', in row 2"),
+    ],
+)
+def test_a_cell_that_is_no_time_is_named_with_its_row(column: str, values: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"column '{column}': .*{said} .the first is 0"):
+        encode_columns(Schema((TIMES.column(column),), CLASSES), {column: values})
+
+
+def test_times_of_day_and_durations_as_text_are_what_python_has() -> None:
+    table = {"at": [datetime.time(6), datetime.time(18)]}
+    schema = infer_schema(table, CLASSES)
+    assert schema.column("at") == Column("at", "time", mean=0.5, std=0.25)
+    np.testing.assert_array_equal(
+        encode_columns(schema, {"at": ["06:00", "18:00"]}), [[0.25], [0.75]]
+    )
+    built = (col("at") > datetime.time(18, 30)) & (col("stay") > datetime.timedelta(hours=90))
+    text = "at > time '18:30:00' and stay > duration '3 days 18 hours'"
+    assert str(built) == text and parse_formula(text) == built.tree
+    text = f"[hard] at > time '23:59:59.9999' and {text.partition(' and ')[2]} => ill"
+    (found,) = conflicts(
+        bind([text, "[hard] at > time '06:00' => well"], TIMES, conflicts="ignore")
+    )
+    assert found.region == "days(stay) > 3.75 and at > time '23:59:59.9999'"
+    book = bind(text, TIMES)
+    assert held(book, {name: [x] for name, x in found.example.items()}).all()
+    for never in ("at < time '00:00'", "not at <= time '23:59:59.999999999'"):
+        with pytest.warns(RuleWarning, match="can never be violated"):
+            assert not conflicts(bind(f"[hard] {never} => ill\n[hard] n > 0 => well", TIMES))
 
 
 def test_decimal_numbers_of_days_are_taken_as_written() -> None:

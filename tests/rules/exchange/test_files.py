@@ -22,6 +22,7 @@ TEXT = """# heart.rules
 [learn]   `n, m`: a
 [w=-2]    c :- p-37=c, not d.
 x in ['a', "b;\\n"] => y
+contains(lower(t), 'a,"b"') and words(t) > 3 and at > time '18:30' and n > duration '1 h' => y
 """
 GROUPS = """[first=iris] x < 2.5 => a
 [w=2, first=`two words`] n: y < 1 => b unless z
@@ -63,7 +64,8 @@ def test_tables() -> None:
         "name": "pressure",
         "strength": "w=0.8",
     }
-    assert [row["strength"] for row in rows] == ["w=0.8", "p=0.9", "hard", "learn", "w=-2", None]
+    strengths = ["w=0.8", "p=0.9", "hard", "learn", "w=-2", None, None]
+    assert [row["strength"] for row in rows] == strengths
     assert from_table(rows) == rules
     # As pandas and people have them: missing cells, brackets, and all in the text itself.
     nan = float("nan")

@@ -67,11 +67,17 @@ def values_of(inner: st.SearchStrategy) -> st.SearchStrategy:
     return st.one_of(
         st.builds(f.Negative, inner),
         st.builds(f.Days, inner),
+        st.builds(f.Recased, st.sampled_from(f.CASES), inner),
+        st.builds(f.Size, st.sampled_from(f.SIZES), inner),
         st.builds(f.Arithmetic, st.sampled_from(f.ARITHMETIC), inner, inner),
     )
 
 
-times = st.builds(f.Time, nanoseconds | days)
+times = st.one_of(
+    st.builds(f.Time, nanoseconds | days, st.booleans()),
+    st.builds(f.TimeOfDay, st.integers(0, 86_400 * 10**9 - 1)),
+    st.builds(f.Duration, st.integers(-(10**18), 10**18) | days),
+)
 atoms = st.one_of(st.builds(f.Name, names), numbers, st.builds(f.String, names), members, times)
 values = st.recursive(atoms, values_of, max_leaves=5)
 
@@ -122,6 +128,7 @@ tests = st.one_of(
     st.builds(f.Between, values, values, values),
     st.builds(f.Missing, values, st.booleans()),
     st.builds(f.Matches, values, patterns),
+    st.builds(f.Contains, st.sampled_from(f.TEXT_TESTS), values, st.text(min_size=1, max_size=5)),
     st.builds(f.Trend, st.sampled_from(f.TRENDS), values, values),
 )
 formulas = st.recursive(tests, formulas_of, max_leaves=6)
