@@ -513,6 +513,8 @@ class _Walk:
             return self._name_node(x, positive)
         if isinstance(x, f.Trend):
             raise self.features.error(f"{x.kind}(…) is parsed but not built yet")
+        if isinstance(x, f.Else):
+            raise self.features.error("else is for the last rule of a group: write [first=name]")
         raise self.features.error(f"{x} is not a formula: it has no truth value")
 
     def _equivalence(

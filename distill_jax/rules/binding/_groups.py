@@ -70,6 +70,8 @@ def check_groups(rules: Sequence[f.Rule], definitions: Sequence[f.Rule]) -> None
                 rule, "a clause that defines a predicate is in no group: groups are of rules"
             )
     for rule in rules:
+        if rule.group is None and rule.source:  # the parser has looked for else
+            continue
         is_else = isinstance(rule.formula, f.Implies) and isinstance(rule.formula.body, f.Else)
         if is_else and rule.group is None:
             raise rule_error(rule, "else is for the last rule of a group: write [first=name]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import warnings
@@ -285,6 +286,9 @@ def test_groups_without_a_meaning(text: str, message: str) -> None:
 def test_an_else_built_in_python_stands_in_a_group() -> None:
     with pytest.raises(RuleError, match="else is for the last rule of a group"):
         bind([otherwise(label("a"))], AB)
+    (last,) = parse("[first=t] else => a")
+    with pytest.raises(RuleError, match="else is for the last rule of a group"):
+        bind([dataclasses.replace(last, group=None)], AB)
     with pytest.raises(RuleError, match="else stands alone as the body"):
         bind([f.Rule(f.Implies(f.Not(f.Else()), f.Name("a")), group="t")], AB)
 

@@ -26,6 +26,7 @@ from distill_jax.rules import (
     col,
     conflicts,
     encode,
+    encourage,
     enforce,
     explain,
     fires,
@@ -35,12 +36,14 @@ from distill_jax.rules import (
     parse_formula,
     rule,
     score,
+    teach,
     violation,
 )
 from distill_jax.rules.binding._scores import at_least, points_of
 from distill_jax.rules.circuits._building import Builder, TooManyNodes
 from distill_jax.rules.language.building import formula
 from tests.rules.binding.test_groups import EXCLUSIVE, LABELS
+from tests.rules.levels import problem
 from tests.rules.reference import CLAUSES, holds, random_formula, random_rows
 from tests.rules.small_books import quick
 
@@ -380,3 +383,17 @@ def test_sizes_are_limited_with_a_remedy() -> None:
     many = ", ".join(f"{1 + i % 3}*(c{i} > 0)" for i in range(40))
     book = bind(f"score({many}) >= 30 => yes", schema)
     assert book.circuit.number_of_nodes < 6_000 and len(book.circuit.levels) < 30
+
+
+def test_points_and_groups_are_trained() -> None:
+    text = """
+    [w=6] risk: score(2*(x > 1), y > 0, 0.5*(x > 0)) >= 1.5 => yes
+    [w=6, first=t] low: x < -1 => no
+    [w=6, first=t] else => yes
+    """
+    book = bind(text, problem.SCHEMA)
+    terms = encourage("rules", 4.0, book), teach("teach", 4.0, book)
+    end, _ = problem.train(problem.LABELS, *terms)
+    without, _ = problem.violated(book, problem.trained_without_rules())
+    with_rules, corrected = problem.violated(book, end)
+    assert with_rules.sum() < 0.5 * without.sum() and (corrected < with_rules).all()
