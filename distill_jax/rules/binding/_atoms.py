@@ -237,6 +237,13 @@ class FeatureAtoms:
         if _is_constant(left):
             raise self.error(f"{left} {operator} {right} compares two constants")
         kinds = [self._kind(left), self._kind(right)]
+        if set(kinds) & set(_OF_TIME) and set(kinds) & {"text", "categorical"}:
+            of_time, other = (0, 1) if kinds[0] in _OF_TIME else (1, 0)
+            raise self.error(
+                f"{(left, right)[other]} is {kinds[other]} and {(left, right)[of_time]} is a "
+                f"{kinds[of_time]}: declare the kind of the column, with "
+                f"kinds={{{str((left, right)[other])!r}: {kinds[of_time]!r}}}"
+            )
         if "text" in kinds:
             return self._text_comparison(left, operator, right, positive)
         if "categorical" in kinds:

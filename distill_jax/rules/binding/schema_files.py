@@ -15,6 +15,7 @@ from distill_jax.rules.binding.schema import Column, Schema
 from distill_jax.rules.language.errors import shortened, visible
 
 _FORMAT, _VERSION = "distill_jax.rules.Schema", 1
+_FIELDS = tuple(field.name for field in dataclasses.fields(Schema))
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Column)}
 _KINDS: dict[str, tuple[type, ...]] = {
     "format": (str,), "version": (int,), "columns": (list,), "classes": (list,),
@@ -50,12 +51,13 @@ def write_schema(schema: Schema, path: str | pathlib.Path) -> None:
     columns = [
         {
             name: float(x) if name in ("mean", "std") else x
-            for name, x in vars(column).items()
+            for name, x in ((name, getattr(column, name)) for name in _DEFAULTS)
             if name in ("name", "kind") or x != _DEFAULTS[name]
         }
         for column in schema.columns
     ]
-    content = {"format": _FORMAT, "version": _VERSION, **vars(schema), "columns": columns}
+    fields = {name: getattr(schema, name) for name in _FIELDS}
+    content = {"format": _FORMAT, "version": _VERSION, **fields, "columns": columns}
     text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
     data = text.encode("utf-8")  # raises for a lone surrogate, before a file is opened
     with _files.replacing(path) as file:
@@ -119,13 +121,14 @@ def _schema(content: Any) -> Schema:
             f"it is of version {version!r}, and this release reads version {_VERSION}: install a "
             "newer one"
         )
-    fields = ("columns", "classes", "exclusive", "target", "views")
-    own = _fields("", content, ("format", "version", *fields), ("format", "version", *fields))
+    named = ("format", "version", *_FIELDS)
+    own = _fields("", content, named, named)
+    del own["format"], own["version"]
     columns = tuple(
         Column(**_fields(f"columns[{i}]: ", column, ("name", "kind"), tuple(_DEFAULTS)))
         for i, column in enumerate(own["columns"])
     )
-    return Schema(columns, **{name: own[name] for name in fields[1:]})
+    return Schema(**{**own, "columns": columns})
 
 
 def _fields(

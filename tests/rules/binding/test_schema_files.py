@@ -36,6 +36,8 @@ SCHEMA = Schema(
 )
 def test_what_is_written_is_read_back(schema: Schema, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "heart.json"
+    for column in schema.columns:
+        assert schema.column(column.name) is column  # which a schema remembers
     write_schema(schema, path)
     found = read_schema(str(path))
     assert found == schema and repr(found.columns[4:6]) == repr(schema.columns[4:6])

@@ -141,6 +141,8 @@ def test_the_same_in_python() -> None:
         ("length('abc') > 3", "'abc' is a constant and holds no text"),
         ("contains(subject + 1, 'a')", "subject is text: arithmetic takes numbers"),
         ("contains(sujbect, 'a')", "did you mean subject"),
+        ("subject > date '2024-01-31'", "declare the kind .*kinds={'subject': 'datetime'}"),
+        ("duration '1 h' < kind", "declare the kind .*kinds={'kind': 'duration'}"),
         ("subject > 'a'", "by == or != with a string"),
         ("subject == body", "by == or != with a string"),
         ("lower(subject) == 3", "by == or != with a string"),
