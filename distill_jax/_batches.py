@@ -25,6 +25,14 @@ def arrays(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: x for column, tree in batch.items() for name, x in named(column, tree)}
 
 
+def found(batch: Mapping[str, Any], name: str) -> Any:
+    """The column of a name, or an array in a column, ``inputs['mask']``; None if there is none."""
+    if name in batch:
+        return batch[name]
+    column = next((column for column in batch if name.startswith((f"{column}[", f"{column}."))), "")
+    return dict(named(column, batch[column])).get(name) if column else None
+
+
 def mapped(function: Callable[..., Any], batch: Mapping[str, Any], *others: Any) -> dict[str, Any]:
     """The batch with ``function`` applied to each of its arrays, and to those of ``others``."""
     return {

@@ -125,7 +125,8 @@ def entries(made: Any, logits: Logits, inputs: Any) -> Any:
         raise TypeError(f"the module returned a {type(made).__name__} of {_names(made)}: {advice}")
     if isinstance(made, Outputs):
         return made
-    own = None
+    own: str | None = None
+    found: Any = None
     if isinstance(logits, str):
         own = logits
         known = logits in made if isinstance(made, Mapping) else hasattr(made, logits)
