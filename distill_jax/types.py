@@ -65,7 +65,8 @@ class Model:
     Hashed by its functions, so one model object is compiled once: create it once, and keep it.
 
     Attributes:
-      init: ``(key, inputs) -> (params, state)``; only shape and dtype of ``inputs`` matter.
+      init: ``(key, inputs) -> (params, state)``; only shapes and dtypes of ``inputs``, an array or
+        a tree of arrays, matter.
       apply: ``(params, state, inputs, *, key=None, train=False) -> (Outputs, state)``.
       classes: The names of the classes in the order of the logits, where they are known. Two
         models that both declare them must agree before one can teach the other.

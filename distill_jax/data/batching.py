@@ -218,12 +218,24 @@ def columns_of(data: Mapping[str, Any], who: str = "data") -> dict[str, Any]:
     """
     columns = {}
     for name, column in data.items():
+        _check_keys(f"{name} in {who}", column)
         columns[str(name)] = _batches.mapped_by_name(
             functools.partial(_array, who), str(name), column
         )
         if not jax.tree.leaves(columns[str(name)]):
             raise ValueError(f"{name} in {who} must hold an array or several, got {column!r}")
     return columns
+
+
+def _check_keys(who: str, column: Any) -> None:
+    """Raises TypeError for a dictionary that JAX cannot put into an order."""
+    try:
+        jax.tree.structure(column)
+    except ValueError as error:
+        raise TypeError(
+            f"{who} must be an array or a tree of arrays, got one that JAX cannot look into: the "
+            "keys of a dictionary must be of one kind, strings best"
+        ) from error
 
 
 def _array(who: str, name: str, x: Any) -> Any:
@@ -238,8 +250,8 @@ def _array(who: str, name: str, x: Any) -> Any:
         found = np.asarray(x)
     except ValueError as error:
         raise ValueError(
-            f"{name} in {who} must be one array, got a list or tuple of other ones: for several "
-            "arrays use a dictionary, or a tuple of arrays; pad rows of different lengths"
+            f"{name} in {who} must be one array, got a {type(x).__name__} of parts of different "
+            "shapes: pad them to one length; several arrays are a dictionary, or a tuple of arrays"
         ) from error
     if dataclasses.is_dataclass(x):
         raise TypeError(
@@ -319,9 +331,10 @@ def take(data: Batch, index: np.ndarray | Array) -> dict[str, Any]:
       >>> take({"inputs": np.array([5, 6, 7])}, np.array([2, 0]))["inputs"]
       array([7, 5])
     """
-    device = [x for x in _batches.arrays(data).values() if isinstance(x, jax.Array)]
+    arrays = _batches.arrays(data)
+    device = [x for x in arrays.values() if isinstance(x, jax.Array)]
     gathered = iter(_gather(device, index) if device else [])
-    host = np.asarray(index) if len(device) < len(_batches.arrays(data)) else None
+    host = np.asarray(index) if len(device) < len(arrays) else None
 
     def of(x: Any) -> Any:
         return next(gathered) if isinstance(x, jax.Array) else np.asarray(x)[host]

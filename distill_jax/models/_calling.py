@@ -51,13 +51,13 @@ def arguments(call: Callable[..., Any], inputs: Any, reserved: Collection[str]) 
         others = any(p.kind is p.VAR_KEYWORD for p in found)
         if any(name in names for name in inputs) or (others and not _positional(free)):
             return _by_name(inputs, found, names, others, reserved)
-        _check_one(f"a dictionary of {sorted(inputs)}", free, "none of which it has")
+        _check_one(free, f"inputs are a dictionary of {sorted(inputs)}, which has none of these")
     elif type(inputs) is tuple:
         positional = _positional(free)
         several = len(_needed(positional)) > 1
         if several or (not positional and any(p.kind is p.VAR_POSITIONAL for p in found)):
             return _in_order(inputs, positional, found)
-        _check_one(f"a tuple of {len(inputs)}", free, "not as many as it could take")
+        _check_one(free, f"a tuple of {len(inputs)} could be these, or the first of them alone")
     first = tuple(p.name for p in _positional(found)[:1])
     return Arguments((inputs,), {}, first)
 
@@ -108,7 +108,7 @@ def _in_order(
     return Arguments(inputs, {}, tuple(names[: len(inputs)]))
 
 
-def _check_one(what: str, free: list[inspect.Parameter], why: str) -> None:
+def _check_one(free: list[inspect.Parameter], why: str) -> None:
     """Raises TypeError unless a module that is passed one object takes one, and only one."""
     needed = _needed(free)
     # None is the default of arrays that may be left out.
@@ -116,8 +116,8 @@ def _check_one(what: str, free: list[inspect.Parameter], why: str) -> None:
     if len(needed) > 1 or (perhaps and needed):
         names = [p.name for p in free]
         raise TypeError(
-            f"{WHO} takes {names}, and inputs are {what}, {why}: pass a dictionary with these "
-            f"names, inputs={{{', '.join(f'{n!r}: ...' for n in names)}}}"
+            f"{WHO} takes {names}, and {why}: pass a dictionary with these names, "
+            f"inputs={{{', '.join(f'{n!r}: ...' for n in names)}}}"
         )
 
 

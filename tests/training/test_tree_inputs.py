@@ -206,6 +206,8 @@ def test_batches_of_another_structure():
         list(data.batches(examples, key=KEY, batch_size=2, steps=1))
     with pytest.raises(ValueError, match="inputs in data must hold an array or several, got {}"):
         run(*ARGUMENTS, DATA | {"inputs": {}}, **SMALL)
+    with pytest.raises(TypeError, match="inputs in batch 0 .* keys of a dictionary must be of one"):
+        list(data.positions([{"inputs": {0: np.ones(2), "a": np.ones(2)}}]))
     with pytest.raises(TypeError, match="where must be one array"):
         data.check(DATA | {"where": {"a": np.ones(ROWS, bool)}})
     with pytest.raises(ValueError, match=r"got the leading axes .*inputs\['b'\]\": \(2,\)"):
