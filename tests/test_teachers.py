@@ -321,3 +321,8 @@ def test_wrong_compact_teachers_are_refused(library_errors):
     params = {"kernel": jnp.full((40, 40), jnp.nan)}
     with pytest.raises(ValueError, match="the kernel 'kernel' of teacher must be finite"):
         teachers.quantize(teachers.from_function(add, params))
+
+
+def test_a_function_may_say_what_inputs_it_takes():
+    made = teachers.from_function(add, jnp.zeros((1, 3)), missing=True, exact_inputs=True)
+    assert made.missing and made.exact_inputs

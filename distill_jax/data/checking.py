@@ -119,10 +119,12 @@ def _finite(name: str, values: np.ndarray, missing: bool, outputs: OutputKind) -
             )
     rows = int(bad.reshape(len(values), -1).any(axis=1).sum())
     if rows:
+        excluded = "inputs" not in name and np.isneginf(values[bad]).all()
+        advice = "; if -inf excludes a class, end the column's name with 'logits'"
         raise ValueError(
             f"{name} must be finite{' or NaN (missing)' if missing else ''}, got "
             f"{'inf' if missing else 'NaN or inf'} in {rows} of {len(values)} rows: fix or remove "
-            "them, or mask them with where=False"
+            "them, or mask them with where=False" + (advice if excluded else "")
         )
 
 

@@ -50,8 +50,8 @@ def mode_arguments(
     Args:
       call: The method or function.
       train: The mode.
-      skip_none: Whether to leave out parameters whose default is None: such a module has its mode
-        from elsewhere.
+      skip_none: Whether to leave out parameters of ``EVALUATION`` whose default is None: such a
+        module has its mode from elsewhere.
       own: Number of first parameters that are filled by position, ``self`` for example.
       filled: Parameters that the caller fills by name: random keys.
       given: Parameters that the inputs fill; None where that is not known yet.
@@ -71,7 +71,7 @@ def mode_arguments(
         if p.name in (*filled, *bound, *(given or ())):
             continue
         if p.name in values and p.kind is not p.POSITIONAL_ONLY:
-            if not (skip_none and p.default is None):
+            if not (skip_none and p.default is None and p.name in EVALUATION):
                 found[p.name] = values[p.name]
         elif p.default is p.empty:
             if given is None:
@@ -93,7 +93,7 @@ def mode_arguments(
 def _looks_like_mode_or_key(parameter: inspect.Parameter) -> bool:
     name, default = parameter.name.lower(), parameter.default
     words = set(name.split("_"))
-    mode = name == "mode" or bool(words & _MODE)
+    mode = name in ("mode", "phase") or bool(words & _MODE)
     if mode and (default is None or isinstance(default, bool | str)):
         return True
     key = bool(words & (_KEY - {"key"})) or name == "key" or name.endswith("_key")

@@ -21,6 +21,8 @@ from distill_jax._arguments import checked
 from distill_jax._programs import described
 from distill_jax.models import _calling
 from distill_jax.models._adapt import (
+    EVALUATION,
+    TRAINING,
     Features,
     Logits,
     as_outputs,
@@ -68,9 +70,11 @@ def from_nnx(
     Training mode is the module as ``make`` built it: a batch norm that was built frozen
     (``use_running_average=True``) stays frozen. Evaluation mode is the module after ``.eval()``.
     If ``__call__`` has a parameter ``train``, ``training``, ``is_training``, ``deterministic``,
-    ``inference`` or ``use_running_average`` whose default is not None, the mode is passed to it; if
-    it has a parameter ``rngs``, it is given an ``nnx.Rngs``. Other parameters that look like a mode
-    or a key, or that nothing fills, are refused.
+    ``inference`` or ``use_running_average``, the mode is passed to it (not where a parameter that
+    is True in evaluation is None by default: then ``.train()`` and ``.eval()`` decide); if it has a
+    parameter ``rngs``, it is given an ``nnx.Rngs``. Other parameters that look like a mode or a
+    key, or that nothing fills, are refused, and so is an attribute such as ``training``, which no
+    mode changes.
 
     Params are all ``nnx.Param``; the state is every other array except random streams and sown
     intermediates. Both are plain nested dictionaries; ``apply`` takes an ``nnx.State`` of the same
@@ -310,6 +314,7 @@ def _record(make: Callable[[nnx.Rngs], nnx.Module], *, fixed: bool = True) -> _G
             for mode in _MODES:
                 if getattr(part, mode, False) is None:  # not decided: training, then
                     setattr(part, mode, False)
+        _check_attributes(module)
         nnx.pop(module, nnx.Intermediate)  # what it sowed if it ran already
         found["train"], leaves = nnx.split(module)
         found["kinds"] = {path: type(leaf) for path, leaf in nnx.to_flat_state(leaves)}
@@ -351,6 +356,20 @@ def _record(make: Callable[[nnx.Rngs], nnx.Module], *, fixed: bool = True) -> _G
         takes_rngs="rngs" in found["call"],
         shapes=None if fixed else {path: x.shape for path, x in shapes.items()},
     )
+
+
+def _check_attributes(module: nnx.Module) -> None:
+    """Raises TypeError for an attribute that looks like the mode, and that no mode changes."""
+    for path, part in nnx.iter_modules(module):
+        for name in (*TRAINING, *EVALUATION):
+            value = vars(part).get(name)
+            if name not in _MODES and isinstance(value, bool):
+                raise TypeError(
+                    f"{type(part).__name__} ({_name(path) or 'the module itself'}) has the "
+                    f"attribute {name}={value}, which would be the same in training and in "
+                    f"evaluation: give __call__ a parameter {name!r}, or call the attribute "
+                    "'deterministic', which train() and eval() set"
+                )
 
 
 def _streams(graph: _Graph, key: Array | None) -> dict[Path, Array]:

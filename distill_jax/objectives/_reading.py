@@ -76,8 +76,9 @@ def check_filled(who: str, function: Callable, read: Parameters, reads: Sources)
         if name in _NEVER_FILLED and name not in reads:
             raise TypeError(
                 f"{who} has the parameter {name!r}, which is not filled: call it 'key' for a key "
-                "of this step, or give its value as an option of the term (losses are computed in "
-                f"training only). Known names are {[*OUTPUTS, *OTHERS]} and the batch's columns"
+                "of this step, give its value as an option of the term (losses are computed in "
+                f"training only), or pass reads={{{name!r}: column}}. Known names are "
+                f"{[*OUTPUTS, *OTHERS]} and the batch's columns"
             )
 
 

@@ -306,7 +306,10 @@ def term(
     0 in the rows that ``where`` masks, so a loss need not take ``where`` itself, unless it couples
     the rows. A mask ``[batch, time]`` sets entries of logits and features ``[batch, time, n]`` and
     of columns ``[batch, time, ...]`` to 0; of other arrays, rows in which no entry counts. At
-    weight 0 a term has no gradient, even if its loss or its slopes are infinite or NaN.
+    weight 0 a term has no gradient, even if its loss or its slopes are infinite or NaN. (Nor has
+    the gradient a slope with respect to that weight: to learn a weight by differentiating a whole
+    run, begin above 0. And a slope that is infinite inside the student, in a feature that only such
+    a term reads, is not the term's: give the feature a finite one.)
 
     A loss with parameters of its own (a projector, a learned temperature), or with state (a memory
     bank), takes them first, ``loss(params, state, student_logits, labels)``, and returns the new

@@ -106,6 +106,8 @@ def from_function(
     *,
     classes: tuple[str, ...] | None = None,
     outputs: OutputKind = "softmax",
+    missing: bool = False,
+    exact_inputs: bool = False,
 ) -> Teacher:
     """Any function ``(params, inputs) -> logits or Outputs`` as a teacher.
 
@@ -116,6 +118,9 @@ def from_function(
       params: A pytree of arrays.
       classes: The names of the classes in the order of the logits.
       outputs: What the logits mean, an :data:`~distill_jax.types.OutputKind`.
+      missing: Whether ``predict`` handles NaN in ``inputs``, a missing value.
+      exact_inputs: Whether ``inputs`` must not be rounded to a smaller dtype, because ``predict``
+        compares them with written thresholds.
 
     Returns:
       A teacher without state.
@@ -125,7 +130,7 @@ def from_function(
       >>> linear(jnp.ones((2, 4))).logits.shape
       (2, 3)
     """
-    return Teacher(_Function(predict, outputs), params, {}, classes, outputs=outputs)
+    return Teacher(_Function(predict, outputs), params, {}, classes, missing, exact_inputs, outputs)
 
 
 @checked

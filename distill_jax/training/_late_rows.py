@@ -1,4 +1,4 @@
-"""Values of a stream's later batches, checked on the host before the device sees them.
+"""Values of a stream's batches, checked on the host before the device sees them.
 
 What is wrong in a late row, a label out of range or a NaN, would otherwise come out as a loss that
 is not finite, a call later and without a name.
@@ -47,7 +47,7 @@ def checked(
             for path, x in _batches.named(name, column)
             if name in read or path in read or is_input(name)
         ):
-            _check(batch, check, position["batches"] - 1)
+            check_rows(batch, check, position["batches"] - 1)
         yield batch, position
 
 
@@ -84,7 +84,8 @@ def _is_clean(x: Any, parameter: str | None, num_classes: int) -> bool:
         return bool(np.isfinite(x.sum(dtype=np.float32 if held.itemsize < 4 else held)))
 
 
-def _check(batch: Batch, check: Callable[[Batch], None], number: int) -> None:
+def check_rows(batch: Batch, check: Callable[[Batch], None], number: int) -> None:
+    """``check(batch)``, whose ValueError gets the number of the batch and of the row."""
     try:
         check(batch)
         return

@@ -44,6 +44,10 @@ class InMemory:
     def __init__(self, columns: Batch, batch_size: int):
         self.columns, self.rows = columns, batch_size
 
+    def check(self, check: Callable[[Batch], None]) -> None:
+        """``check(columns)``, which raises ValueError for a value that is wrong."""
+        check(self.columns)
+
     def batches(self, position: Any, prepared: Prepared) -> Iterator[tuple[Batch, Any]]:
         """``(batch, position after it)`` from a position, or from the beginning if it is None."""
         stream = data_.batches(
@@ -78,6 +82,10 @@ class Stream:
     @property
     def rows(self) -> int:
         return _batches.rows(self.columns)
+
+    def check(self, check: Callable[[Batch], None]) -> None:
+        """``check(columns)``, whose ValueError names the batch and the row."""
+        _late_rows.check_rows(self.columns, check, 0)
 
     def batches(self, position: Any, prepared: Prepared) -> Iterator[tuple[Batch, Any]]:
         """``(batch, position after it)`` from a position, or from the beginning if it is None."""
@@ -301,7 +309,8 @@ def prepared(
         raise TypeError(f"initial must be a TrainState, got {type(initial).__name__}")
     decay = _decay(average_decay)
     columns = source.columns
-    _check_inputs(model, given, columns, source.rows if source.in_memory else None)
+    batch_size = source.rows if source.in_memory else None
+    source.check(lambda batch: _check_inputs(model, given, batch, batch_size))
     rows = source.rows
     if layout is not None:
         rows *= 1 if source.in_memory else layout.processes
@@ -310,8 +319,10 @@ def prepared(
         divides(microbatches, rows)
     recipe = Recipe(model, accepted(optimizer), augment, decay is not None, microbatches)
     num_outputs = check(recipe, objective, columns, given)
-    if source.in_memory and augment is None:
-        objective.check_masks(columns)
+    if augment is None:  # otherwise columns may come from augmentation
+        source.check(lambda batch: objective.check(batch, num_outputs, model.outputs))
+        if source.in_memory:
+            objective.check_masks(columns)
 
     key_init, key_order = jax.random.split(key)
     as_given = objective, given, decay

@@ -54,6 +54,8 @@ def test_names_what_is_wrong(data, options, error, message):
 
 def test_a_forbidden_class_may_stand_in_logits():
     check(with_value(-np.inf, name="teacher_logits"))
+    with pytest.raises(ValueError, match="cached must be .*; if -inf excludes a class, end the"):
+        check(good() | {"cached": with_value(-np.inf, name="teacher_logits")["teacher_logits"]})
 
 
 def test_nan_in_bfloat16_is_found():

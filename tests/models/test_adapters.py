@@ -607,6 +607,7 @@ class TestModesAndKeys:
         ("parameter", "message"),
         [
             ("mode='eval'", r"'mode' \(by default 'eval'\), which looks like the mode"),
+            ("phase='eval'", r"'phase' \(by default 'eval'\), which looks like the mode"),
             ("testing=True", r"'testing' \(by default True\), which looks like the mode"),
             ("use_dropout=False", r"'use_dropout' \(by default False\), which looks like the mo"),
             ("seed=0", r"'seed' \(by default 0\), which looks like the mode or a random key"),
@@ -654,6 +655,34 @@ class TestModesAndKeys:
             from_function(lambda key, x: {}, apply)
         model = from_function(lambda key, x: {}, functools.partial(apply, mode="x", scale=2.0))
         np.testing.assert_array_equal(model.predict({}, {}, INPUTS).logits, 2 * INPUTS)
+
+    @pytest.mark.parametrize(("name", "passed"), [("train", True), ("deterministic", False)])
+    def test_a_mode_that_is_none_by_default_in_nnx(self, name, passed):
+        """Flax's own ``deterministic=None`` leaves the mode to ``train()`` and ``eval()``."""
+        space = {"jnp": jnp}
+        exec(  # noqa: S102
+            f"def call(self, x, {name}=None): return jnp.full((6, 2), 1.0 * ({name} is None))",
+            space,
+        )
+        model = from_nnx(lambda rngs: type("Told", (nnx.Module,), {"__call__": space["call"]})())
+        made = model.apply({}, {}, INPUTS, key=KEY, train=True)[0].logits
+        assert made[0, 0] == (0 if passed else 1)
+
+    @pytest.mark.usefixtures("library_errors")
+    def test_an_nnx_module_whose_attribute_holds_it_in_one_mode(self):
+        class Inner(nnx.Module):
+            def __init__(self, rngs: nnx.Rngs):
+                self.inference = True
+
+        class Fixed(nnx.Module):
+            def __init__(self, rngs: nnx.Rngs):
+                self.blocks = nnx.List([Inner(rngs)])
+
+            def __call__(self, x):
+                return x
+
+        with pytest.raises(TypeError, match=r"Inner \(blocks/0\) has the attribute inference=True"):
+            from_nnx(Fixed)
 
     def test_a_linen_module_whose_field_holds_it_in_evaluation(self):
         class Fixed(nn.Module):

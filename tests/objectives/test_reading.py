@@ -254,6 +254,7 @@ class TestMessages:
         with pytest.raises(TypeError, match=f"parameter '{name}', which is not filled: call it"):
             term("t", 1.0, space["loss"])
         term("t", 1.0, space["loss"], **{name: True})
+        term("t", 1.0, space["loss"], reads={name: "column"})
 
     def test_a_name_that_is_nearly_a_column(self):
         def loss(student_logits, label=None):

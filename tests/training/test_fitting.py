@@ -470,7 +470,7 @@ def spoilt(column, value, **more):
 
 
 class TestLateRows:
-    """What is wrong in a later batch of a stream is named with column, batch and row."""
+    """What is wrong in a batch of a stream is named with column, batch and row."""
 
     @pytest.mark.parametrize(
         ("column", "value", "said"),
@@ -483,6 +483,8 @@ class TestLateRows:
     )
     def test_are_named(self, column, value, said):
         how = {**HOW, "steps": 3}
+        with pytest.raises(ValueError, match=rf"batch 0 \(from 0\) of data, row 5: {said}"):
+            fit(STUDENT, OBJECTIVE, ADAM, spoilt(column, value)[2:], **how)
         for kind in (list, iter):
             with pytest.raises(ValueError, match=rf"batch 2 \(from 0\) of data, row 5: {said}"):
                 fit(STUDENT, OBJECTIVE, ADAM, kind(spoilt(column, value)), **how)

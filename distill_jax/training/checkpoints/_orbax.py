@@ -58,9 +58,9 @@ def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _is_plain(path: pathlib.Path) -> bool:
-    text = str(path)
-    # Windows has a drive and backslashes, and forbids most of the others.
-    plain = re.fullmatch(r"[A-Za-z0-9_./\\:+=,@ -]*", text) is not None
+    # A backslash in a name would be read as a slash. Windows has a drive, and forbids most others.
+    text = path.as_posix()
+    plain = re.fullmatch(r"[A-Za-z0-9_./:+=,@ -]*", text) is not None
     return (
         plain
         and path.parts[1:2] not in (("gs",), ("s3",), ("az",), ("hf",))

@@ -86,14 +86,15 @@ def start(optimizer: Any, trainable: Mapping[str, PyTree]) -> Any:
             _start(optimizer.student, trainable["student"], "the student's parameters"),
             _start(optimizer.terms, trainable["terms"], "the parameters of terms, by term"),
         )
-    if not _has_leaves(trainable["terms"]):
-        return _start(optimizer, trainable["student"], "the student's parameters")
-    owners = [name for name, own in trainable["terms"].items() if _has_leaves(own)]
-    what = (
-        f"{{'student': ..., 'terms': ...}}, since the terms {owners} own parameters. For one that "
-        "sees the student alone pass optimizer={'student': ..., 'terms': ...}, one optimizer each"
-    )
-    return _start(optimizer, dict(trainable), what)
+    owner, what = _only_owner(trainable), "the student's parameters"
+    if owner is None:
+        owners = [name for name, own in trainable["terms"].items() if _has_leaves(own)]
+        what = (
+            f"{{'student': ..., 'terms': ...}}, since the terms {owners} own parameters. For one "
+            "that sees the student alone pass optimizer={'student': ..., 'terms': ...}, one "
+            "optimizer each"
+        )
+    return _start(optimizer, _seen(owner, trainable), what)
 
 
 def update(
@@ -116,37 +117,25 @@ def update(
       The new parameters by owner, and the optimizer's new state.
     """
     if isinstance(optimizer, Apart):
-        made, states = {}, []
+        new, states = dict(trainable), []
         for owner in OWNERS:
-
-            def own(params: PyTree, owner: str = owner) -> Mapping[str, PyTree]:
-                return {**trainable, owner: params}
-
-            def of(grads: Mapping[str, PyTree], owner: str = owner) -> PyTree:
-                return grads[owner]
-
-            made[owner], after = _update(
-                getattr(optimizer, owner), at, found, getattr(state, owner), trainable, own, of
-            )
+            own = getattr(optimizer, owner), owner, at, found, getattr(state, owner), trainable
+            new[owner], after = _update(*own)
             states.append(after)
-        return made, ApartState(*states)
-    if _has_leaves(trainable["terms"]):
-        new, after = _update(optimizer, at, found, state, trainable, dict, dict)
-        return new, after
-
-    def whole(params: PyTree) -> Mapping[str, PyTree]:
-        return {**trainable, "student": params}
-
-    new, after = _update(optimizer, at, found, state, trainable, whole, _seen)
-    return {**trainable, "student": new}, after
+        return new, ApartState(*states)
+    owner = _only_owner(trainable)
+    made, after = _update(optimizer, owner, at, found, state, trainable)
+    return _put(owner, made, trainable), after
 
 
 def eval_params(params: PyTree, term_params: PyTree, state: Any) -> PyTree:
     """The student's parameters to evaluate with, where these are not the ones that are trained."""
+    trainable = {"student": params, "terms": term_params}
     if isinstance(state, ApartState):
-        tree, state = params, state.student
+        owner, state = "student", state.student
     else:
-        tree = _seen({"student": params, "terms": term_params})
+        owner = _only_owner(trainable)
+    tree = _seen(owner, trainable)
     own = (SlowState, optax.contrib.ScheduleFreeState)
     nodes = [x for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, own))]
     node = next((x for x in nodes if isinstance(x, own)), None)
@@ -161,16 +150,25 @@ def eval_params(params: PyTree, term_params: PyTree, state: Any) -> PyTree:
         )
     else:
         made = optax.contrib.schedule_free_eval_params(node, tree)
-    return made if tree is params else made["student"]
+    return _put(owner, made, trainable)["student"]
 
 
 def _has_leaves(tree: PyTree) -> bool:
     return bool(jax.tree.leaves(tree))
 
 
-def _seen(trainable: Mapping[str, PyTree]) -> PyTree:
-    """What a single optimizer sees: the student's own tree, if there is nothing else."""
-    return dict(trainable) if _has_leaves(trainable["terms"]) else trainable["student"]
+def _only_owner(trainable: Mapping[str, PyTree]) -> str | None:
+    """Whose own tree a single optimizer sees; None if it sees all of them, by owner."""
+    return None if _has_leaves(trainable["terms"]) else "student"
+
+
+def _seen(owner: str | None, by_owner: Mapping[str, PyTree]) -> PyTree:
+    return dict(by_owner) if owner is None else by_owner[owner]
+
+
+def _put(owner: str | None, seen: PyTree, trainable: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """The parameters by owner, with what an optimizer sees in its place."""
+    return dict(seen) if owner is None else {**trainable, owner: seen}
 
 
 def _start(optimizer: Any, params: PyTree, what: str) -> Any:
@@ -202,19 +200,18 @@ def _holds(state: Any, kind: type) -> bool:
 
 def _update(
     optimizer: Any,
+    owner: str | None,
     at: Callable[[Mapping[str, PyTree]], Gradients],
     found: Gradients,
     state: Any,
     trainable: Mapping[str, PyTree],
-    whole: Callable[[PyTree], Mapping[str, PyTree]],
-    of: Callable[[Mapping[str, PyTree]], PyTree],
 ) -> tuple[Any, Any]:
-    """An update of the part ``of(trainable)``; ``whole`` puts another one in its place."""
-    params, grads = of(trainable), of(found.grads)
+    """An update of what the optimizer sees, and its new state."""
+    params, grads = _seen(owner, trainable), _seen(owner, found.grads)
 
     def loss_and_gradient(params: PyTree) -> tuple[Array, PyTree]:
-        made = at(whole(params))
-        return made.loss, of(made.grads)
+        made = at(_put(owner, params, trainable))
+        return made.loss, _seen(owner, made.grads)
 
     value_fn = _differentiable(loss_and_gradient)
     offered = {

@@ -253,7 +253,7 @@ def test_a_configuration_with_a_flipped_bit_is_named(tmp_path):
         read(tmp_path)
 
 
-NAMES = ["lr[0.1]", "run*", "run?", "[!a] b", "größe", "100%25#1", "~", "a\\b\n", b"\xff\xfe"]
+NAMES = ["lr[0.1]", "run*", "run?", "[!a]b", "größe", "100%25#1", "~", "a\\b", "c\n", b"\xff\xfe"]
 
 
 def test_what_is_written_can_be_read_from_any_path(tmp_path, monkeypatch):

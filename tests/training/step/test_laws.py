@@ -136,6 +136,16 @@ def test_a_term_that_draws_gives_the_same_loss_whole_and_in_pieces(name):
 STATELESS = models.from_function(linear, lambda params, inputs: inputs @ params)
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_step_moves_the_state_of_a_term_and_the_number_of_steps_once(pieces):
+    objective = OBJECTIVES["owned noise"]
+    recipe = Recipe(STATELESS, STILL, microbatches=pieces)
+    train, step = recipe.init(objective, BATCH, {}, KEY), jax.jit(recipe.step)
+    for taken in (1, 2):
+        train, _ = step(train, BATCH, objective, {})
+        assert train.term_state["noise"] == taken and train.step == taken
+
+
 def test_no_gradient_passes_through_another_view():
     def apart(student_logits, views):
         return ((student_logits - views["view"].logits) ** 2).sum(-1)
@@ -188,7 +198,8 @@ def test_two_equal_terms_start_apart_and_apart_from_the_student():
     )
     train = Recipe(student, STILL).init(objective, BATCH, {}, KEY)
     values = [*train.term_params.values(), *train.params, draw(train.key), draw(KEY)]
-    assert len({f"{float(x):.6f}" for x in values}) == 7
+    values += [draw(jax.random.fold_in(train.key, step)) for step in (0, 1)]
+    assert len({f"{float(x):.6f}" for x in values}) == 9
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
