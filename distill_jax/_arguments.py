@@ -1,7 +1,9 @@
 """Errors of public functions name the argument that is of a wrong kind.
 
-A function checks what it can say something useful about. Where it fails otherwise, somewhere far
-below, and an argument is of another kind than it is annotated with, that is the error.
+Words, flags and functions are looked at first: nothing but a look at their type is needed, and a
+wrong one often does no visible harm. A function checks what else it can say something useful about.
+Where it fails otherwise, somewhere far below, and an argument is of another kind than it is
+annotated with, that is the error.
 """
 
 from __future__ import annotations
@@ -34,34 +36,44 @@ class Kind(NamedTuple):
     Attributes:
       words: For a message: "must be <words>".
       fits: ``value -> bool``.
+      before: The error where it is looked at before the call, as words, flags and functions are.
     """
 
     words: str
     fits: Callable[[Any], bool]
+    before: type[TypeError | ValueError] | None = None
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """A function whose errors name the argument of another kind than it is annotated with.
 
-    An error that names this argument itself is left as it is, and costs nothing otherwise. What is
-    checked is deliberately coarse: an array is whatever has a dtype or is a number or a
-    sequence, an integer whatever is one by ``operator.index``. A parameter called ``key``, or
-    ``..._key``, takes a random key.
+    An error that names this argument itself is left as it is. What is checked is deliberately
+    coarse: an array is whatever has a dtype or is a number or a sequence, an integer whatever is
+    one by ``operator.index``. A parameter called ``key``, or ``..._key``, takes a random key.
 
     A class may say how it is made by an attribute ``made_by``, which the message repeats; then
     the elements of sequences and mappings of it are checked too.
     """
     kinds: dict[str, Kind] = {}
-    names = list(inspect.signature(function).parameters)
+    names = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not kinds:  # late, when every name that an annotation uses is defined
+            kinds.update(_kinds(function))
+        given = (*zip(names, args, strict=False), *kwargs.items())
+        for name, value in given:
+            kind = kinds.get(name)
+            if kind is not None and kind.before is not None and not kind.fits(value):
+                raise kind.before(f"{name} must be {kind.words}, got {_shown(value)}")
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            if not kinds:  # late, when every name that an annotation uses is defined
-                kinds.update(_kinds(function))
-            for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            for name, value in given:
                 kind = kinds.get(name)
                 if kind is None or kind.fits(value) or _is_named(name, error):
                     continue
@@ -130,6 +142,7 @@ def _kind(hint: Any, array: Kind | None = None) -> Kind | None:
         return Kind(
             "one of " + ", ".join(map(repr, inner)),
             lambda value: isinstance(value, str | bool | int) and value in inner,
+            before=ValueError,
         )
     if _is_array(hint):
         return array or _ARRAY
@@ -140,7 +153,7 @@ def _kind(hint: Any, array: Kind | None = None) -> Kind | None:
     if origin is collections.abc.Mapping or origin is dict:
         return _mapping(inner)
     if origin is collections.abc.Callable or hint is collections.abc.Callable:
-        return Kind("a function", callable)
+        return Kind("a function", callable, before=TypeError)
     if isinstance(hint, type) and hint not in (object, type):
         return _instance(hint)
     return None
@@ -151,7 +164,9 @@ def _one_of(kinds: list[Kind | None]) -> Kind | None:
     if len(known) < len(kinds):
         return None
     words = list(dict.fromkeys(kind.words for kind in known))
-    return Kind(" or ".join(words), lambda value: any(kind.fits(value) for kind in known))
+    errors = [kind.before for kind in known]
+    before = None if None in errors else ValueError if ValueError in errors else TypeError
+    return Kind(" or ".join(words), lambda value: any(kind.fits(value) for kind in known), before)
 
 
 def _sequence(origin: Any, inner: tuple[Any, ...]) -> Kind:
@@ -233,13 +248,13 @@ def _path(value: Any) -> bool:
 
 _ARRAY = Kind("an array", _array)
 _SIMPLE: dict[Any, Kind] = {
-    type(None): Kind("None", lambda value: value is None),
-    str: Kind("a string", lambda value: isinstance(value, str)),
-    bool: Kind("True or False", lambda value: isinstance(value, bool | np.bool_)),
+    type(None): Kind("None", lambda value: value is None, before=TypeError),
+    str: Kind("a string", lambda value: isinstance(value, str), before=TypeError),
+    bool: Kind("True or False", lambda value: isinstance(value, bool | np.bool_), before=TypeError),
     int: Kind("an integer", _integer),
     float: Kind("a number", _number),
-    os.PathLike: Kind("a path", _path),
-    os.PathLike[str]: Kind("a path", _path),
+    os.PathLike: Kind("a path", _path, before=TypeError),
+    os.PathLike[str]: Kind("a path", _path, before=TypeError),
 }
 
 

@@ -8,8 +8,9 @@ was expected and what came. ``chex.disable_asserts()`` switches these comparison
 from __future__ import annotations
 
 import contextlib
+import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import chex
@@ -26,6 +27,7 @@ def known(value: Any) -> np.ndarray | None:
 
 def floating(**arrays: Any) -> None:
     for name, x in arrays.items():
+        _no_mask(name, x)
         dtype = _dtype(x)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
@@ -36,22 +38,28 @@ def floating(**arrays: Any) -> None:
 
 def integer(**arrays: Any) -> None:
     for name, x in arrays.items():
-        if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
-            raise TypeError(f"{name} must be integers, got {jnp.result_type(x)}")
+        _no_mask(name, x)
+        dtype = _dtype(x)
+        if not jnp.issubdtype(dtype, jnp.integer):
+            raise TypeError(f"{name} must be integers, got {dtype}{_as_integers(name, x, dtype)}")
 
 
 def integer_or_boolean(**arrays: Any) -> None:
     for name, x in arrays.items():
-        dtype = jnp.result_type(x)
+        _no_mask(name, x)
+        dtype = _dtype(x)
         if not (jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_):
-            raise TypeError(f"{name} must be integers or booleans, got {dtype}")
+            advice = _as_integers(name, x, dtype)
+            raise TypeError(f"{name} must be integers or booleans, got {dtype}{advice}")
 
 
 def boolean(**arrays: Any) -> None:
     for name, x in arrays.items():
-        if jnp.result_type(x) != jnp.bool_:
+        _no_mask(name, x)
+        dtype = _dtype(x)
+        if dtype != jnp.bool_:
             raise TypeError(
-                f"{name} must be booleans (True counts), got {jnp.result_type(x)}: "
+                f"{name} must be booleans (True counts), got {dtype}: "
                 f"write {name} > 0 if it holds 0 and 1"
             )
 
@@ -117,6 +125,65 @@ def number(**values: Any) -> None:
             raise TypeError(f"{name} must be a number, got {got}")
 
 
+def numbers(name: str, values: Any) -> np.ndarray:
+    """The values as float64."""
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        got = repr(values) if isinstance(values, str) else type(values).__name__
+        raise TypeError(f"{name} must be numbers, got {got}") from None
+
+
+def names(name: str, values: Any) -> tuple[str, ...]:
+    """Several names; a single string would be read letter by letter."""
+    if isinstance(values, str):
+        raise TypeError(f"{name} must be a sequence of strings, got {values!r}: write [{values!r}]")
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of strings, got {type(values).__name__}")
+    return tuple(values)
+
+
+def arrays(**trees: Any) -> None:
+    """Trees whose leaves are arrays or numbers."""
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not (hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)):
+                where = jax.tree_util.keystr(path)
+                got = repr(leaf) if isinstance(leaf, str) else type(leaf).__name__
+                raise TypeError(f"{name}{where} must be an array, got {got}")
+
+
+@contextlib.contextmanager
+def variables_of(
+    model: Any, params: Any, state: Any, inputs: Any, *, axes: int = 0
+) -> Iterator[None]:
+    """Says of an error that params or state are not those of the model, where this is so.
+
+    Args:
+      model, params, state: A ``Model`` and what its ``init`` should have made.
+      inputs: Rows that it is applied to, ``[batch, ...]``.
+      axes: How many axes are in front of each parameter, for stacked models.
+    """
+    try:
+        yield
+    except Exception as error:
+        try:
+            row = jax.tree.map(lambda x: x[:1], inputs)
+            expected = jax.eval_shape(model.init, jax.random.key(0), row)
+        except Exception:
+            raise error from None  # the inputs do not fit either, or it is no model
+        for name, made, given in zip(("params", "state"), expected, (params, state), strict=True):
+            arrays(**{name: given})
+            found = jax.tree.map(lambda x: np.shape(x)[axes:], given)
+            wanted = jax.tree.map(lambda x: x.shape, made)
+            if found != wanted:
+                raise ValueError(
+                    f"{name} must be the model's own, as its init gives them, with the shapes "
+                    f"{wanted}{' after the first axis' if axes else ''}, got {found}"
+                ) from error
+        raise
+
+
 def scalar(**values: Any) -> None:
     number(**values)
     for name, value in values.items():
@@ -169,6 +236,20 @@ def count(name: str, value: Any, *, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{name} must be {least} or more, got {number}")
     return number
+
+
+def takes(form: str, **functions: Any) -> None:
+    """Functions that can be called with as many arguments as ``form``, such as "(key, batch)"."""
+    many = form.count(",") + 1
+    for name, function in functions.items():
+        try:
+            inspect.signature(function).bind(*range(many))
+        except ValueError:  # it has no signature
+            continue
+        except TypeError:
+            of = f"a function of {inspect.signature(function)}" if callable(function) else None
+            got = of or type(function).__name__
+            raise TypeError(f"{name} must be a function of {form}, got {got}") from None
 
 
 def choice(allowed: tuple[str, ...], **values: Any) -> None:
@@ -291,10 +372,40 @@ def _raised(message: Callable[[], str]) -> Iterator[None]:
         raise ValueError(message()) from None
 
 
+def _no_mask(name: str, x: Any) -> None:
+    """Raises ValueError for an array of NumPy with masked entries, whose mask JAX would drop."""
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise ValueError(
+            f"{name} has {np.ma.count_masked(x)} masked entries, which an array of JAX cannot "
+            f"hold: fill them, {name}.filled(0), and leave their rows out by where="
+        )
+
+
 def _dtype(x: Any) -> Any:
     """Of an array or a number, or of what NumPy makes of a list or a data frame."""
-    scalar = isinstance(x, bool | int | float | complex)
-    return jnp.result_type(x) if scalar or hasattr(x, "dtype") else np.asarray(x).dtype
+    if not (isinstance(x, bool | int | float | complex) or hasattr(x, "dtype")):
+        x = np.asarray(x)
+    try:
+        return jnp.result_type(x)
+    except TypeError:  # no dtype of JAX
+        return x.dtype
+
+
+def _as_integers(name: str, x: Any, dtype: Any) -> str:
+    """What to do about numbers of another dtype, where integers are asked for."""
+    if dtype == jnp.bool_:
+        return f": convert them with {name}.astype(np.int32)"
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return ""
+    if np.ndim(x) > 1:
+        return (
+            f": one-hot rows become class numbers by {name}.argmax(-1), and probabilities are for "
+            "a loss with targets, such as cross_entropy_with_targets"
+        )
+    return (
+        f": class numbers are converted with {name}.astype(np.int32), and numbers to be predicted "
+        "are for a loss with targets, such as squared_error_with_targets"
+    )
 
 
 def _with_shape(x: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax import _checks
 from distill_jax._arguments import checked
 
 
@@ -36,7 +37,7 @@ def mean_std(values: Sequence[float] | Any) -> dict[str, Any]:
 
 def sample(values: Any) -> np.ndarray:
     """The values as float64, ``[runs]``."""
-    x = np.asarray(values, np.float64)
+    x = _checks.numbers("values", values)
     if x.ndim != 1 or not len(x):
         raise ValueError(f"values must be one number per run, [runs], got shape {x.shape}")
     return x

@@ -43,6 +43,9 @@ def two_class(logits: Float[Array, "*batch outputs"]) -> Float[Array, "*batch cl
       Array([[ 0.,  2.],
              [ 0., -1.]], dtype=float32)
     """
+    _checks.floating(logits=logits)
+    _checks.classes_axis(least=1, logits=logits)
+    logits = jnp.asarray(logits)
     if logits.shape[-1] != 1:
         return logits
     return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
@@ -161,9 +164,9 @@ def total(
     _checks.floating(student_logits=student_logits)
     _checks.classes_axis(least=1, student_logits=student_logits)  # the loss may want two
     batch, classes = student_logits.shape[:-1], student_logits.shape[-1]
-    if against.shape[: len(batch)] != batch:
+    if np.shape(against)[: len(batch)] != batch:
         raise ValueError(
-            f"against must begin with the axes {batch} of student_logits, got {against.shape}"
+            f"against must begin with the axes {batch} of student_logits, got {np.shape(against)}"
         )
     optional: dict[str, Any] = {"where": where, "weights": weights}
     _checks.shape(batch, **{name: x for name, x in optional.items() if x is not None})

@@ -86,7 +86,7 @@ class Model:
     def __post_init__(self) -> None:
         _checks.choice(get_args(OutputKind), outputs=self.outputs)
         if self.classes is not None:  # a list would have no hash
-            object.__setattr__(self, "classes", tuple(self.classes))
+            object.__setattr__(self, "classes", _checks.names("classes", self.classes))
 
     def predict(self, params: Params, state: State, inputs: Any) -> Outputs:
         """Outputs in evaluation mode: no dropout, stored batch statistics."""

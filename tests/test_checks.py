@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax import _checks
+from distill_jax import _checks, losses, models
 
 NAN, INF = float("nan"), float("inf")
 
@@ -141,3 +141,38 @@ def test_what_is_traced_passes():
 
     assert traced(-2.0, jnp.array([7])) == -2.0
     assert _checks.known(3.0) == 3.0
+
+
+def test_a_function_of_other_arguments_is_named() -> None:
+    _checks.takes("(key, batch)", augment=lambda key, batch: batch, other=print)
+    with pytest.raises(TypeError, match=r"augment must be a function of \(key, batch\), got a "):
+        _checks.takes("(key, batch)", augment=lambda batch: batch)
+    with pytest.raises(TypeError, match=r"augment must be a function of \(key, batch\), got int"):
+        _checks.takes("(key, batch)", augment=3)
+
+
+def test_variables_of_another_model_are_named() -> None:
+    model = models.logistic_regression(2)
+    inputs = jnp.ones((3, 4))
+    params, state = model.init(jax.random.key(0), inputs)
+    for wrong, words in (
+        ({"params": params["bias"]}, r"params must be the model's own.*\{'bias': \(1,\), "),
+        ({"params": "nonsense"}, "params must be an array, got 'nonsense'"),
+        ({"state": {"a": jnp.ones(1)}}, r"state must be the model's own.*got \{'a': \(1,\)\}"),
+    ):
+        given = {"params": params, "state": state, **wrong}
+        with pytest.raises((TypeError, ValueError), match=words):
+            with _checks.variables_of(model, inputs=inputs, **given):
+                raise KeyError("deep")
+    with pytest.raises(KeyError, match="deep"), _checks.variables_of(model, params, state, inputs):
+        raise KeyError("deep")
+
+
+@pytest.mark.usefixtures("library_errors")
+def test_a_mask_is_not_dropped() -> None:
+    masked = np.ma.array([[1.0], [1e20]], mask=[[False], [True]])
+    with pytest.raises(ValueError, match="targets has 1 masked entries.*where="):
+        losses.squared_error_with_targets(jnp.zeros((2, 1)), masked)  # pyright: ignore[reportArgumentType]
+    labels = np.ma.array([0, 7], mask=[False, True])
+    with pytest.raises(ValueError, match="labels has 1 masked entries.*where="):
+        losses.cross_entropy(jnp.zeros((2, 2)), labels)  # pyright: ignore[reportArgumentType]

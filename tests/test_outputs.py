@@ -191,7 +191,7 @@ def test_what_is_made_of_a_teacher_or_model_keeps_the_kind():
     for changed in (
         teachers.cast(made),
         teachers.quantize(made, smallest=4),
-        teachers.reorder(made, "cab"),
+        teachers.reorder(made, tuple("cab")),
         teachers.ensemble([made]),
         jax.tree.map(jnp.asarray, made),
     ):

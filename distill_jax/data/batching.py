@@ -216,6 +216,7 @@ def columns_of(data: Mapping[str, Any], who: str = "data") -> dict[str, Any]:
       TypeError: if an array holds neither numbers nor booleans; names its path in the column.
       ValueError: if a masked array has masked entries, or if a column has no array.
     """
+    check_named(data, who)
     columns = {}
     for name, column in data.items():
         _check_keys(f"{name} in {who}", column)
@@ -225,6 +226,30 @@ def columns_of(data: Mapping[str, Any], who: str = "data") -> dict[str, Any]:
         if not jax.tree.leaves(columns[str(name)]):
             raise ValueError(f"{name} in {who} must hold an array or several, got {column!r}")
     return columns
+
+
+def check_named(data: Any, who: str = "data") -> None:
+    """Raises TypeError for arrays without names, and for data frames.
+
+    A frame may hold anything, and what of it are inputs has to be said.
+    """
+    named = "{'inputs': x, 'labels': y}"
+    first = data[0] if isinstance(data, list | tuple) and data else None
+    if isinstance(data, tuple) or hasattr(first, "dtype") or isinstance(first, list):
+        raise TypeError(
+            f"{who} must be arrays by name, got a {type(data).__name__} of {len(data)}: write "
+            f"{named} with the names that the terms read"
+        )
+    if hasattr(data, "dtypes") or hasattr(data, "schema"):  # of pandas or Polars; of Arrow
+        raise TypeError(
+            f"{who} must be arrays by name, got a {type(data).__name__}: write {named} with "
+            "x = frame[names].to_numpy(np.float32) and y = frame[name].to_numpy(), or, for rules, "
+            "x = rules.encode(book, frame)"
+        )
+    if hasattr(data, "shape"):
+        raise TypeError(
+            f"{who} must be arrays by name, got one array of shape {data.shape}: write {named}"
+        )
 
 
 def _check_keys(who: str, column: Any) -> None:
@@ -331,7 +356,12 @@ def take(data: Batch, index: np.ndarray | Array) -> dict[str, Any]:
       >>> take({"inputs": np.array([5, 6, 7])}, np.array([2, 0]))["inputs"]
       array([7, 5])
     """
+    if np.ndim(index) != 1:
+        raise ValueError(f"index must have shape [batch], got {np.shape(index)}")
+    _checks.integer(index=index)
     arrays = _batches.arrays(data)
+    if flat := [name for name, x in arrays.items() if np.ndim(x) < 1]:
+        raise ValueError(f"{flat[0]} in data must have a leading axis of rows, got a scalar")
     device = [x for x in arrays.values() if isinstance(x, jax.Array)]
     gathered = iter(_gather(device, index) if device else [])
     host = np.asarray(index) if len(device) < len(arrays) else None

@@ -54,6 +54,8 @@ def check(
       ValueError: labels must lie in 0 ... 1 for 2 classes, got values from 0 to 2
     """
     n = _rows(data)
+    if num_classes is not None:
+        num_classes = _checks.count("num_classes", num_classes)
     if batch_size is not None and _checks.count("batch_size", batch_size) > n:
         raise ValueError(f"batch_size must lie between 1 and the {n} rows, got {batch_size}")
     for name in {"where", "labels"} & data.keys():
@@ -94,7 +96,7 @@ def _rows(data: Batch) -> int:
         raise ValueError("data must have a column or more, such as inputs, got none")
     for name, x in arrays.items():
         if jnp.ndim(x) < 1:
-            raise ValueError(f"{name} must have a leading axis of rows, got a scalar")
+            raise ValueError(f"{name} in data must have a leading axis of rows, got a scalar")
     lengths = {name: jnp.shape(x)[0] for name, x in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of data must have one length, got {lengths}")

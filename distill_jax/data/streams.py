@@ -181,8 +181,10 @@ def padded(data: Iterable[Batch], batch_size: int | None = None) -> Iterable[dic
         )
     if isinstance(data, Mapping):
         raise TypeError(
-            "padded takes batches, got named arrays: split them with data.padded_batches"
+            "data must be batches, got named arrays: split them with data.padded_batches"
         )
+    if not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise TypeError(f"data must be an iterable of batches, got {type(data).__name__}")
     return _Padded(data, batch_size)
 
 

@@ -184,7 +184,8 @@ def teacher_sums(
     }
     if kind == "embedding":
         sizes = [jnp.linalg.norm(x, axis=-1) for x in (ours, theirs)]
-        cosine = (ours * theirs).sum(-1) / (sizes[0] * sizes[1])
+        both = sizes[0] * sizes[1]
+        cosine = (ours * theirs).sum(-1) / jnp.where(both == 0, 1.0, both)
         found["cosine"] = _times(weights, cosine).sum()
     return found
 
@@ -209,7 +210,24 @@ def _class_agreement(
 def scores(outputs: Outputs, kind: OutputKind) -> Array:
     """What a model ranks the rows by, for each class or label: ``[batch, ..., outputs]``."""
     logits = _wide(outputs.logits)
-    return jax.nn.log_softmax(logits, axis=-1) if kind == "softmax" else logits
+    return _log_odds(logits) if kind == "softmax" else logits
+
+
+def _log_odds(logits: Array) -> Array:
+    """The log-odds of each class, ``[..., classes]``; NaN where a row is not a distribution.
+
+    They order the rows as the probabilities do, which round to 1 where a model is sure.
+    """
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    valid = ~jnp.isnan(log_p).any(-1, keepdims=True)
+    if logits.shape[-1] == 2:  # exactly, so that rows of equal margin are ties
+        return jnp.where(valid, logits - logits[..., ::-1], jnp.nan)
+    top = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
+    others = jnp.where(top, -jnp.inf, logits)
+    of_top = jax.nn.logsumexp(others, axis=-1, keepdims=True)
+    # All others are at most half of the whole, so that nothing cancels.
+    rest = jax.nn.logsumexp(logits, axis=-1, keepdims=True) + jnp.log1p(-jnp.exp(log_p))
+    return jnp.where(valid, logits - jnp.where(top, of_top, rest), jnp.nan)
 
 
 def _predicted(logits: Array) -> tuple[Array, Array]:

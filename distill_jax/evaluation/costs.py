@@ -57,17 +57,20 @@ def cost(
     """
     _checks.compiles("cost", "count parameters with jax.tree.leaves(params)")
     repeats = _checks.count("repeats", repeats)
+    _checks.arrays(params=params, state=state, inputs=inputs)
     data_.check({"inputs": inputs}, values=())
     rows = _batches.rows({"inputs": inputs})
     arguments = jax.device_put((params, state, inputs))
     start = time.perf_counter()
-    program = jax.jit(lambda p, s, x: model.predict(p, s, x).logits).lower(*arguments).compile()
+    with _checks.variables_of(model, params, state, inputs):
+        traced = jax.jit(lambda p, s, x: model.predict(p, s, x).logits).lower(*arguments)
+    program = traced.compile()
     compile_s = time.perf_counter() - start
     times = [_timed(program, arguments) for _ in range(repeats + 1)][1:]
     flops = _flops(program)
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((params, state))),
+        "bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments[:2])),
         "batch_size": rows,
         "flops": None if flops is None else flops / rows,
         "latency_ms": 1e3 * statistics.median(times),
@@ -96,6 +99,10 @@ def compression(big: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, f
       >>> compression(big, big | {"parameters": 10})["parameters"]
       10.0
     """
+    names = ("parameters", "bytes", "flops", "latency_ms")
+    for who, figures in (("big", big), ("small", small)):
+        if lacking := [name for name in ("batch_size", *names) if name not in figures]:
+            raise ValueError(f"{who} must come from cost, got a dictionary without {lacking}")
     if big["batch_size"] != small["batch_size"]:
         raise ValueError(
             "big and small must be measured with batches of the same size, got "
@@ -103,7 +110,7 @@ def compression(big: Mapping[str, Any], small: Mapping[str, Any]) -> dict[str, f
         )
     return {
         name: big[name] / small[name] if big[name] is not None and small[name] else None
-        for name in ("parameters", "bytes", "flops", "latency_ms")
+        for name in names
     }
 
 

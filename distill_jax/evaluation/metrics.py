@@ -55,14 +55,15 @@ Against a teacher:
   teacher to student, at temperature 1;
 - of labels: ``agreement``, the share of labels; ``kl_to_teacher``, summed over labels;
 - of numbers and vectors: ``mae_to_teacher``, ``rmse_to_teacher``, over all outputs together; of
-  vectors (``"embedding"``) also ``cosine_to_teacher``, the mean cosine similarity.
+  vectors (``"embedding"``) also ``cosine_to_teacher``, the mean cosine similarity, 0
+  for a vector of length 0.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,9 @@ from distill_jax import _batches, _checks
 from distill_jax._arguments import checked
 from distill_jax.data import check, padded_batches
 from distill_jax.data.batching import columns_of
-from distill_jax.evaluation import _ranking, _sums
+from distill_jax.evaluation import _ranking, _results, _sums
 from distill_jax.teachers import Teacher
+from distill_jax.training.step._compiled import compiled
 from distill_jax.types import Batch, Model, OutputKind, Outputs, Params, State
 
 _COLUMNS: dict[OutputKind, tuple[str, ...]] = {
@@ -105,7 +107,8 @@ def evaluate(
     """All metrics of one model on one data set.
 
     Args:
-      model: Runs in evaluation mode; compiled once per model object.
+      model: Runs in evaluation mode; compiled once per model object. The programs of the last 32
+        models are kept.
       params: Its parameters.
       state: Its state.
       data: ``inputs`` (``[n, ...]``, or a tree of such arrays); what the model is compared with,
@@ -143,9 +146,10 @@ def evaluate(
       >>> found["errors"], round(found["accuracy"], 3)
       (1, 0.667)
     """
-    program = functools.partial(_batch_sums, model, params, state)
-    found = _totals(program, model, data, teacher, batch_size, top_k, bins, rank)
-    return _as_numbers(found, model, "weights" in data)
+    program = functools.partial(_batch_sums, model)
+    with _checks.variables_of(model, params, state, data.get("inputs")):
+        found = _totals(program, model, params, state, data, teacher, batch_size, top_k, bins, rank)
+    return _results.as_numbers(found, model, "weights" in data)
 
 
 @checked
@@ -196,10 +200,13 @@ def evaluate_many(
             "params and state must be stacked along one leading axis, got leading sizes "
             f"{sorted(lengths)}"
         )
-    program = functools.partial(_stacked_sums, stacked_teacher, model, params, state)
+    program = functools.partial(_stacked_sums, stacked_teacher, model)
     ((many,),) = lengths
-    found = _totals(program, model, data, teacher, batch_size, top_k, bins, rank, models=many)
-    return [_as_numbers(found.of(i), model, "weights" in data) for i in range(many)]
+    with _checks.variables_of(model, params, state, data.get("inputs"), axes=1):
+        found = _totals(
+            program, model, params, state, data, teacher, batch_size, top_k, bins, rank, models=many
+        )
+    return [_results.as_numbers(found.of(i), model, "weights" in data) for i in range(many)]
 
 
 @checked
@@ -241,6 +248,7 @@ def sums(
         variances ``z_squared``, ``inside`` (``[outputs]``) and ``nll``; of numbers and vectors with
         a teacher ``absolute_to_teacher``, ``squared_to_teacher`` and, of vectors, ``cosine``.
     """
+    bins, top_k = _checks.count("bins", bins), _checks.count("top_k", top_k)
     logits = outputs.logits
     where, weights = _sums.rows_that_count(batch, logits.shape[:-1])
     found = {"count": where.sum(dtype=jnp.int32), "weight": weights.sum()}
@@ -256,17 +264,16 @@ def sums(
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("model", "top_k", "bins", "rank"))
+@compiled(4)
 def _batch_sums(
     model: Model,
+    top_k: int,
+    bins: int,
+    rank: bool,
     params: Params,
     state: State,
     batch: Batch,
     teacher: Teacher | None,
-    *,
-    top_k: int,
-    bins: int,
-    rank: bool,
 ) -> tuple[dict[str, Array], Array | None]:
     """The sums of a batch, and its scores if rows are to be ranked."""
     outputs = model.predict(params, state, batch["inputs"])
@@ -279,45 +286,29 @@ def _batch_sums(
     return found, _sums.scores(outputs, model.outputs) if rank else None
 
 
-@functools.partial(jax.jit, static_argnames=("stacked_teacher", "model", "top_k", "bins", "rank"))
+@compiled(5)
 def _stacked_sums(
     stacked_teacher: bool,
     model: Model,
+    top_k: int,
+    bins: int,
+    rank: bool,
     params: Params,
     state: State,
     batch: Batch,
     teacher: Teacher | None,
-    **options: Any,
 ) -> tuple[dict[str, Array], Array | None]:
     def one(params: Params, state: State, teacher: Teacher | None) -> Any:
-        return _batch_sums(model, params, state, batch, teacher, **options)
+        return _batch_sums(model, top_k, bins, rank, params, state, batch, teacher)
 
     return jax.vmap(one, in_axes=(0, 0, 0 if stacked_teacher else None))(params, state, teacher)
-
-
-class _Found(NamedTuple):
-    """What one pass over the data gives.
-
-    Attributes:
-      totals: Sums over all rows, by name; of several models ``[models, ...]``.
-      curves: The areas ``(auc, average precision)`` of each class or label, ``[..., outputs, 2]``;
-        None where there is nothing to rank, or too much.
-      spread: Of each output's targets, the sum of squared distances from their mean, ``[outputs]``.
-    """
-
-    totals: dict[str, Any]
-    curves: np.ndarray | None
-    spread: np.ndarray | None
-
-    def of(self, i: int) -> _Found:
-        """One of several models."""
-        curves = None if self.curves is None else self.curves[i]
-        return self._replace(totals={n: x[i] for n, x in self.totals.items()}, curves=curves)
 
 
 def _totals(
     program: Any,
     model: Model,
+    params: Params,
+    state: State,
     data: Mapping[str, Any],
     teacher: Teacher | None,
     batch_size: int,
@@ -325,7 +316,7 @@ def _totals(
     bins: int,
     rank: bool | None,
     models: int | None = None,
-) -> _Found:
+) -> _results.Found:
     """The sums over all batches, in double precision, and what needs all rows at once."""
     batch_size = _checks.count("batch_size", batch_size)
     top_k, bins = _checks.count("top_k", top_k), _checks.count("bins", bins)
@@ -334,7 +325,10 @@ def _totals(
     data, missing = _columns(model, data, teacher)
     n = _batches.rows(data)
     batch_size = min(batch_size, n)
-    run = functools.partial(program, teacher=teacher, top_k=top_k, bins=bins)
+
+    def run(batch: Batch, rank: bool) -> Any:
+        return program(top_k, bins, rank, params, state, batch, teacher)
+
     ranks, do_rank = "labels" in data, False
     if ranks:
         first = next(iter(padded_batches(data, batch_size)))
@@ -361,7 +355,7 @@ def _totals(
         curves = curves[0] if models is None else curves
     if "squared" in totals:
         spread = _spread(data, totals["squared"].shape[-1])
-    return _Found(totals, curves, spread)
+    return _results.Found(totals, curves, spread)
 
 
 def _columns(
@@ -451,103 +445,6 @@ def _spread(data: Mapping[str, Any], outputs: int) -> np.ndarray:
     weights = _weights(data, targets.shape if outputs == 1 else targets.shape[:-1]).reshape(-1, 1)
     targets = np.where(weights > 0, targets.reshape(-1, outputs), 0.0)
     mean = (weights * targets).sum(0) / weights.sum()
-    return (weights * (targets - mean) ** 2).sum(0)
-
-
-def _as_numbers(found: _Found, model: Model, weighted: bool) -> dict[str, Any]:
-    totals, n = found.totals, float(found.totals["weight"])
-    values: dict[str, Any] = {"count": int(totals["count"])}
-    if weighted:
-        values["weight"] = n
-    if "correct" in totals:
-        values |= _of_classes(found, model.classes, n)
-    if "exact" in totals:
-        values |= _of_labels(found, model.classes, n)
-    if "squared" in totals:
-        values |= _of_numbers(found, model.classes, n)
-    means = {"agreement": "agree", "kl_to_teacher": "kl", "cosine_to_teacher": "cosine"}
-    means["mae_to_teacher"] = "absolute_to_teacher"
-    for name, total in means.items():
-        if total in totals:
-            values[name] = float(totals[total] / n)
-        if name == "agreement" and "overlap" in totals:
-            values["top_k"] = len(totals["overlap"])
-            values["top_k_overlap"] = float(totals["overlap"].mean() / n)
-    if "squared_to_teacher" in totals:
-        values["rmse_to_teacher"] = float((totals["squared_to_teacher"] / n) ** 0.5)
-    return values
-
-
-def _of_classes(found: _Found, names: tuple[str, ...] | None, n: float) -> dict[str, Any]:
-    totals = found.totals
-    hits, occurs = totals["class_correct"], totals["class_weight"] + totals["class_predicted"]
-    gaps = np.abs(totals["bin_correct"] - totals["bin_confidence"])
-    rows = _named("class", names, len(hits))
-    for i, row in enumerate(rows):
-        row |= {"count": int(totals["class_count"][i]), "errors": int(totals["class_errors"][i])}
-    return {
-        "errors": int(totals["errors"]),
-        "accuracy": float(totals["correct"] / n),
-        "nll": float(totals["nll"] / n),
-        "ece": float(gaps.sum() / n),
-        "f1_macro": _mean(2 * hits[occurs > 0] / occurs[occurs > 0]),
-        **_areas(found, rows),
-        "per_class": rows,
-    }
-
-
-def _of_labels(found: _Found, names: tuple[str, ...] | None, n: float) -> dict[str, Any]:
-    totals = found.totals
-    hits, occurs = totals["label_hits"], totals["label_true"] + totals["label_predicted"]
-    f1 = 2 * hits / np.where(occurs > 0, occurs, 1.0)
-    rows = _named("label", names, len(hits))
-    for i, row in enumerate(rows):
-        row |= {"count": int(totals["label_count"][i]), "f1": float(f1[i])}
-    return {
-        "subset_accuracy": float(totals["exact"] / n),
-        "hamming_loss": float(1 - totals["label_correct"].sum() / totals["label_weight"].sum()),
-        "nll": float(totals["nll"] / n),
-        "f1_micro": float(2 * hits.sum() / occurs.sum()) if occurs.sum() > 0 else 0.0,
-        "f1_macro": _mean(f1),
-        **_areas(found, rows),
-        "per_label": rows,
-    }
-
-
-def _of_numbers(found: _Found, names: tuple[str, ...] | None, n: float) -> dict[str, Any]:
-    totals, spread = found.totals, np.asarray(found.spread)
-    mae, rmse = totals["absolute"] / n, np.sqrt(totals["squared"] / n)
-    varies = spread > 0
-    r2 = np.where(varies, 1 - totals["squared"] / np.where(varies, spread, 1.0), np.nan)
-    rows = _named("output", names, len(mae))
-    for i, row in enumerate(rows):
-        row |= {"mae": float(mae[i]), "rmse": float(rmse[i]), "r2": float(r2[i])}
-    values = {"mae": float(mae.mean()), "rmse": float(rmse.mean()), "r2": float(r2.mean())}
-    if "z_squared" in totals:
-        values |= {
-            "nll": float(totals["nll"] / n),
-            "mean_squared_z": float(totals["z_squared"].mean() / n),
-            "coverage_90": float(totals["inside"].mean() / n),
-        }
-    return {**values, "per_output": rows}
-
-
-def _areas(found: _Found, rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """The mean areas under both curves; those of each output are put into its row."""
-    if found.curves is None:
-        return {"auc": None, "average_precision": None}
-    for row, (area, precision) in zip(rows, found.curves.tolist(), strict=True):
-        row |= {"auc": area, "average_precision": precision}
-    auc, average_precision = (found.curves[:, i] for i in range(2))
-    return {
-        "auc": _mean(auc[~np.isnan(auc)]),
-        "average_precision": _mean(average_precision[~np.isnan(average_precision)]),
-    }
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else float("nan")
-
-
-def _named(what: str, names: tuple[str, ...] | None, number: int) -> list[dict[str, Any]]:
-    return [{what: name} for name in (names or range(number))]
+    found = (weights * (targets - mean) ** 2).sum(0)
+    counted = targets[weights[:, 0] > 0]
+    return np.where(counted.min(0) < counted.max(0), found, 0.0)  # the mean may be rounded

@@ -21,6 +21,8 @@ from distill_jax.losses._meaning import meant_for
 
 Scalar = float | Float[Array, ""]
 
+_NO_CLASSES = ", that of student_logits without its last axis"
+
 
 @checked
 @meant_for("softmax", label_values=lambda classes: classes)
@@ -62,7 +64,7 @@ def cross_entropy(
     _checks.floating(student_logits=student_logits)
     _checks.classes_axis(student_logits=student_logits)
     _checks.integer(labels=labels)
-    _checks.shape(student_logits.shape[:-1], labels=labels)
+    _checks.shape(student_logits.shape[:-1], hint=_NO_CLASSES, labels=labels)
     _checks.scalar(label_smoothing=label_smoothing)
     _checks.between(0.0, 1.0, label_smoothing=label_smoothing)
     classes = student_logits.shape[-1]
@@ -175,11 +177,11 @@ def binary_cross_entropy(
     _checks.floating(student_logits=student_logits)
     _checks.classes_axis(least=1, student_logits=student_logits)
     _checks.integer_or_boolean(labels=labels)
-    _checks.shape(student_logits.shape, labels=labels)
+    _checks.same_shape(student_logits=student_logits, labels=labels)
     kept = _kept(student_logits.shape[:-1], where)
     if known is not None:
         _checks.boolean(known=known)
-        _checks.shape(student_logits.shape, known=known)
+        _checks.same_shape(student_logits=student_logits, known=known)
     if kept is not None:
         kept = jnp.broadcast_to(kept[..., None], student_logits.shape)
     if known is not None:
@@ -241,7 +243,7 @@ def ordinal_cross_entropy(
     _checks.floating(student_logits=student_logits)
     _checks.classes_axis(least=1, student_logits=student_logits)
     _checks.integer(labels=labels)
-    _checks.shape(student_logits.shape[:-1], labels=labels)
+    _checks.shape(student_logits.shape[:-1], hint=_NO_CLASSES, labels=labels)
     levels = student_logits.shape[-1]
     kept = _kept(student_logits.shape[:-1], where)
     _check_labels(levels + 1, labels, kept)
@@ -375,7 +377,7 @@ def _of_differences(
     _checks.classes_axis(least=1, student_logits=predicted)
     if predicted.shape[-1] == 1 and targets.shape == predicted.shape[:-1]:
         targets = targets[..., None]
-    _checks.shape(predicted.shape, targets=targets)
+    _checks.same_shape(student_logits=predicted, targets=targets)
 
     def core(predicted: Array, targets: Array) -> Array:
         return each(predicted - targets).sum(-1)

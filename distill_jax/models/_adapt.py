@@ -233,6 +233,8 @@ def check_logits(logits: Any) -> None:
 
 
 def check_features(features: Features) -> None:
-    """Raises TypeError for a single string, which would be read letter by letter."""
-    if isinstance(features, str) and features != "all":
+    """Raises TypeError for what names no arrays; a string would be read letter by letter."""
+    if features is None or features == "all":
+        return
+    if isinstance(features, str) or not isinstance(features, Sequence):
         raise TypeError(f'features must be a tuple of paths, "all" or None, got {features!r}')

@@ -20,7 +20,7 @@ def check_classes(num_classes: int, classes: Sequence[str] | None, outputs: Outp
             f"num_classes must be 2 or more, got {num_classes}: a yes-or-no task has two classes; "
             "a predicted number is outputs='regression', a single label outputs='multi_label'"
         )
-    if classes is not None and len(classes) != num_classes:
+    if classes is not None and len(_checks.names("classes", classes)) != num_classes:
         raise ValueError(
             f"classes must name each of the {num_classes} classes, got {len(classes)} names"
         )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from distill_jax import _checks
 from distill_jax._arguments import checked
 from distill_jax._programs import described
 from distill_jax.models import _calling
@@ -114,6 +115,7 @@ def from_linen(
         )
     check_features(features)
     check_logits(logits)
+    rngs = _checks.names("rngs", rngs)
 
     def keys(key: Array) -> dict[str, Array]:
         return {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}

@@ -122,6 +122,7 @@ def mlp(
             f"dropout must be one rate or one per hidden layer ({len(sizes)}), got {len(rates)}"
         )
     for name, rate in (("input_dropout", input_dropout), *(("dropout", rate) for rate in rates)):
+        _checks.scalar(**{name: rate})
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"{name} must lie in [0, 1), got {rate}")
 

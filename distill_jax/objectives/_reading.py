@@ -190,6 +190,11 @@ def _teacher_logits(term: str, source: str | None, context: Context) -> Any:
         return teachers[name].logits
     if source is None and "teacher_logits" in context.batch and not _others(context):
         return context.batch["teacher_logits"]
+    if source == AVERAGE:
+        raise ValueError(
+            f"term {term!r} reads {AVERAGE!r}, the average of the student's own parameters, which "
+            "is kept only with a decay: pass average_decay=0.99, say, to run or fit"
+        )
     raise ValueError(
         f"term {term!r} needs a teacher: the teachers are {sorted(teachers)}, the batch's columns "
         f"{sorted(context.batch)}. Pass teachers={{{term!r}: teacher}}, a column 'teacher_logits', "

@@ -55,16 +55,14 @@ def bars(
       >>> rows = [{"student": name, "accuracy": x} for name, x in (("alone", 81), ("taught", 95))]
       >>> figure = bars(rows, x="student", y="accuracy")
     """
-    wanted = [name for name in (x, y, group) if name is not None]
-    lacking = [name for name in wanted if any(name not in row for row in rows)]
-    if not rows or lacking:
-        raise ValueError(f"rows must not be empty, and each must have {wanted}, lacking {lacking}")
+    _check_names(rows, x=x, y=y, group=group)
     places, groups = (
         list(dict.fromkeys(str(row[name]) if name else "" for row in rows)) for name in (x, group)
     )
     values = {(str(row[x]), str(row[group]) if group else ""): row[y] for row in rows}
     if len(values) < len(rows):
-        raise ValueError(f"rows must differ in {wanted[:1] + wanted[2:]}, got two that do not")
+        names = [name for name in (x, group) if name is not None]
+        raise ValueError(f"rows must differ in {names}, got two that do not")
     figure, axes = _axes(title, x if xlabel is None else xlabel, y if ylabel is None else ylabel)
     width = 0.8 / len(groups)
     for i, name in enumerate(groups):
@@ -114,7 +112,10 @@ def curves(
     if not series:
         raise ValueError("series must not be empty")
     figure, axes = _axes(title, xlabel, ylabel)
-    for name, (x, y) in series.items():
+    for name, pair in series.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"series {name!r} must be a pair (x, y), got {type(pair).__name__}")
+        x, y = pair
         x, runs = np.asarray(x), np.atleast_2d(np.asarray(y, np.float64))
         if x.ndim != 1 or runs.ndim != 2 or runs.shape[1] != len(x) or not runs.size:
             raise ValueError(
@@ -158,8 +159,9 @@ def series(
       {'T = 1': (2, 2)}
     """
     groups = (group,) if isinstance(group, str) else tuple(group)
-    if lacking := [name for name in (*groups, y) if any(name not in row for row in rows)]:
-        raise ValueError(f"each row must have {[*groups, y]}, lacking {lacking}")
+    for name in groups:
+        _check_names(rows, group=name)
+    _check_names(rows, y=y)
     runs: dict[str, list[np.ndarray]] = {}
     for row in rows:
         name = ", ".join(f"{part} = {_label(row[part])}" for part in groups)
@@ -170,6 +172,11 @@ def series(
         if len(shapes) > 1 or several[0].ndim != 1:
             raise ValueError(f"{y!r} of {name!r} must be [points], got shapes {sorted(shapes)}")
         points = np.arange(1, len(several[0]) + 1) if x is None else np.asarray(x)
+        if points.shape != several[0].shape:
+            raise ValueError(
+                f"x must have shape {several[0].shape}, that of {y!r} in {name!r}, got "
+                f"{points.shape}"
+            )
         made[name] = points, np.stack(several)
     return made
 
@@ -204,11 +211,7 @@ def heat_map(
       >>> rows = [{"T": t, "weight": w, "accuracy": t * w} for t in (1.0, 2.0) for w in (0.5, 1.0)]
       >>> figure = heat_map(rows, x="T", y="weight", value="accuracy")
     """
-    lacking = [name for name in (x, y, value) if any(name not in row for row in rows)]
-    if not rows or lacking:
-        raise ValueError(
-            f"rows must not be empty, and each must have {[x, y, value]}, lacking {lacking}"
-        )
+    _check_names(rows, x=x, y=y, value=value)
     columns, lines = (_axis_values([row[name] for row in rows]) for name in (x, y))
     cells: dict[tuple[int, int], list[float]] = {}
     for row in rows:
@@ -312,3 +315,16 @@ def _bar(y: Any) -> tuple[float, float, float]:
         return mean, mean - float(y["low"]), float(y["high"]) - mean
     std = float(y.get("std") or 0.0)
     return mean, std, std
+
+
+def _check_names(rows: Sequence[Mapping[str, Any]], **arguments: str | None) -> None:
+    """Raises ValueError where an argument names what a row lacks, or where there is no row."""
+    if not rows:
+        raise ValueError("rows must be one or more, got none")
+    for argument, name in arguments.items():
+        lacking = [] if name is None else [row for row in rows if name not in row]
+        if lacking:
+            raise ValueError(
+                f"{argument} must name a value of each row, got {name!r}: a row has "
+                f"{sorted(map(str, lacking[0]))}"
+            )

@@ -62,7 +62,7 @@ class Teacher:
     def __post_init__(self) -> None:
         _checks.choice(get_args(OutputKind), outputs=self.outputs)
         if self.classes is not None:  # a list would have no hash
-            object.__setattr__(self, "classes", tuple(self.classes))
+            object.__setattr__(self, "classes", _checks.names("classes", self.classes))
 
     def __call__(self, inputs: Any) -> Outputs:
         return jax.lax.stop_gradient(self.predict(self.params, self.state, inputs))
@@ -236,7 +236,7 @@ def reorder(teacher: Teacher, classes: Sequence[str]) -> Teacher:
       >>> print(reorder(pets, ["dog", "cat"])(jnp.array([[1.0, 2.0]])).logits)
       [[2. 1.]]
     """
-    classes = tuple(classes)
+    classes = _checks.names("classes", classes)
     if teacher.classes is None:
         raise ValueError(
             "teacher must declare its classes to be reordered: make it with classes=(...)"
@@ -266,6 +266,7 @@ def start_average(params: PyTree) -> PyTree:
     Returns:
       The same structure and shapes; integers, booleans and keys as they are.
     """
+    _checks.arrays(params=params)
     return jax.tree.map(_wide, params)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from distill_jax import _batches, _checks, _fingerprints, _programs, models
 from distill_jax import data as data_
-from distill_jax.data.batching import columns_of
+from distill_jax.data.batching import check_named, columns_of
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _late_rows
@@ -117,12 +117,16 @@ def opened(
     if isinstance(data, Mapping):
         named: Mapping[str, Any] = data  # pyright: ignore[reportAssignmentType]
         if batch_size is None:
-            raise ValueError("batch_size must be given for arrays in memory")
+            raise ValueError("batch_size must be given for arrays in memory, got None")
         columns = _batches.mapped(np.asarray, columns_of(named))
         yield InMemory(columns, _checks.count("batch_size", batch_size))
         return
+    check_named(data)
     if batch_size is not None:
-        raise ValueError("batch_size is for arrays in memory; batches have a size of their own")
+        raise ValueError(
+            f"batch_size is for arrays in memory; the batches of data, a {type(data).__name__}, "
+            "have a size of their own: leave batch_size out"
+        )
     with contextlib.closing(Stream(data)) as stream:
         yield stream
 
@@ -315,7 +319,9 @@ def prepared(
     if layout is not None:
         rows *= 1 if source.in_memory else layout.processes
         layout.check(rows, microbatches=microbatches)
-    if augment is None:  # otherwise augmentation may change the number of rows
+    if augment is not None:
+        _checks.takes("(key, batch)", augment=augment)
+    else:  # otherwise augmentation may change the number of rows
         divides(microbatches, rows)
     recipe = Recipe(model, accepted(optimizer), augment, decay is not None, microbatches)
     num_outputs = check(recipe, objective, columns, given)
@@ -404,13 +410,15 @@ def _wrapped(model: Model, compute_dtype: Any, remat: bool) -> Model:
     if not isinstance(remat, bool):
         raise TypeError(f"remat must be True or False, got {remat!r}: see models.remat for more")
     if compute_dtype is not None:
-        model = models.cast(model, compute_dtype)
+        dtype = _checks.compute_dtype(compute_dtype, name="compute_dtype")
+        model = models.cast(model, dtype)
     return models.remat(model) if remat else model
 
 
 def _decay(average_decay: Any) -> Array | None:
     if average_decay is None:
         return None
+    _checks.scalar(average_decay=average_decay)
     _checks.between(0.0, 1.0, average_decay=average_decay)
     return jnp.asarray(average_decay, jnp.float32)
 

@@ -228,6 +228,10 @@ def _check_what_watches(
 ) -> None:
     if callable(callbacks):
         raise TypeError("callbacks must be a list of functions, got one: pass callbacks=[function]")
+    for i, callback in enumerate(callbacks):
+        _checks.takes("(state, metrics)", **{f"callbacks[{i}]": callback})
+    if evaluate is not None:
+        _checks.takes("(state)", evaluate=evaluate)
     if evaluate_every is not None:
         _checks.count("evaluate_every", evaluate_every)
         if evaluate is None:

@@ -32,7 +32,7 @@ def test_sound_data_passes(dtype):
     [
         ({}, {}, ValueError, "data must have a column or more"),
         ({"inputs": np.ones((0, 2))}, {}, ValueError, "data must have a row or more"),
-        ({"inputs": np.float32(1)}, {}, ValueError, "inputs must have a leading axis"),
+        ({"inputs": np.float32(1)}, {}, ValueError, "inputs in data must have a leading axis"),
         (good() | {"x": np.ones(3)}, {}, ValueError, "one length, got {'inputs': 4.*'x': 3}"),
         (good(), {"batch_size": 5}, ValueError, "batch_size .* 1 and the 4 rows, got 5"),
         (good(), {"batch_size": 0}, ValueError, "batch_size .* got 0"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from sklearn import metrics as sklearn_metrics
 from distill_jax.evaluation import evaluate, evaluate_many, metrics
 from distill_jax.models import from_function, logistic_regression
 from distill_jax.teachers import teacher as as_teacher
+from distill_jax.training.step import _compiled
 from distill_jax.types import Outputs
 
 N, OUTPUTS = 23, 3
@@ -222,6 +225,34 @@ def test_a_teacher_of_each_kind():
     assert set(got) == {"count", "cosine_to_teacher", "mae_to_teacher", "rmse_to_teacher"}
 
 
+def test_a_model_that_is_sure_is_ranked_by_its_log_odds():
+    logits = np.array([[20, 40, 60, 30, 50], [0] * 5], np.float32).T  # probabilities 1 in float32
+    data = {"inputs": logits, "labels": np.array([1, 0, 0, 1, 0])}
+    assert evaluate(CLASSES, STILL, {}, data)["auc"] == 1.0
+    three = np.concatenate([logits, np.full((5, 1), -9, np.float32)], axis=1)
+    per_class = evaluate(CLASSES, STILL, {}, data | {"inputs": three})["per_class"]
+    assert [per_class[k]["auc"] for k in (0, 1)] == [1.0, 1.0]
+
+
+def test_targets_that_do_not_vary_and_vectors_of_length_0():
+    data = {"inputs": np.ones((3, 1), np.float32), "targets": np.full((3, 1), 0.1)}
+    assert np.isnan(evaluate(NUMBERS, STILL, {}, data)["r2"])  # the mean of 0.1 is not 0.1
+    vectors = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
+    found = evaluate(of("embedding"), STILL, {}, {"inputs": vectors, "teacher_logits": vectors})
+    assert found["cosine_to_teacher"] == 0.5
+
+
+def test_programs_of_models_that_are_gone_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(_compiled, "KEPT", 1)
+    data = {"inputs": np.ones((3, 1), np.float32), "targets": np.ones((3, 1), np.float32)}
+    models = [of("regression", lambda params, inputs: inputs + params["shift"]) for _ in range(2)]
+    kept = [weakref.ref(model.apply) for model in models]
+    for _ in range(2):
+        evaluate(models.pop(0), STILL, {}, data)
+    gc.collect()
+    assert [ref() is None for ref in kept] == [True, False]
+
+
 def test_many_models_are_each_alone():
     data = drawn()
     data["labels"] = np.random.default_rng(9).integers(0, 2, (N, OUTPUTS))
@@ -246,7 +277,7 @@ def test_names_what_is_wrong():
     data = drawn()
     numbers = {"targets": np.zeros((N, OUTPUTS), np.float32)}
     for model, change, error, message in (
-        (LABELS, {"labels": np.zeros(N, int)}, ValueError, "labels must have shape"),
+        (LABELS, {"labels": np.zeros(N, int)}, ValueError, "labels must have the shape"),
         (LABELS, {"labels": np.full((N, OUTPUTS), 2)}, ValueError, "labels must lie in 0 ... 1"),
         (LABELS, {"labels": np.full((N, OUTPUTS), 2**32)}, ValueError, "labels has the value"),
         (NUMBERS, {"labels": np.zeros(N, int)}, ValueError, "compared with a column 'targets'"),

@@ -24,6 +24,8 @@ NEGATION = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
 FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
 
 _LEAST, _MOST = (-math.inf, 0), (math.inf, 0)
+_MOST_DAYS = 2**63 - 1
+"""Days that a duration can have at most, in NumPy."""
 
 
 def _ends(operator: str, t: Exact) -> list[tuple[Any, Any]]:
@@ -40,6 +42,16 @@ def _ends(operator: str, t: Exact) -> list[tuple[Any, Any]]:
         "!=": [(_LEAST, (t, -1)), ((t, 1), _MOST)],
     }
     return ranges[operator]
+
+
+def _meets(low: tuple[Any, Any], high: tuple[Any, Any], most: Exact) -> bool:
+    """Whether an interval holds a number from ``-most`` to ``most``."""
+    return low <= (most, 0) and high >= (-most, 0)
+
+
+def _reached(low: Any, high: Any, most: Exact) -> tuple[Any, Any]:
+    """An interval without the ends that no number from ``-most`` to ``most`` lies beyond."""
+    return _LEAST if low <= (-most, 0) else low, _MOST if high >= (most, 0) else high
 
 
 class Columns:
@@ -158,6 +170,15 @@ class Columns:
             return tuple(sorted(self.thresholds.get(place, ())))
         return self._like.thresholds[place if place >= 0 else len(self) - 1 - place]
 
+    def most(self, place: int) -> Exact | None:
+        """The largest number that a column of the schema can hold, in units of its exact values.
+
+        None for other registers.
+        """
+        if not 0 <= place < len(self.places):
+            return None
+        return _MOST_DAYS * DAY if self._unit(place) == DAY else MAX
+
     def _unit(self, place: int) -> int:
         if place < 0:
             return self.computed[-1 - place][1]
@@ -266,18 +287,22 @@ class FeatureAtoms:
         self, register: int, operator: str, threshold: Exact, value: f.Value | None = None
     ) -> int:
         width = 0.0
-        if register < len(self.columns):
-            self.columns.thresholds.setdefault(register, set()).add(threshold)
         if self.columns.widths and value is not None and operator not in ("==", "!="):
             text = str(value)
             self.columns.compared.add(text)
             if text in self.columns.widths:
                 self.columns.softened.add(text)
                 width = self.columns.widths[text]
-        nodes = [
-            self.builder.interval(Interval(register, low, high, False, width))
-            for low, high in _ends(operator, threshold)
-        ]
+        ends = _ends(operator, threshold)
+        most = self.columns.most(register)
+        if most is not None and abs(threshold) >= most:
+            if width:
+                raise self.error(f"{threshold} does not fit float32: rescale the column {value}")
+            ends = [_reached(low, high, most) for low, high in ends if _meets(low, high, most)]
+        if register < len(self.columns):
+            found = {t for end in ends for t, _ in end if not _is_infinite(t)}
+            self.columns.thresholds.setdefault(register, set()).update(found)
+        nodes = [self.builder.interval(Interval(register, *end, False, width)) for end in ends]
         return self.builder.any(nodes)
 
     def boolean(self, name: str, positive: bool) -> int:

@@ -1,12 +1,14 @@
 """Arithmetic on columns, on the host: what rules compare with constants, as exact as the table.
 
-Integers stay integers, of any size. Everything else is float64, or exact fractions where integers
-beyond 2**53 take part. A result over columns of float32 alone is rounded to float32. A quotient by
-0 is missing. Times are whole nanoseconds, and so are their differences.
+Integers stay integers, of any size. Everything else is float64, or exact fractions in the rows
+where integers beyond 2**53 take part. A result over columns of float32 or float16 alone is rounded
+to float32. A quotient by 0 is missing. Times are whole nanoseconds, and so are their differences.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
@@ -40,8 +42,9 @@ def computed(tree: f.Value, columns: Mapping[str, Cells], rows: int) -> Cells:
         arrays[name] = present[~missing[~own]]
     inner = tree.value if isinstance(tree, f.Days) else tree
     values, undefined = _evaluated(inner, arrays, int((~missing).sum()))
-    if values.dtype.kind == "f" and not np.isfinite(values[~undefined]).all():
-        bad = np.flatnonzero(~missing)[np.flatnonzero(~undefined & ~np.isfinite(values))[0]]
+    infinite = ~undefined & ~_is_finite(values)
+    if infinite.any():
+        bad = np.flatnonzero(~missing)[np.flatnonzero(infinite)[0]]
         raise ValueError(
             f"{tree} is beyond double precision in row {bad}: rescale the columns {names}, or take "
             "logarithms"
@@ -56,23 +59,26 @@ def _evaluated(
     """The values, and where a divisor is 0."""
     parts = list(_outside_days(tree))
     own = [arrays[x.name] for x in parts if isinstance(x, f.Name)]
-    whole = all(x.dtype.kind in "iu" for x in own) and not any(map(_is_fractional, parts))
-    large = any(x.dtype == object or _size(x) > 2**53 for x in own)
-    if whole and _bound(tree, arrays) < 2**62:
-        found, undefined = _in_numpy(tree, arrays, rows, np.int64)
-    elif whole or large:
-        found, undefined = _in_python(tree, arrays, rows)
-    else:
-        found, undefined = _in_numpy(tree, arrays, rows, np.float64)
-        if (
-            own
-            and not any(isinstance(x, f.Days) for x in parts)
-            and all(x.dtype.kind == "f" for x in own)
-        ):
-            with np.errstate(over="ignore"):
-                rounded = found.astype(np.result_type(*own))
-            if np.isfinite(rounded[~undefined]).all():
-                found = rounded
+    if all(x.dtype.kind in "iu" for x in own) and not any(map(_is_fractional, parts)):
+        if _bound(tree, arrays) < 2**62:
+            return _in_numpy(tree, arrays, rows, np.int64)
+        return _in_python(tree, arrays, rows)
+    found, undefined = _in_numpy(tree, arrays, rows, np.float64)
+    # Row by row: what holds in one does not depend on the others.
+    exact = functools.reduce(np.logical_or, map(_is_beyond_float64, own), np.zeros(rows, bool))
+    if exact.any():
+        few = {name: x[exact] for name, x in arrays.items()}
+        found = found.astype(object)
+        found[exact], undefined[exact] = _in_python(tree, few, int(exact.sum()))
+    elif (
+        own
+        and not any(isinstance(x, f.Days) for x in parts)
+        and all(x.dtype.kind == "f" for x in own)
+    ):
+        with np.errstate(over="ignore"):
+            rounded = found.astype(np.result_type(np.float32, *own))
+        if np.isfinite(rounded[~undefined]).all():
+            found = rounded
     return found, undefined
 
 
@@ -179,6 +185,21 @@ def _bound(tree: f.Value, arrays: Mapping[str, np.ndarray]) -> int:
     assert isinstance(tree, f.Arithmetic)
     left, right = _bound(tree.left, arrays), _bound(tree.right, arrays)
     return max(left * right, left, right) if tree.operator == "*" else left + right
+
+
+def _is_finite(x: np.ndarray) -> np.ndarray:
+    if x.dtype != object:
+        return np.isfinite(x)
+    return np.array([not isinstance(v, float) or math.isfinite(v) for v in x], bool)
+
+
+def _is_beyond_float64(x: np.ndarray) -> np.ndarray:
+    """Which values float64 would round."""
+    if x.dtype == object:
+        return np.array([not isinstance(v, float) and float(v) != v for v in x], bool)
+    if x.dtype.kind == "f":
+        return np.zeros(len(x), bool)
+    return (x > 2**53) | (x < -(2**53)) if x.dtype.kind == "i" else x > 2**53
 
 
 def _size(x: np.ndarray) -> int:

@@ -92,8 +92,9 @@ def unplaced(numbers: np.ndarray, thresholds: Sequence[Exact], unit: int = 1) ->
         decimal = decimal if abs(decimal) <= float(np.finfo(np.float32).max) else float(x)
         value = decimal if unit == 1 else round(Fraction(decimal) * unit)
         if not low < value < high:  # the number was moved: there is a threshold on each side of it
-            low = Fraction(high) - 1 if math.isinf(low) else Fraction(low)
-            high = low + 1 if isinstance(high, float) and math.isinf(high) else Fraction(high)
+            step = 1 if unit == 1 else 2 * unit  # in the middle is a whole number of units
+            low = Fraction(high) - step if math.isinf(low) else Fraction(low)
+            high = low + step if isinstance(high, float) and math.isinf(high) else Fraction(high)
             value = (low + high) / 2
             simple = float(value) if unit == 1 else math.floor(value)
             value = simple if low < simple < high else value
@@ -109,8 +110,10 @@ def unheld(values: np.ndarray, thresholds: Sequence[Exact]) -> list[int]:
     if values.dtype.kind != "f" or not len(values):
         return []
     low, high = float(values.min()), float(values.max())
-    inside = [t for t in thresholds if isinstance(t, int) and low <= t <= high]
-    return [t for t in inside if int(values.dtype.type(float(t))) != t]
+    whole = [t for t in thresholds if isinstance(t, int)]
+    with np.errstate(over="ignore"):
+        held = [float(values.dtype.type(float(t))) for t in whole]
+    return [t for t, x in zip(whole, held, strict=True) if low <= x <= high and int(x) != t]
 
 
 # Float32 numbers, counted from 0
@@ -202,6 +205,6 @@ def _around(t: Exact, dtype: Any) -> tuple[Any, Any]:
         if exact == t or (isinstance(t, float) and near != 0):
             return near, near
     else:
-        exact = near
+        exact = float(near)  # NumPy would cast the threshold to this dtype
     up, down = dtype.type(np.inf), dtype.type(-np.inf)
     return (np.nextafter(near, down), near) if exact > t else (near, np.nextafter(near, up))

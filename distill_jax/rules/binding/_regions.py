@@ -35,6 +35,9 @@ WORK = 100_000
 DRAWS = 512
 """Random rows to try if registers depend on one another, through arithmetic or patterns."""
 
+_MOST_DRAWN = 100_000.0
+"""Days of a time or duration that is drawn without a bound, at most: 64-bit nanoseconds hold it."""
+
 Box = tuple[tuple[int, float, float], ...]
 """``(register, low, high)`` in ascending order; unbounded registers are left out."""
 
@@ -166,9 +169,10 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
         )
         missing = np.isnan(values)
         unit = unit_of(schema.column(name))
-        exact[name] = Cells(
-            _tight(unplaced(values[~missing], book.info.thresholds[i], unit)), missing
-        )
+        found = unplaced(values[~missing], book.info.thresholds[i], unit)
+        if unit == 1:  # beside a threshold at the end of the range of float32
+            found = [min(max(x, -MAX), MAX) for x in found]
+        exact[name] = Cells(_tight(found), missing)
     chosen = 0
     if computed_bounds:
         fits = _fits(book, exact, computed_bounds, draws)
@@ -182,7 +186,10 @@ def example(book: Book, box: Box) -> dict[str, Any] | None:
             continue
         present, missing = exact[column.name]
         value = None if missing[chosen] else present[int((~missing[:chosen]).sum())]
-        row[column.name] = _decoded(column.categories, column.kind, value)
+        try:
+            row[column.name] = _decoded(column.categories, column.kind, value)
+        except OverflowError:  # no column of times can hold it
+            return None
     return row
 
 
@@ -389,6 +396,10 @@ def _sampled_values(
         return np.full(draws, np.nan, np.float32)
     least, most = _domain(book, book.schema.encoded.index(name))
     low, high = max(bound[0], least), min(bound[1], most)
+    if unit_of(column) != 1:  # columns of times hold fewer days than float32
+        ends = [2 * abs(x) for x in bound if abs(x) < MAX]
+        most = max(_MOST_DRAWN, *ends, 0.0)
+        low, high = max(low, -most), min(high, most)
     if column.kind in ("boolean", "categorical"):
         out = random.integers(int(low), int(high) + 1, draws).astype(np.float32)
         out[0] = low
@@ -465,6 +476,8 @@ def _decoded(categories: Sequence[str], kind: str, x: Any) -> Any:
                      categories)  # fmt: skip
         return categories[int(x)] if x < len(categories) else other
     if kind in ("datetime", "duration"):
+        if x != int(x):
+            raise OverflowError("there is no whole nanosecond")
         return _as_numpy(int(x), np.datetime64 if kind == "datetime" else np.timedelta64)
     if kind == "boolean":
         return bool(x)

@@ -8,6 +8,7 @@ These libraries are never imported. A string is never missing, not even ``""`` o
 
 from __future__ import annotations
 
+import collections
 import datetime
 import difflib
 import math
@@ -25,12 +26,17 @@ from distill_jax.rules.language._times import (
     nanoseconds,
     parse_date,
     parse_datetime,
+    spelled,
 )
 
 MAX = float(np.finfo(np.float32).max)
 
 _NULLS = (("isna", "dropna"), ("is_null", "drop_nulls"), ("is_null", "drop_null"))
 """How columns of other libraries tell and drop their nulls: pandas, Polars and narwhals, Arrow."""
+
+
+_STRUCTURED = (np.void, np.ma.core.mvoid)  # pyright: ignore[reportAttributeAccessIssue]
+"""What NumPy holds a row of a structured array in, without and with a mask."""
 
 
 class Cells(NamedTuple):
@@ -65,6 +71,8 @@ def column_names(table: Any) -> list[str]:
         return list(table.dtype.names)
     if isinstance(table, Mapping):
         return list(table)
+    if hasattr(type(table), "collect") and not hasattr(type(table), "__len__"):
+        raise TypeError(f"table is a lazy {type(table).__name__}: pass table.collect()")
     for attribute in ("column_names", "columns"):  # Arrow has both; its columns are the data
         if _has_property(table, attribute):
             return list(getattr(table, attribute))
@@ -98,7 +106,7 @@ def one_row(example: Any) -> Any:
         example = dict(zip(labels, example.array, strict=True))
     elif hasattr(example, "_asdict"):
         example = example._asdict()
-    elif isinstance(example, np.void) and example.dtype.names is not None:
+    elif isinstance(example, _STRUCTURED) and example.dtype.names is not None:
         example = {name: example[name] for name in example.dtype.names}
     if not isinstance(example, Mapping):
         return example
@@ -137,20 +145,26 @@ def read(table: Any, name: str) -> Cells:
 
 
 def column_of(table: Any, name: str) -> Any:
-    """A column as its library holds it.
+    """A column as its library holds it; see ``columns_of``."""
+    return columns_of(table, [name])[name]
+
+
+def columns_of(table: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Columns as their library holds them. The table's own names are listed once.
 
     Raises:
       ValueError: if the table has no such column, or two.
     """
-    names = column_names(table)
-    if name not in names:
-        known = [str(x) for x in names]
-        raise ValueError(f"the table has no column {name!r}; {nearest(name, known)}")
-    if names.count(name) > 1:
-        raise ValueError(
-            f"the table has {names.count(name)} columns named {name!r}: rename or drop all but one"
-        )
-    return table[name]
+    known = collections.Counter(column_names(table))
+    for name in names:
+        if name not in known:
+            shown = [str(x) for x in known]
+            raise ValueError(f"the table has no column {name!r}; {nearest(name, shown)}")
+        if known[name] > 1:
+            raise ValueError(
+                f"the table has {known[name]} columns named {name!r}: rename or drop all but one"
+            )
+    return {name: table[name] for name in names}
 
 
 def cells(name: str, column: Any) -> Cells:
@@ -175,7 +189,11 @@ def cells(name: str, column: Any) -> Cells:
         if hasattr(column, tell) and hasattr(column, drop):
             mask = np.array(getattr(column, tell)(), bool)
             # The rest first: with a null among them, integers would become floats.
-            inner = _split(name, _dates_in_utc(getattr(column, drop)()))
+            try:
+                kept = getattr(column, drop)()
+            except NotImplementedError:  # Arrow cannot filter strings in views, for example
+                kept = [x for x in column.to_pylist() if x is not None]
+            inner = _split(name, _dates_in_utc(kept))
             if len(inner.missing) + mask.sum() != len(mask):
                 raise ValueError(f"column {name!r} disagrees with itself about what is missing")
             mask[~mask] = inner.missing  # a Polars NaN is not null
@@ -256,7 +274,9 @@ def text_of(name: str, x: Any) -> str:
     """The text of a cell: what ``matches`` searches, and what names a category.
 
     Bytes are UTF-8. Whole numbers have no decimal point, so that 3, 3.0 and ``Decimal("3.00")`` are
-    all ``"3"``; anything else is as ``str`` prints it.
+    all ``"3"``, and ``Decimal("2.50")`` is ``"2.5"``. Times are as rules write them, in UTC,
+    whatever holds them: ``"2024-01-31"`` at midnight, else ``"2024-01-31T12:00:00Z"``. Anything
+    else is as ``str`` prints it.
 
     Args:
       name: The column's name, for messages.
@@ -276,10 +296,19 @@ def text_of(name: str, x: Any) -> str:
             ) from error
     if isinstance(x, bool | np.bool_):
         return str(bool(x))
+    x = getattr(x, "as_py", lambda: x)()
+    if isinstance(x, Decimal) and x.is_finite() and abs(x.adjusted()) < 400:
+        near = float(x)
+        x = near if Decimal(repr(near)) == x else x.normalize()
     if isinstance(x, float | np.floating | Decimal | Fraction):
         is_finite = x.is_finite() if isinstance(x, Decimal) else math.isfinite(x)
         return str(int(x)) if is_finite and x == int(x) else str(x)
-    return str(getattr(x, "as_py", lambda: x)())
+    if is_time(x):
+        try:
+            return spelled(nanoseconds(x)).split("'")[1]
+        except (ValueError, OverflowError):  # before the year 1, or after 9999
+            return str(x)
+    return str(x)
 
 
 def numbers(name: str, present: np.ndarray) -> np.ndarray:
@@ -409,6 +438,8 @@ def _number(name: str, x: Any) -> int | float | Fraction:
         return int(x)
     if isinstance(x, int | Fraction) or type(x) is float:
         return x
+    if isinstance(x, np.floating) and x.dtype.itemsize > 8 and np.isfinite(x):
+        return Fraction(*x.as_integer_ratio())
     if isinstance(x, Decimal):
         if not x.is_finite() or x.adjusted() > 40:
             return math.inf if x > 0 else -math.inf

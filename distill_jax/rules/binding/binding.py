@@ -243,7 +243,7 @@ def _as_rules(rules: Any) -> tuple[f.Rule, ...]:
             f"rules must be a text or a list of rules and formulas, got {type(rules).__name__}"
         )
     if not found:
-        raise RuleError("rules must hold at least one rule, got none")
+        raise RuleError("rules must be one or more, got none")
     return found
 
 

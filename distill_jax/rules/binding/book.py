@@ -185,7 +185,8 @@ def encode(book: Book, table: Any) -> np.ndarray:
     arithmetic are read here, on the host. Comparisons are exact: the table's values and the rules'
     constants are known here in full, and each value is placed in float32 on its own side of every
     constant (see ``docs/rules_language.md``). So a value may be a few units in the last place of
-    float32 away from its nearest float32 number, and columns are encoded for one book.
+    float32 away from its nearest float32 number, and columns are encoded for one book: nothing in
+    an array tells for which, so those of another book with as many columns give wrong results.
 
     Args:
       book: The rules; determines the columns.
@@ -223,7 +224,8 @@ def encode(book: Book, table: Any) -> np.ndarray:
         table = one_row(table)
     found = exact_columns(book.schema, table)
     _warn_of_rounded_columns(book, found)
-    texts = {name: read(table, name) for name, _ in book.info.patterns}
+    matched = dict.fromkeys(name for name, _ in book.info.patterns)
+    texts = {name: read(table, name) for name in matched}
     lengths = {name: len(own.missing) for name, own in {**texts, **found}.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of the table must have one length, got {lengths}")

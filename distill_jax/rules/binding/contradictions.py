@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from distill_jax import _checks
 from distill_jax._arguments import checked
 from distill_jax.rules.binding import _regions
 from distill_jax.rules.binding.book import Book
@@ -98,6 +99,7 @@ def conflicts(book: Book, *, most: int = 100) -> list[Conflict]:
       >>> found.example
       {'age': 61.0, 'smoker': False}
     """
+    most = _checks.count("most", most, least=0)
     hard = np.flatnonzero(np.asarray(book.hard))
     if not len(hard) or most < 1 or _always_possible(book):
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -17,12 +18,11 @@ from distill_jax.rules.binding._tables import (
     Cells,
     cells,
     column_names,
-    column_of,
+    columns_of,
     holds,
     nearest,
     number_of_rows,
     numbers,
-    read,
     text_of,
     times,
 )
@@ -151,13 +151,13 @@ class Schema:
 
     def column(self, name: str) -> Column:
         """The column named ``name``; a ``ValueError`` if there is none."""
-        for column in self.columns:
-            if column.name == name:
-                return column
-        raise ValueError(f"there is no column {name!r}; {nearest(name, self._names())}")
+        if name not in self._by_name:
+            raise ValueError(f"there is no column {name!r}; {nearest(name, list(self._by_name))}")
+        return self._by_name[name]
 
-    def _names(self) -> list[str]:
-        return [column.name for column in self.columns]
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
 
 
 @checked
@@ -207,7 +207,8 @@ def infer_schema(
             raise ValueError(f"kinds names {name!r}, which is not a column; {nearest(name, names)}")
         if kinds[name] not in KINDS:
             raise ValueError(f"kind of column {name!r} must be one of {KINDS}, got {kinds[name]!r}")
-    columns = tuple(_infer_column(name, column_of(table, name), kinds.get(name)) for name in names)
+    found = columns_of(table, names)
+    columns = tuple(_infer_column(name, x, kinds.get(name)) for name, x in found.items())
     return Schema(
         columns,
         _checked_names("classes", classes),
@@ -289,6 +290,11 @@ def encoded_array(schema: Schema, table: Any) -> np.ndarray:
             f"table must have shape [batch, {len(schema.encoded)}] for the columns "
             f"{list(schema.encoded)}, got {table.shape}"
         )
+    if table.dtype.kind not in "biufV":  # the last is bfloat16 and its like
+        raise TypeError(
+            f"table is an array of {table.dtype}: pass a dictionary of columns, or an array of "
+            "numbers and codes"
+        )
     if np.isinf(table).any():
         raise ValueError("table must be finite or NaN (missing), got inf")
     return table.astype(np.float32)
@@ -300,8 +306,7 @@ def exact_columns(schema: Schema, table: Any) -> dict[str, Cells]:
     Raises:
       ValueError: as ``encode_columns``.
     """
-    every = {column.name: read(table, column.name) for column in schema.columns
-             if column.kind != "text"}  # fmt: skip
+    every = {name: cells(name, x) for name, x in columns_of(table, schema.encoded).items()}
     lengths = {name: len(own.missing) for name, own in every.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of the table must have one length, got {lengths}")

@@ -63,6 +63,9 @@ def read_rules(
     suffix = _suffix(path)
     if suffix == ".tsv" and column is None:
         raise ValueError(f"column must name the text column for {path.name}, got None")
+    for name, value, own in (("names", names, ".cnf"), ("column", column, ".tsv")):
+        if value is not None and suffix != own:
+            raise ValueError(f"{name} is for {own} files, got it for {path.name}: leave it out")
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if suffix in _PLAIN:
@@ -276,6 +279,8 @@ def _in_cell(where: str, text: str) -> tuple[f.Rule, ...]:
 
 def _csv_rows(text: str) -> Iterable[tuple[str, int, Any]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    # A rule may be longer than the 131,072 characters that Python's reader takes by default.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     header: list[str] | None = None
     try:
         for cells in reader:
@@ -299,7 +304,7 @@ def _csv_rows(text: str) -> Iterable[tuple[str, int, Any]]:
 
 def _json_rows(text: str) -> Iterable[tuple[str, int, Any]]:
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise RuleError(f"{where}: not valid JSON: {error.msg}") from None
@@ -308,6 +313,16 @@ def _json_rows(text: str) -> Iterable[tuple[str, int, Any]]:
     if not isinstance(rows, list):
         raise RuleError(f"expected a list of objects with {', '.join(COLUMNS)}")
     return [(f"row {i}", i, row) for i, row in enumerate(rows, 1)]
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, none of whose names is there twice: one of them would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RuleError(f"an object has {_shown(twice)} twice")
+    return found
 
 
 # Lines of regular expression, label, example

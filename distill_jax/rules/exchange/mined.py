@@ -13,6 +13,7 @@ import numpy as np
 
 from distill_jax._arguments import checked
 from distill_jax.rules.language import formulas as f
+from distill_jax.rules.language._tokens import underflows
 from distill_jax.rules.language.building import Built, formula
 from distill_jax.rules.language.errors import RuleError, shortened
 from distill_jax.rules.language.parsing import parse_formula
@@ -297,6 +298,8 @@ class _Names:
     """Names of columns, the longest of which is looked for first."""
 
     def __init__(self, names: Sequence[str]):
+        if not len(names):
+            raise ValueError("feature_names must be one name or more, got none")
         self.names = dict.fromkeys(map(str, names))
         self.lengths = sorted({len(name) for name in self.names}, reverse=True)
 
@@ -349,11 +352,19 @@ def _comparison(text: str, name: str, end: int) -> tuple[f.Formula, int] | None:
     test = _TEST.match(text, end) if name else None
     if test is None or not _NUMBER.fullmatch(test[2]) or not re.search("[0-9]", test[2]):
         return None
-    joined, value = _JOIN.match(text, test.end()), float(test[2])
-    if not math.isfinite(value) or not (joined or test.end() == len(text)):
+    joined, value = _JOIN.match(text, test.end()), _value(test[2])
+    if value is None or not (joined or test.end() == len(text)):
         return None
     comparison = f.Compare((f.Name(name), f.Number(value)), (test[1],))
     return comparison, joined.end() if joined else len(text)
+
+
+def _value(text: str) -> int | float | None:
+    """A number as rules read it, integers exactly; None if double precision cannot hold it."""
+    found = float(text)
+    if not math.isfinite(found) or underflows(text):
+        return None
+    return int(text) if text.lstrip("+-").isdecimal() else found
 
 
 def _unknown(text: str, start: int) -> Iterator[tuple[str, int]]:

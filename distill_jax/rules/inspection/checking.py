@@ -78,7 +78,9 @@ class Check:
       rows: One mapping per rule. A value is None if it is undefined: without labels, without
         logits, or if the rule never fires.
 
-        - ``rule``, ``text``, ``strength``: its name or formula, its text, its log-odds or "hard";
+        - ``rule``, ``text``, ``strength``: its name or formula, its text, its log-odds or "hard". A
+          name is given as it is: one of a stranger may hold control characters, which ``text`` and
+          the tables of ``report`` escape;
         - ``fires``, ``coverage``: on how many rows it fires, and on which share;
         - ``silent``: rows where it would fire for some value in place of a missing one;
         - ``precision``, ``lift``, ``always_holds``: how well it agrees with the labels;
@@ -140,7 +142,9 @@ def check(
     columns = _columns(book, table)
     rows, rules = len(columns), len(book)
     data: dict[str, Any] = {"columns": columns}
-    if book.schema.views or logits is not None:
+    if where is not None and labels is None:
+        raise ValueError("where says which labels are known: give labels too, or leave where out")
+    if book.schema.views or logits is not None or views is not None:
         _inputs.check_views(book, views)
         given = np.zeros((rows, len(book.schema.classes)), np.float32) if logits is None else logits
         _checks.shape((rows, len(book.schema.classes)), logits=given)

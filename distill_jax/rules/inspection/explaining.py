@@ -104,7 +104,7 @@ def explain(
     z, columns, view_logits = _inputs.prepared(
         book, jnp.asarray(logits)[None], columns, batched, name="logits"
     )
-    strengths = np.asarray(book.strengths if strengths is None else strengths, np.float64)
+    strengths = _checks.numbers("strengths", book.strengths if strengths is None else strengths)
     _checks.shape((len(book),), strengths=strengths)
     _checks.finite(strengths=strengths)
     hard = np.asarray(book.hard)
@@ -138,9 +138,21 @@ def _row(book: Book, example: Any) -> np.ndarray:
     """Encoded columns of one example, ``[1, columns]``."""
     if is_array(example):
         columns = np.asarray(unmasked(example))
+        if columns.ndim > 2:
+            raise ValueError(
+                f"example must be encoded columns, [columns] or [1, columns], got {columns.shape}"
+            )
         columns = encoded_rows(book, columns[None] if columns.ndim == 1 else columns)
     else:
-        columns = encode(book, one_row(example))
+        try:
+            columns = encode(book, one_row(example))
+        except TypeError as error:
+            if "table must be" not in str(error):
+                raise
+            raise TypeError(
+                "example must be a mapping from columns to values, a row of a data frame, a table "
+                f"of one row or encoded columns, got {type(example).__name__}"
+            ) from error
     if len(columns) != 1:
         raise ValueError(f"example must be one row, got {len(columns)}")
     return columns
@@ -169,7 +181,8 @@ def _of_classes(
         if np.isposinf(kept).any():
             kept = np.where(np.isposinf(kept), 0.0, -np.inf)
         scores = kept - violated @ np.where(use, strengths, 0.0)
-        odds = np.exp(scores - scores.max())
+        with np.errstate(invalid="ignore"):  # NaN where the model's own logits are no distribution
+            odds = np.exp(scores - scores.max())
         return odds / odds.sum()
 
     everything = np.ones(len(book), bool)

@@ -174,6 +174,8 @@ class Parser:
         advice = ""
         if token.kind in _BOOLEANS:
             advice = ": use a boolean column directly, as in smoker or not smoker"
+            if token.value in ("false", "False"):
+                advice += "; what never holds is written not (a and b)"
         elif token.kind == "not":
             advice = ": put parentheses around not and its operand"
         elif token.kind == "+":

@@ -107,6 +107,8 @@ def as_nanoseconds(values: np.ndarray) -> np.ndarray:
             raise ValueError("months and years have no fixed length: convert them to days")
         values, unit, count = values.astype("M8[D]"), "D", 1
     whole = values.astype(np.int64)
+    if unit == "generic" and whole.any():
+        raise ValueError("these have no unit: give them one, as in astype('m8[s]')")
     if unit in _FINER:
         finer = whole.astype(object) * count
         if any(x % _FINER[unit] for x in finer):

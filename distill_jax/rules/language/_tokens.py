@@ -186,7 +186,15 @@ def _number(text: str, match: re.Match[str]) -> Token:
         )
     if not math.isfinite(float(match[0])):
         raise error_at("this number is too large: numbers must be finite", text, 1, start)
+    if underflows(match[0]):
+        raise error_at("this number is too small: it would become 0", text, 1, start)
     return Token("number", match[0], start, end)
+
+
+def underflows(number: str) -> bool:
+    """Whether the text of a number other than 0 is below double precision."""
+    mantissa = number.lower().partition("e")[0]
+    return float(number) == 0 and mantissa.strip("+-.0") != ""
 
 
 def _quoted(text: str, start: int, raw: bool) -> Token:

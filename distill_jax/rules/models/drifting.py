@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from distill_jax._arguments import checked
+from distill_jax.models.functions import from_function
+from distill_jax.rules.binding.book import Book
 from distill_jax.types import Model, Params
 
 
@@ -56,6 +58,16 @@ class RuleModel(Model):
 
     exact_inputs: bool = True
     layout: Layout = dataclasses.field(default=Layout({}, ()), compare=False)
+
+
+def rule_model(
+    init: Callable[..., Any], apply: Callable[..., Any], book: Book, layout: Layout
+) -> RuleModel:
+    """A model of a book's classes from two functions, as ``from_function`` takes them."""
+    model = from_function(init, apply, classes=book.classes, outputs=book.outputs, missing=True)
+    return RuleModel(
+        model.init, model.apply, book.classes, missing=True, outputs=book.outputs, layout=layout
+    )
 
 
 @checked

@@ -31,7 +31,6 @@ from jaxtyping import Array
 
 from distill_jax import _checks
 from distill_jax._arguments import checked
-from distill_jax.models.functions import from_function
 from distill_jax.rules.binding.binding import bind
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.binding.schema import Schema, nearest
@@ -39,7 +38,7 @@ from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error
 from distill_jax.rules.logic._inputs import encoded_columns
 from distill_jax.rules.models import _features
-from distill_jax.rules.models.drifting import Layout, RuleModel, Unit
+from distill_jax.rules.models.drifting import Layout, RuleModel, Unit, rule_model
 
 
 @checked
@@ -132,15 +131,7 @@ def to_network(
         ]
         return jnp.stack(logits, axis=1)
 
-    model = from_function(init, apply, classes=schema.classes, outputs=book.outputs, missing=True)
-    return RuleModel(
-        model.init,
-        model.apply,
-        schema.classes,
-        missing=True,
-        outputs=book.outputs,
-        layout=graph.layout(levels),
-    )
+    return rule_model(init, apply, book, graph.layout(levels))
 
 
 def bound(theory: Any, schema: Schema | None, who: str) -> Book:
@@ -155,7 +146,10 @@ def bound(theory: Any, schema: Schema | None, who: str) -> Book:
             raise ValueError(f"{who} uses the schema of its book: leave schema out")
         return theory
     if schema is None:
-        raise TypeError(f"{who} needs a schema, unless it is given a book")
+        kind = "a text" if isinstance(theory, str) else f"a {type(theory).__name__}"
+        raise TypeError(
+            f"{who} needs a schema, unless its rules are a book: got {kind} without one"
+        )
     return bind(theory, schema)
 
 

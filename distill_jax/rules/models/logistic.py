@@ -17,7 +17,6 @@ from jaxtyping import Array
 
 from distill_jax import _checks
 from distill_jax._arguments import checked
-from distill_jax.models.functions import from_function
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.binding.schema import Schema
 from distill_jax.rules.language import formulas as f
@@ -25,7 +24,7 @@ from distill_jax.rules.language._messages import rule_error
 from distill_jax.rules.logic import evaluation
 from distill_jax.rules.logic._inputs import encoded_columns
 from distill_jax.rules.models import _features
-from distill_jax.rules.models.drifting import Layout, RuleModel, Unit
+from distill_jax.rules.models.drifting import Layout, RuleModel, Unit, rule_model
 from distill_jax.rules.models.kbann import bound
 
 Kind = Literal["columns", "atoms", "bodies"]
@@ -140,16 +139,8 @@ def to_logistic_regression(
         layer = params["linear"]
         return x @ layer["kernel"] + layer["bias"][None, :]
 
-    model = from_function(init, apply, classes=schema.classes, outputs=book.outputs, missing=True)
     layout = Layout({"linear": sources}, _units(book, bodies, atoms, clauses, first, one))
-    return RuleModel(
-        model.init,
-        model.apply,
-        schema.classes,
-        missing=True,
-        outputs=book.outputs,
-        layout=layout,
-    )
+    return rule_model(init, apply, book, layout)
 
 
 class _Body(NamedTuple):

@@ -71,11 +71,14 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         _check_folder(self.folder)
+        if not (self.best is None or isinstance(self.best, str)):
+            raise TypeError(f"best must be the name of a metric, got {self.best!r}")
+        if not isinstance(self.asynchronous, bool):
+            raise TypeError(f"asynchronous must be True or False, got {self.asynchronous!r}")
         for name in ("every", "keep", "keep_best"):
             object.__setattr__(self, name, _checks.count(name, getattr(self, name)))
         for name, allowed in (("better", ("higher", "lower")), ("on_failure", ("raise", "warn"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+            _checks.choice(allowed, **{name: getattr(self, name)})
 
     @contextlib.contextmanager
     def open(self, configuration: Mapping[str, Any]) -> Iterator[Saver]:

@@ -328,6 +328,7 @@ def fsdp(
       shard_by_size(axis='data', least=65536)
     """
     devices = jax.devices() if devices is None else list(devices)
+    least = _checks.count("least", least, least=0)
     if shards is None:
         return Layout(_mesh(devices, data=len(devices)), params=shard_by_size("data", least))
     if len(devices) % _checks.count("shards", shards):
@@ -338,6 +339,11 @@ def fsdp(
 
 def _mesh(devices: Sequence[Any], **axes: int) -> Mesh:
     """Devices in an order in which neighbours are linked."""
+    if not devices or not all(isinstance(device, jax.Device) for device in devices):
+        kinds = sorted({type(device).__name__ for device in devices})
+        raise TypeError(
+            f"devices must be one device or more, such as jax.devices(), got {kinds or 'none'}"
+        )
     kinds = (AxisType.Auto,) * len(axes)
     return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=kinds, devices=devices)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from jax.sharding import PartitionSpec
 
+from distill_jax import _checks
 from distill_jax._arguments import checked
 
 Rule = Callable[[str, tuple[int, ...], Mapping[str, int]], PartitionSpec]
@@ -59,6 +60,11 @@ class shard_by_size:  # noqa: N801 (used as a function)
     axis: Axes
     least: int = 2**16
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.axis, str):
+            object.__setattr__(self, "axis", _checks.names("axis", self.axis))
+        object.__setattr__(self, "least", _checks.count("least", self.least, least=0))
+
     @property
     def axes(self) -> frozenset[str]:
         return frozenset(axis_names(self.axis))
@@ -97,6 +103,11 @@ class shard_by_name:  # noqa: N801 (used as a function)
     otherwise: Rule
 
     def __init__(self, specs: Mapping[str, PartitionSpec], otherwise: Rule = replicate):
+        if not isinstance(specs, Mapping):
+            raise TypeError(
+                f"specs must be a dictionary of PartitionSpecs by pattern, got "
+                f"{type(specs).__name__}: write {{'kernel': PartitionSpec(None, 'model')}}"
+            )
         for pattern, spec in specs.items():
             if not isinstance(spec, PartitionSpec):
                 raise TypeError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 
 from distill_jax import _batches, _checks, _programs
 from distill_jax.objectives import Objective, Term
@@ -34,8 +35,9 @@ def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, A
     )
     for name, value, kind, advice in kinds:
         if not isinstance(value, kind):
+            article = "an" if kind is Objective else "a"
             raise TypeError(
-                f"{name} must be a {kind.__name__}, got {type(value).__name__}: {advice}"
+                f"{name} must be {article} {kind.__name__}, got {type(value).__name__}: {advice}"
             )
     if "inputs" not in batch:
         raise ValueError(f"the data must have a column 'inputs', got {sorted(batch)}")
@@ -157,7 +159,14 @@ def check_initial(initial: TrainState, expected: TrainState) -> None:
 @functools.partial(jax.jit, static_argnums=0)
 def _untrained(model: Model, inputs: Any) -> Any:
     """Logits of a student before training, in evaluation mode."""
-    return model.predict(*model.init(jax.random.key(0), inputs), inputs).logits
+    params, state = model.init(jax.random.key(0), inputs)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} of the model must be floating point to be "
+                f"trained, got {leaf.dtype}: what does not train belongs in its state"
+            )
+    return model.predict(params, state, inputs).logits
 
 
 @jax.jit

@@ -280,6 +280,8 @@ def replicated(tree: PyTree, devices: Sequence[Any]) -> PyTree:
 
 def free_memory(devices: Sequence[Any]) -> int:
     """Half of the free bytes of each device, or of its share of the machine's memory."""
+    if not all(isinstance(device, jax.Device) for device in devices):
+        raise TypeError("devices must be devices of JAX, such as jax.devices()[:1]")
     stats = [device.memory_stats() for device in devices]
     if all(s and "bytes_limit" in s for s in stats):
         free = min(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from distill_jax import _checks
 from distill_jax._arguments import checked
 from distill_jax._statistics import mean_std
 
@@ -86,8 +87,7 @@ def best(rows: Sequence[Mapping[str, Any]], *, by: str, better: Literal["higher"
       >>> best(rows, by="loss", better="lower")["rate"]
       0.5
     """
-    if better not in ("higher", "lower"):
-        raise ValueError(f"better must be 'higher' or 'lower', got {better!r}")
+    _checks.choice(("higher", "lower"), better=better)
     if re.search(r"^test|(?<![a-z])test(?![a-z])", by.lower()):
         raise ValueError(
             f"by={by!r} is a metric of test data: choose by one of validation data, and report the "
@@ -99,7 +99,10 @@ def best(rows: Sequence[Mapping[str, Any]], *, by: str, better: Literal["higher"
     if any("seed" in row for row in rows):
         rows = summary(rows)
     if lacking := [row for row in rows if by not in row]:
-        raise ValueError(f"rows must have the metric {by!r} as a number, got {sorted(lacking[0])}")
+        raise ValueError(
+            f"by must be a metric that all rows have as a number, got {by!r}: a row has "
+            f"{sorted(lacking[0])}"
+        )
     means = [row[by]["mean"] if isinstance(row[by], Mapping) else row[by] for row in rows]
     finite = [i for i, mean in enumerate(means) if math.isfinite(mean)]
     if not finite:

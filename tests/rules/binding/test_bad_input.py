@@ -261,3 +261,10 @@ def test_constants_beyond_float32_are_refused_in_soft_arithmetic(text, message):
     with pytest.raises(RuleError, match=message):
         bind(f"{text} => yes", schema, widths=widths)
     bind("x < 1e308 => yes\nx + 1e308 > 0 => yes", schema)  # the host computes in float64
+
+
+@pytest.mark.parametrize("table", [[["1", "u"]], [[1, None]]])
+def test_arrays_of_anything_but_numbers_are_refused(table) -> None:
+    schema = Schema((Column("x"), Column("y")), ("a", "b"))
+    with pytest.raises(TypeError, match="pass a dictionary of columns"):
+        encode(bind("x > 1 => a", schema), np.array(table))

@@ -19,6 +19,7 @@ from distill_jax.rules import (
     bind,
     conflicts,
     encode,
+    fires,
     forbidden,
 )
 from tests.rules.reference import holds
@@ -276,3 +277,33 @@ def test_an_example_is_a_row_that_encode_takes(text):
     (found,) = conflicts(book)
     for row in (found.example, {name: [x] for name, x in found.example.items()}):
         assert np.asarray(forbidden(book, encode(book, row))).tolist() == [[True, True]]
+
+
+TIMES = Schema((Column("x"), Column("d", "datetime"), Column("e", "datetime")), ("no", "yes"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[hard] d < date '2024-01-31' and days(e - d) > 3 => no\n[hard] days(e - d) > 3 => yes",
+        "[hard] d > date '1970-01-01' => no\n[hard] d < e and d != date '1970-01-02' => yes",
+        "[hard] d > date '1970-01-01' => no\n[hard] d < e and d > date '1969-12-31' => yes",
+        "[hard] d < date '1970-01-01' => no\n[hard] d > e => yes",
+        "[hard] x >= 3.4028234663852886e38 => no\n[hard] x != 3.5e38 and x > 0 => yes",
+    ],
+)
+def test_an_example_with_times_or_the_largest_numbers_can_be_encoded(text):
+    book = bind(text, TIMES, conflicts="ignore")
+    (found,) = conflicts(book)
+    assert np.asarray(forbidden(book, encode(book, found.example))).tolist() == [[True, True]]
+
+
+@pytest.mark.parametrize(
+    "condition", ["x > 3.5e38", "x < -3.5e38", "x == 1e39", "x >= 10.0 * 1e38"]
+)
+def test_no_conflict_beyond_the_numbers_that_a_column_can_hold(condition):
+    with pytest.warns(RuleWarning, match="1 of 2 rules can never be violated"):
+        book = bind(f"[hard] {condition} => no\n[hard] x < 1e300 => yes", TIMES)
+    fired = np.asarray(fires(book, encode(book, {"x": [-3.4e38, 3.4028234663852886e38, None],
+        "d": [None] * 3, "e": [None] * 3})))  # fmt: skip
+    assert fired.T.tolist() == [[False, False, False], [True, True, False]]

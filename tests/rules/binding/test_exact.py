@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import operator
+import warnings
 from fractions import Fraction
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from distill_jax.rules import (
     Column,
     RuleError,
+    RuleWarning,
     Schema,
     bind,
     check,
@@ -174,7 +176,9 @@ def test_a_book_compares_as_python_does() -> None:
         rules = [f.Compare((f.Name(x), f.Number(t)), (op,)) for x, op, t in conditions]
         rules += [f.Compare((f.Name("n"), f.Name("x")), (op,)) for op in OPERATORS]
         ill = f.Name("ill")
-        book = bind([f.Rule(f.Implies(rule, ill)) for rule in rules], schema)
+        with warnings.catch_warnings():  # no column holds numbers beyond float32
+            warnings.simplefilter("ignore", RuleWarning)
+            book = bind([f.Rule(f.Implies(rule, ill)) for rule in rules], schema)
         values = {"n": whole, "x": real}
         want = [[OPERATORS[op](v, t) for v in values[x]] for x, op, t in conditions]
         want += [[OPERATORS[op](a, b) for a, b in zip(whole, real, strict=True)]
@@ -184,6 +188,28 @@ def test_a_book_compares_as_python_does() -> None:
 
     schema = Schema((Column("n"), Column("x")), CLASSES)
     law()
+
+
+def test_one_row_whose_code_was_rounded_before_gives_a_warning() -> None:
+    frame = pd.DataFrame({"x": [123456789012345679], "y": [0.5]})
+    with pytest.warns(UserWarning, match=r"'x' is float64, which cannot hold \[1234567890123456"):
+        fired("x == 123456789012345679", x=frame.iloc[0].to_numpy()[:1])
+
+
+def test_half_precision_beside_constants_beyond_its_range() -> None:
+    half = np.array([0.1, 65504, -65504], np.float16)
+    assert fired("x < 123456789012345679 and x > -123456789012345679", x=half) == [True] * 3
+
+
+def test_what_holds_in_a_row_does_not_depend_on_other_rows() -> None:
+    assert fired("x / 10 == 0.3", x=[3]) == [True]
+    assert fired("x / 10 == 0.3", x=[3, 2**53 + 1]) == [True, False]
+    assert fired("x / 10 == 0.3", x=[3, Fraction(1, 3), 0.5]) == [True, False, False]
+    half = np.array([0.1, 300], np.float16)  # whose square is beyond float16
+    assert fired("x * x < 0.0099952 and x * x > 0.009995", x=half)[0]
+    assert fired("x * x < 0.0099952 and x * x > 0.009995", x=half[:1])[0]
+    with pytest.raises(ValueError, match="beyond double precision in row 1"):
+        fired("x * 1e300 * y > 1", x=[2**60 + 1, 3], y=[1.0, 1e30])
 
 
 def test_arithmetic_is_exact_over_integers_and_float64_otherwise() -> None:

@@ -328,3 +328,75 @@ def test_columns_named_like_attributes_are_columns() -> None:
     assert check(book, frame).rows[0]["fires"] == 1
     for row in (frame, frame.iloc[0], frame.iloc[0].to_dict()):
         assert explain(book, row, jnp.zeros(2)).rows
+
+
+def test_a_time_or_decimal_has_one_text_whatever_holds_it():
+    noon = datetime.datetime(2024, 1, 31, 12, tzinfo=datetime.UTC)
+    days = [np.datetime64("2024-01-31", unit) for unit in ("D", "s", "us", "ns")]
+    days += [pd.Timestamp("2024-01-31"), datetime.date(2024, 1, 31)]
+    assert {text_of("x", day) for day in days} == {"2024-01-31"}
+    zoned = pd.Timestamp(noon).tz_convert("America/New_York")
+    assert {text_of("x", x) for x in (noon, zoned)} == {"2024-01-31T12:00:00Z"}
+    assert [text_of("x", x) for x in (Decimal("2.50"), 2.5, Decimal("1E+2"))] == [
+        "2.5",
+        "2.5",
+        "100",
+    ]
+
+
+def test_rows_and_tables_that_were_misread():
+    book = bind("x > 5 => a", Schema((Column("x"),), ("a", "b")))
+    masked = np.ma.array([(7.0,)], mask=[(True,)], dtype=[("x", "f8")])[0]
+    (row,) = explain(book, masked, np.zeros(2, np.float32)).rows
+    assert row["silent"]
+    wide = [np.longdouble(5), np.nextafter(np.longdouble(5), np.longdouble(6))]
+    assert np.asarray(fires(book, encode(book, {"x": wide})))[:, 0].tolist() == [False, True]
+
+    class Lazy:
+        columns = property(lambda self: ["x"])
+
+        def collect(self):
+            raise AssertionError
+
+    with pytest.raises(TypeError, match=r"table is a lazy Lazy: pass table.collect\(\)"):
+        encode(book, Lazy())
+    with pytest.raises(ValueError, match=r"column 'x': these have no unit"):
+        infer_schema({"x": np.array([1, 2], "m8")}, ["a", "b"])
+
+
+def test_columns_that_their_library_cannot_filter():
+    class View:  # as Arrow's strings in views
+        def __len__(self):
+            return 3
+
+        def is_null(self):
+            return [False, True, False]
+
+        def drop_null(self):
+            raise NotImplementedError("no kernel")
+
+        def to_pylist(self):
+            return ["u", None, "v"]
+
+    assert infer_schema({"x": View()}, ["a", "b"]).columns[0].categories == ("u", "v")
+
+
+def test_a_table_lists_its_columns_a_few_times_and_reads_each_once():
+    class Table:
+        listed, read = 0, 0
+
+        @property
+        def columns(self):
+            Table.listed += 1
+            return [*(f"c{i}" for i in range(50)), "t"]
+
+        def __getitem__(self, name):
+            Table.read += 1
+            return ["u", "v"] if name == "t" else [1.0, 2.0]
+
+    schema = infer_schema(Table(), ["a", "b"], kinds={"t": "text"})
+    rules = "\n".join(f"t matches 'u{i}' => a" for i in range(20)) + "\nc3 > 1 => a"
+    book, before = bind(rules, schema), Table.read
+    encode(book, Table())
+    assert Table.listed < 10
+    assert (before, Table.read - before) == (51, 51)

@@ -257,3 +257,13 @@ def test_missing_cells_of_pandas() -> None:
         assert from_table([row]) == parse("a => b")
     with pytest.raises(RuleError, match="row 1: no rule"):
         from_table([{"rule": pandas.NA}])
+
+
+def test_a_long_rule_in_csv_and_a_name_twice_in_json(tmp_path):
+    rules = parse("x in [" + ", ".join(map(str, range(30_000))) + "] => a")
+    write_rules(rules, tmp_path / "long.csv")
+    assert read_rules(tmp_path / "long.csv")[0].formula == rules[0].formula
+    path = tmp_path / "twice.json"
+    path.write_text('[{"rule": "x => a", "rule": "y => a"}]')
+    with pytest.raises(RuleError, match="an object has 'rule' twice"):
+        read_rules(path)

@@ -229,3 +229,10 @@ def test_wrong_options(library_errors: None) -> None:
         from_rule_strings(["a > 3"], "y", p=[0.1, 0.2])
     with pytest.raises(TypeError, match="a formula was expected"):
         from_rule_strings(["a > 3"], col("x") + 1)
+
+
+def test_numbers_are_read_as_rules_read_them():
+    (rule,) = from_rule_strings(["x y > 123456789012345679"], "yes", feature_names=["x y"])
+    assert str(rule) == "`x y` > 123456789012345679 => yes"
+    with pytest.raises(RuleError, match=r"expected comparisons of x y with numbers"):
+        from_rule_strings(["x y > 1e-400"], "yes", feature_names=["x y"])

@@ -497,3 +497,12 @@ def test_the_source_of_rules_calls_nothing_that_runs_texts(name: str) -> None:
                 {node.module} if isinstance(node, ast.ImportFrom) else {x.name for x in node.names}
             )
             assert not names & {"importlib", "runpy", "code", "pickle", "subprocess"}, node.lineno
+
+
+def test_a_number_that_would_become_0_and_what_never_holds() -> None:
+    with pytest.raises(RuleError, match="line 1, column 5: this number is too small"):
+        parse("p < 1e-400 => a")
+    assert str(parse("p < 0.0e-400 => a")[0]) == "p < 0 => a"
+    assert str(parse("p < 1e-320 => a")[0]) == "p < 1e-320 => a"
+    with pytest.raises(RuleError, match=r"what never holds is written not \(a and b\)"):
+        parse("a and b => false")
