@@ -129,8 +129,9 @@ def entries(made: Any, logits: Logits, inputs: Any) -> Any:
     found: Any = None
     if isinstance(logits, str):
         own = logits
-        known = logits in made if isinstance(made, Mapping) else hasattr(made, logits)
-        found = None if not known else _entry(made, logits)
+        by_key = isinstance(made, Mapping) and logits in made
+        known = by_key or hasattr(made, logits)
+        found = made[logits] if by_key else getattr(made, logits, None)
     elif isinstance(logits, int):
         listed = isinstance(made, tuple | list)
         known = listed and -len(made) <= logits < len(made)
@@ -150,10 +151,6 @@ def entries(made: Any, logits: Logits, inputs: Any) -> Any:
         if name.split("/")[0] != own and isinstance(x, jax.Array) and x.shape[:1] == batch
     }
     return Outputs(found, features)
-
-
-def _entry(made: Any, name: str) -> Any:
-    return made[name] if isinstance(made, Mapping) else getattr(made, name)
 
 
 def _names(made: Any) -> list[str]:

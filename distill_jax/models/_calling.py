@@ -57,7 +57,9 @@ def arguments(call: Callable[..., Any], inputs: Any, reserved: Collection[str]) 
         several = len(_needed(positional)) > 1
         if several or (not positional and any(p.kind is p.VAR_POSITIONAL for p in found)):
             return _in_order(inputs, positional, found)
-        _check_one(free, f"a tuple of {len(inputs)} could be these, or the first of them alone")
+        _check_one(
+            positional, f"a tuple of {len(inputs)} could be these, or the first of them alone"
+        )
     first = tuple(p.name for p in _positional(found)[:1])
     return Arguments((inputs,), {}, first)
 

@@ -120,7 +120,7 @@ class Term:
             _check_axes(f"sample_weight of term {self.name!r}", weights, "its mask", kept)
             kept, weights = jnp.broadcast_arrays(*_with_axes(jnp.asarray(kept), weights))
             weights = jnp.where(kept, weights, 0.0)
-        return weights.sum(dtype=jnp.float32)
+        return weights.sum()
 
     def entries(self, rows: tuple[int, ...], batch: Batch) -> int:
         """For how many of the loss's rows, of this shape, one that is counted stands."""

@@ -86,7 +86,7 @@ def test_a_dictionary_is_passed_by_name_and_a_tuple_in_order():
 
 def test_a_module_of_one_argument_is_given_the_whole():
     class One(nn.Module):
-        def __call__(self, batch, scale=2.0, train=False):
+        def __call__(self, batch, scale=2.0, *, bias=None, train=False):
             return scale * sum(jax.tree.leaves(batch))
 
     class OneNnx(nnx.Module):
@@ -95,8 +95,9 @@ def test_a_module_of_one_argument_is_given_the_whole():
 
     x = jnp.ones((3, 2))
     for model in (from_linen(One()), from_nnx(OneNnx())):
-        for inputs in (x, {"a": x}, {"batch": x}, (x,), {"batch": {"a": x}}):
+        for inputs in (x, {"batch": x}, (x,), {"batch": {"a": x}}):
             assert (model.predict({}, {}, inputs).logits == 2).all()
+    assert (from_nnx(OneNnx()).predict({}, {}, {"a": x}).logits == 2).all()
     assert (from_linen(One()).predict({}, {}, {"batch": x, "scale": 3.0}).logits == 3).all()
 
 
@@ -110,6 +111,9 @@ def test_open_parameters():
             return inputs[0] - inputs[1]
 
     x = jnp.ones((3, 2))
+    chained = from_nnx(nnx.Sequential(lambda a, b: (a, b), lambda a, b: a - b))
+    for inputs in ({"b": x, "a": 3 * x}, (3 * x, x)):  # as Sequential passes on what a layer made
+        assert (chained.predict({}, {}, inputs).logits == 2).all()
     assert (from_linen(Named()).predict({}, {}, {"b": x, "a": 3 * x}).logits == 2).all()
     assert (from_linen(Listed()).predict({}, {}, (3 * x, x)).logits == 2).all()
 
