@@ -388,7 +388,7 @@ def _dtype(x: Any) -> Any:
     try:
         return jnp.result_type(x)
     except TypeError:  # no dtype of JAX
-        return x.dtype
+        return np.asarray(x).dtype
 
 
 def _as_integers(name: str, x: Any, dtype: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -176,3 +177,15 @@ def test_a_mask_is_not_dropped() -> None:
     labels = np.ma.array([0, 7], mask=[False, True])
     with pytest.raises(ValueError, match="labels has 1 masked entries.*where="):
         losses.cross_entropy(jnp.zeros((2, 2)), labels)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32])
+def test_labels_of_any_width_under_strict_promotion(dtype: Any) -> None:
+    logits, labels = jnp.zeros((2, 2), jnp.bfloat16), jnp.array([[1, 0], [0, 1]], dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        many = losses.binary_cross_entropy(logits, labels)
+        level = losses.ordinal_cross_entropy(logits, labels[0].astype(jnp.uint8))
+        one = losses.cross_entropy(logits, labels[0].astype(jnp.uint8))
+    np.testing.assert_allclose(many, 2 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(level, 2 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(one, np.log(2), rtol=1e-6)

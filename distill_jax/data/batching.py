@@ -246,7 +246,7 @@ def check_named(data: Any, who: str = "data") -> None:
             "x = frame[names].to_numpy(np.float32) and y = frame[name].to_numpy(), or, for rules, "
             "x = rules.encode(book, frame)"
         )
-    if hasattr(data, "shape"):
+    if isinstance(data, np.ndarray | jax.Array):
         raise TypeError(
             f"{who} must be arrays by name, got one array of shape {data.shape}: write {named}"
         )

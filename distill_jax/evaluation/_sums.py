@@ -33,7 +33,7 @@ def rows_that_count(batch: Batch, shape: tuple[int, ...]) -> tuple[Array, Array]
     _checks.boolean(where=where)
     where = _over_rows(shape, "where", where)
     weights = jnp.asarray(batch.get("weights", 1.0))
-    weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
+    weights = weights.astype(_checks.wide_dtype(weights))
     if weights.ndim:
         weights = _over_rows(shape, "weights", weights)
     return where, jnp.where(where, weights, 0.0)
@@ -88,7 +88,8 @@ def answer_sums(outputs: Outputs, batch: Batch, where: Array, weights: Array) ->
     known = jnp.asarray(batch.get("known", jnp.ones(logits.shape, bool)))
     nll = binary_cross_entropy(logits, labels, known, where=where)
     known &= where[..., None]
-    truth, valid = (labels == 1) & known, ~jnp.isnan(logits)
+    holds = labels if labels.dtype == jnp.bool_ else labels == 1
+    truth, valid = holds & known, ~jnp.isnan(logits)
     yes = valid & (logits > 0) & known
     right = known & valid & (yes == truth)
     axes = tuple(range(logits.ndim - 1))

@@ -3,17 +3,19 @@
 from distill_jax.losses.divergences import (
     alpha_beta,
     forward_kl,
-    jensen_shannon,
     renyi,
     reverse_kl,
-    scaled_jensen_shannon,
-    skew_kl,
-    skew_reverse_kl,
     soft_targets,
     soft_targets_multilabel,
     squared_error,
     symmetric_kl,
     total_variation,
+)
+from distill_jax.losses.mixtures import (
+    jensen_shannon,
+    scaled_jensen_shannon,
+    skew_kl,
+    skew_reverse_kl,
 )
 from distill_jax.losses.responses import (
     absolute_error,

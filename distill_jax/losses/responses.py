@@ -187,7 +187,9 @@ def binary_cross_entropy(
     if known is not None:
         kept = jnp.asarray(known) if kept is None else kept & known
     _check_labels(2, labels, kept)
-    labels = jnp.asarray(labels) if kept is None else jnp.where(kept, labels, 0)
+    labels = _whole(labels)
+    if kept is not None:
+        labels = jnp.where(kept, labels, 0)
     logits = _wide(student_logits)
     if kept is not None:
         logits = jnp.where(kept, logits, 0.0)
@@ -247,9 +249,9 @@ def ordinal_cross_entropy(
     levels = student_logits.shape[-1]
     kept = _kept(student_logits.shape[:-1], where)
     _check_labels(levels + 1, labels, kept)
+    labels = _whole(labels)
     if kept is not None:
         labels = jnp.where(kept, labels, 0)
-    labels = jnp.asarray(labels).astype(jnp.promote_types(jnp.result_type(labels), jnp.int32))
     logits = _wide(student_logits)
     if kept is not None:
         logits = jnp.where(kept[..., None], logits, 0.0)
@@ -410,5 +412,10 @@ def _kept(shape: tuple[int, ...], where: Array | None) -> Array | None:
     return jnp.asarray(where)
 
 
+def _whole(labels: Array) -> Array:
+    """Labels as int32 or wider, for strict dtype promotion too."""
+    return jnp.asarray(labels).astype(_checks.wide_dtype(labels, least=jnp.int32))
+
+
 def _wide(x: Array) -> Array:
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+    return jnp.asarray(x, _checks.wide_dtype(x))

@@ -221,6 +221,22 @@ def test_a_student_that_starts_as_its_teacher_stays():
     np.testing.assert_array_equal(student, teacher)
 
 
+def test_gradients_keep_their_digits_where_one_improbable_class_alone_differs():
+    """Also if it differs by so much that the difference of its exponentials would do otherwise."""
+    _, teacher = laws.data(laws.LOSSES[0], shape=(120, 10))
+    teacher[:, 3] -= 12.0
+    student = teacher.copy()
+    student[:, 3] += np.tile(np.array([0.02, 0.12, 0.2, 0.27, 0.5, 0.8], np.float32), 20)
+    log_p, log_q = (log_softmax(x.astype(np.float64), -1) for x in (teacher, student))
+    d = log_p - log_q
+    to_student = -np.exp(log_q) * np.expm1(d)
+    to_teacher = np.exp(log_p) * (d - (np.exp(log_p) * d).sum(-1, keepdims=True))
+    total = jax.jit(jax.grad(lambda s, t: losses.forward_kl(s, t).sum(), (0, 1)))
+    for got, want in zip(total(student, teacher), (to_student, to_teacher), strict=True):
+        error = np.abs(got - want).max(-1) / np.abs(want).max(-1)
+        assert (error < 5e-6).all(), error
+
+
 @pytest.mark.usefixtures("library_errors")
 def test_alpha_and_beta_are_not_both_zero():
     with pytest.raises(ValueError, match="alpha and beta must not both be 0"):
