@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.extend import core
 from jaxtyping import Array, UInt32
 
+from distill_jax import _batches
 from distill_jax._programs import inner_jaxprs
 
 CHUNK = 2**24
@@ -75,9 +76,9 @@ def digest(tree: Any) -> str:
     return found.hexdigest()
 
 
-def rows_and_digest(columns: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
-    """Number of rows and a digest per column."""
-    return {name: [len(column), digest(column)] for name, column in columns.items()}
+def rows_and_digest(columns: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Number of rows and a digest per array, by the column's name and the path in it."""
+    return {name: [len(x), digest(x)] for name, x in _batches.arrays(columns).items()}
 
 
 def key_words(key: Array) -> dict[str, Any]:

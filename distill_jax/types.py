@@ -11,11 +11,16 @@ from jaxtyping import Array, PyTree
 from distill_jax import _checks
 
 Batch = Mapping[str, Any]
-"""Named arrays, of JAX or NumPy, with one leading axis: ``inputs``, often ``labels`` or
-``targets``, and optionally ``where`` (``[batch]`` booleans: rows that are False are padding and
+"""Named columns with one leading axis: ``inputs``, often ``labels`` or ``targets``, and optionally
+``where`` (``[batch]`` booleans: rows that are False are padding and
 contribute to no loss; a batch norm does see them, with the inputs of a row that counts).
 ``columns`` is an encoded table for rules, in which NaN stands for a missing value;
-``inputs:clause`` holds the inputs of another view of the examples, named ``clause``."""
+``inputs:clause`` holds the inputs of another view of the examples, named ``clause``, and
+``teacher_inputs`` those of the teachers, where they differ from the student's.
+
+A column is an array, of JAX or NumPy, or a tree of arrays: a dictionary, a tuple or a registered
+dataclass (``flax.struct.dataclass``), such as ``{"tokens": ids, "mask": mask}``. Lists become one
+array."""
 
 Params = PyTree
 """Arrays that gradients reach."""
@@ -60,7 +65,8 @@ class Model:
     Hashed by its functions, so one model object is compiled once: create it once, and keep it.
 
     Attributes:
-      init: ``(key, inputs) -> (params, state)``; only shape and dtype of ``inputs`` matter.
+      init: ``(key, inputs) -> (params, state)``; only shapes and dtypes of ``inputs``, an array or
+        a tree of arrays, matter.
       apply: ``(params, state, inputs, *, key=None, train=False) -> (Outputs, state)``.
       classes: The names of the classes in the order of the logits, where they are known. Two
         models that both declare them must agree before one can teach the other.

@@ -27,6 +27,7 @@ from tests.models.drawing import drawn
 ROWS = 4
 TABLE = jnp.asarray(np.random.default_rng(1).normal(size=(ROWS, 8)), jnp.float32)
 IMAGES = jnp.asarray(np.random.default_rng(2).normal(size=(ROWS, 6, 5, 2)), jnp.float32)
+SENTENCES = {"tokens": jnp.arange(ROWS * 3).reshape(ROWS, 3) % 7, "mask": jnp.ones((ROWS, 3))}
 
 
 def of_changed(change: Callable[[teachers.Teacher], teachers.Teacher]) -> Case:
@@ -60,6 +61,13 @@ class Nnx(nnx.Module):
         return self.head(self.cell(x.reshape(x.shape[0], 2, 3))[:, -1])
 
 
+class Reader(nn.Module):
+    @nn.compact
+    def __call__(self, tokens, mask):
+        hidden = nn.Embed(7, 4)(tokens) * mask[..., None]
+        return {"hidden": hidden, "scores": nn.Dense(3)(hidden.mean(1))}
+
+
 SMALL = models.mlp([16], 3, dropout=0.5, classes=("a", "b", "c"))
 CONVNET = models.convnet([3, 4], 3)
 
@@ -71,6 +79,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "cast": lambda: of_model(models.cast(CONVNET, jnp.bfloat16), IMAGES),
     "remat": lambda: of_model(models.remat(models.cast(SMALL, jnp.bfloat16)), TABLE),
     "Linen": lambda: of_model(models.from_linen(Linen(), features="all"), TABLE),
+    "named inputs": lambda: of_model(models.from_linen(Reader(), logits="scores"), SENTENCES),
     "NNX": lambda: of_model(models.from_nnx(Nnx), TABLE),
     "teacher": lambda: of_changed(lambda t: t),
     "ensemble": lambda: of_changed(lambda t: teachers.ensemble([t, t])),

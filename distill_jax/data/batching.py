@@ -1,10 +1,12 @@
 """Data sets split into batches: shuffled streams for training, one ordered pass for evaluation.
 
-NumPy columns stay on the host; ``jax.Array`` columns are gathered on their device.
+Columns are arrays, or trees of arrays (dictionaries, tuples, registered dataclasses), with one
+leading axis. NumPy arrays stay on the host; ``jax.Array`` is gathered on its device.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from distill_jax import _checks
+from distill_jax import _batches, _checks
 from distill_jax._arguments import checked
 from distill_jax.data.checking import check
+from distill_jax.types import Batch
 
 
 @runtime_checkable
@@ -94,7 +97,7 @@ def _order(key: Array, epoch: Any, n: int) -> Array:
 
 @checked
 def batches(
-    data: Mapping[str, Array | np.ndarray] | Examples,
+    data: Batch | Examples,
     *,
     key: Array,
     batch_size: int,
@@ -104,17 +107,19 @@ def batches(
     """Shuffled batches, epoch after epoch; endless unless ``steps`` is given.
 
     Args:
-      data: Named arrays with one leading axis; or anything with a length whose items ``data[i]``
-        are single examples, each a mapping of names to arrays without the leading axis: a list,
-        a memory-mapped file, a Hugging Face dataset. Only the rows of a batch are read.
+      data: Named arrays, or trees of arrays, with one leading axis; or anything with a length whose
+        items ``data[i]`` are single examples, each a mapping of names to arrays or trees without
+        the leading axis: a list, a memory-mapped file, a Hugging Face dataset. Only the rows of a
+        batch are read.
       key: Determines the stream; the rows are those of :func:`batch_indices` with the same key.
       batch_size: Rows per batch, 1 to the number of rows.
       steps: Number of batches; None for an endless stream.
       start: Number of batches to skip first: where a resumed run continues.
 
     Returns:
-      An iterator over batches, dictionaries of ``[batch, ...]`` arrays. Its ``get_state()`` gives
-      its position, a small dictionary, and ``set_state`` moves it there at no cost.
+      An iterator over batches, dictionaries of ``[batch, ...]`` arrays or trees of them. Its
+      ``get_state()`` gives its position, a small dictionary, and ``set_state`` moves it there at no
+      cost.
 
     Raises:
       TypeError: if ``data`` is neither.
@@ -131,7 +136,7 @@ def batches(
     """
     if isinstance(data, Mapping):
         check(data, batch_size=batch_size, values=())
-        n, read = _length(data), functools.partial(take, data)
+        n, read = _batches.rows(data), functools.partial(take, data)
     else:
         n, read = _number_of_examples(data), functools.partial(_examples, data)
         if _checks.count("batch_size", batch_size) > n:
@@ -203,16 +208,24 @@ class Batches(Iterator[dict[str, Any]]):
 
 
 def columns_of(data: Mapping[str, Any], who: str = "data") -> dict[str, Any]:
-    """The columns as arrays that JAX can hold: its own as they are, all others in NumPy.
+    """The columns with arrays that JAX can hold: its own as they are, all others in NumPy.
 
     Numbers in the other byte order, as some file formats store them, are brought to this machine's.
 
     Raises:
-      TypeError: if a column holds neither numbers nor booleans.
-      ValueError: if a masked array has masked entries.
+      TypeError: if an array holds neither numbers nor booleans; names its path in the column.
+      ValueError: if a masked array has masked entries, or if a column has no array.
     """
     check_named(data, who)
-    return {str(name): _column(str(name), x, who) for name, x in data.items()}
+    columns = {}
+    for name, column in data.items():
+        _check_keys(f"{name} in {who}", column)
+        columns[str(name)] = _batches.mapped_by_name(
+            functools.partial(_array, who), str(name), column
+        )
+        if not jax.tree.leaves(columns[str(name)]):
+            raise ValueError(f"{name} in {who} must hold an array or several, got {column!r}")
+    return columns
 
 
 def check_named(data: Any, who: str = "data") -> None:
@@ -239,7 +252,18 @@ def check_named(data: Any, who: str = "data") -> None:
         )
 
 
-def _column(name: str, x: Any, who: str) -> Any:
+def _check_keys(who: str, column: Any) -> None:
+    """Raises TypeError for a dictionary that JAX cannot put into an order."""
+    try:
+        jax.tree.structure(column)
+    except ValueError as error:
+        raise TypeError(
+            f"{who} must be an array or a tree of arrays, got one that JAX cannot look into: the "
+            "keys of a dictionary must be of one kind, strings best"
+        ) from error
+
+
+def _array(who: str, name: str, x: Any) -> Any:
     if isinstance(x, jax.Array):
         return x
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
@@ -247,7 +271,19 @@ def _column(name: str, x: Any, who: str) -> Any:
             f"{name} in {who} has {np.ma.count_masked(x)} masked entries, which an array cannot "
             "hold: fill them, or leave their rows out with a column where"
         )
-    found = np.asarray(x)
+    try:
+        found = np.asarray(x)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} in {who} must be one array, got a {type(x).__name__} of parts of different "
+            "shapes: pad them to one length; several arrays are a dictionary, or a tuple of arrays"
+        ) from error
+    if dataclasses.is_dataclass(x):
+        raise TypeError(
+            f"{name} in {who} must be an array or a tree of arrays, got {type(x).__name__}, a "
+            "dataclass that JAX does not look into: make it with flax.struct.dataclass, or register"
+            " it with jax.tree_util.register_dataclass"
+        )
     if not (jnp.issubdtype(found.dtype, jnp.number) or found.dtype == np.bool_):
         raise TypeError(
             f"{name} in {who} must hold numbers or booleans, got {found.dtype}: encode it, or "
@@ -257,9 +293,7 @@ def _column(name: str, x: Any, who: str) -> Any:
 
 
 @checked
-def padded_batches(
-    data: Mapping[str, Array | np.ndarray], batch_size: int
-) -> Iterator[dict[str, Array | np.ndarray]]:
+def padded_batches(data: Batch, batch_size: int) -> Iterator[dict[str, Any]]:
     """One pass in order, every batch of the same size.
 
     The last batch is padded with copies of the last row, so that one compiled program serves all
@@ -267,11 +301,11 @@ def padded_batches(
     ``where``, or True.
 
     Args:
-      data: Named arrays with one leading axis.
+      data: Named arrays, or trees of arrays, with one leading axis.
       batch_size: Rows per batch; may exceed the number of rows.
 
     Yields:
-      Dictionaries of ``[batch_size, ...]`` arrays.
+      Dictionaries of ``[batch_size, ...]`` arrays, or trees of them.
 
     Raises:
       ValueError: if the data or ``batch_size`` is invalid; see :func:`check`.
@@ -289,17 +323,17 @@ def padded_batches(
 
 
 def _padded_batches(data: Mapping[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
-    n = _length(data)
+    n = _batches.rows(data)
     for start in range(0, n, batch_size):
         yield pad(take(data, np.arange(start, min(start + batch_size, n))), batch_size)
 
 
-def pad(batch: Mapping[str, Array | np.ndarray], size: int) -> dict[str, Array | np.ndarray]:
+def pad(batch: Batch, size: int) -> dict[str, Any]:
     """A batch of at most ``size`` rows, padded to ``size`` with copies of its last row.
 
     The column ``where`` is False for the copies, and otherwise the batch's own, or True.
     """
-    n, index = _length(batch), np.arange(size)
+    n, index = _batches.rows(batch), np.arange(size)
     rows = take(batch, np.minimum(index, n - 1)) if n < size else dict(batch)
     where = rows.get("where", np.ones(size, bool))
     real = (index < n).reshape((size,) + (1,) * (where.ndim - 1))
@@ -307,17 +341,16 @@ def pad(batch: Mapping[str, Array | np.ndarray], size: int) -> dict[str, Array |
 
 
 @checked
-def take(
-    data: Mapping[str, Array | np.ndarray], index: np.ndarray | Array
-) -> dict[str, Array | np.ndarray]:
+def take(data: Batch, index: np.ndarray | Array) -> dict[str, Any]:
     """The rows ``index`` of every column.
 
     Args:
-      data: Named arrays with one leading axis.
+      data: Named arrays, or trees of arrays, with one leading axis.
       index: Row indices, integers ``[batch]``.
 
     Returns:
-      Arrays ``[batch, ...]`` by name: on their device for ``jax.Array`` columns, otherwise NumPy.
+      Columns of arrays ``[batch, ...]`` by name: on its device for a ``jax.Array``, otherwise
+      NumPy.
 
     Example:
       >>> take({"inputs": np.array([5, 6, 7])}, np.array([2, 0]))["inputs"]
@@ -326,19 +359,22 @@ def take(
     if np.ndim(index) != 1:
         raise ValueError(f"index must have shape [batch], got {np.shape(index)}")
     _checks.integer(index=index)
-    if flat := [name for name, x in data.items() if np.ndim(x) < 1]:
+    arrays = _batches.arrays(data)
+    if flat := [name for name, x in arrays.items() if np.ndim(x) < 1]:
         raise ValueError(f"{flat[0]} in data must have a leading axis of rows, got a scalar")
-    device = {name: x for name, x in data.items() if isinstance(x, jax.Array)}
-    rows = _gather(device, index) if device else {}
-    if len(device) < len(data):
-        host = np.asarray(index)
-        rows |= {name: np.asarray(x)[host] for name, x in data.items() if name not in device}
-    return {name: rows[name] for name in data}
+    device = [x for x in arrays.values() if isinstance(x, jax.Array)]
+    gathered = iter(_gather(device, index) if device else [])
+    host = np.asarray(index) if len(device) < len(arrays) else None
+
+    def of(x: Any) -> Any:
+        return next(gathered) if isinstance(x, jax.Array) else np.asarray(x)[host]
+
+    return _batches.mapped(of, data)
 
 
 @jax.jit
-def _gather(columns: dict[str, Array], index: Array) -> dict[str, Array]:
-    return {name: x[index] for name, x in columns.items()}
+def _gather(arrays: list[Array], index: Array) -> list[Array]:
+    return [x[index] for x in arrays]
 
 
 def _number_of_examples(data: Any) -> int:
@@ -355,7 +391,7 @@ def _number_of_examples(data: Any) -> int:
     return n
 
 
-def _examples(data: Any, index: np.ndarray) -> dict[str, np.ndarray]:
+def _examples(data: Any, index: np.ndarray) -> dict[str, Any]:
     rows = index.tolist()
     # Data sets that can read many rows at once have this method (PyTorch's convention).
     many = getattr(data, "__getitems__", None)
@@ -371,7 +407,20 @@ def _examples(data: Any, index: np.ndarray) -> dict[str, np.ndarray]:
                 f"data must have the same columns in every row, got {list(example)} in row {row} "
                 f"and {list(examples[0])} in row {rows[0]}"
             )
-    return {name: _stack(name, [x[name] for x in examples], rows) for name in examples[0]}
+    return {name: _stacked(name, [x[name] for x in examples], rows) for name in examples[0]}
+
+
+def _stacked(name: str, values: list[Any], rows: list[int]) -> Any:
+    """The column of a few examples, each of which gives an array or a tree of arrays."""
+    trees = [_batches.arrays({name: _batches.plain(value)}) for value in values]
+    for row, tree in zip(rows, trees, strict=True):
+        if tree.keys() != trees[0].keys():
+            raise ValueError(
+                f"{name} must have the same arrays in every row, got {list(tree)} in row {row} "
+                f"and {list(trees[0])} in row {rows[0]}"
+            )
+    found = iter([_stack(path, [tree[path] for tree in trees], rows) for path in trees[0]])
+    return _batches.mapped_by_name(lambda _, x: next(found), name, values[0])
 
 
 def _stack(name: str, values: list[Any], rows: list[int]) -> np.ndarray:
@@ -386,12 +435,12 @@ def _stack(name: str, values: list[Any], rows: list[int]) -> np.ndarray:
 
 @checked
 def split(
-    data: Mapping[str, Array | np.ndarray], parts: Sequence[int] | Sequence[float], *, key: Array
-) -> tuple[dict[str, Array | np.ndarray], ...]:
+    data: Batch, parts: Sequence[int] | Sequence[float], *, key: Array
+) -> tuple[dict[str, Any], ...]:
     """Disjoint random parts of the data, in the order of ``parts``.
 
     Args:
-      data: Named arrays with one leading axis.
+      data: Named arrays, or trees of arrays, with one leading axis.
       parts: The parts' sizes, either all ints (numbers of rows) or all floats (fractions of the
         rows; the boundaries between parts are rounded). Rows beyond their sum are left out.
       key: Determines the shuffle.
@@ -410,7 +459,7 @@ def split(
       (8, 2)
     """
     check(data, values=())
-    n = _length(data)
+    n = _batches.rows(data)
     ends = _ends(parts, n)
     order = np.asarray(_order(key, 0, n))
     return tuple(take(data, order[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True))
@@ -434,7 +483,3 @@ def _ends(parts: Sequence[int] | Sequence[float], n: int) -> list[int]:
     if ends[-1] > n:
         raise ValueError(f"parts must have at most the {n} rows of the data, got {sizes}")
     return ends
-
-
-def _length(data: Mapping[str, Any]) -> int:
-    return len(next(iter(data.values())))

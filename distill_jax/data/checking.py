@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from distill_jax import _checks
+from distill_jax import _batches, _checks
 from distill_jax._arguments import checked
-from distill_jax.types import OutputKind
+from distill_jax.types import Batch, OutputKind
 
 
 @checked
 def check(
-    data: Mapping[str, Array | np.ndarray],
+    data: Batch,
     *,
     batch_size: int | None = None,
     num_classes: int | None = None,
@@ -24,14 +23,14 @@ def check(
     missing: Sequence[str] = ("columns",),
     outputs: OutputKind = "softmax",
 ) -> None:
-    """Raises an error that names the column if the data cannot be trained on.
+    """Raises an error that names the column, and the path in it, if data cannot be trained on.
 
     Rows whose ``where`` is False may hold anything. Of a traced column only shape and dtype are
     checked, since its values are not known.
 
     Args:
-      data: Named arrays with one leading axis. Pass those of the host as they are: once cast, a
-        label of 2**32 + 1 would be 1.
+      data: Named arrays, or trees of arrays, with one leading axis. Pass those of the host as they
+        are: once cast, a label of 2**32 + 1 would be 1.
       batch_size: Rows per batch; must lie between 1 and the number of rows.
       num_classes: Labels must be below it.
       values: The columns whose values are checked; None checks all.
@@ -42,7 +41,7 @@ def check(
     Raises:
       TypeError: if ``labels`` are not integers (or booleans, of labels that hold or not), or
         ``where`` is not boolean.
-      ValueError: if there is no column or no row, if columns differ in length, if a floating
+      ValueError: if there is no column or no row, if arrays differ in length, if a floating
         column has NaN or infinite rows, if a number does not fit in the type in which JAX holds it,
         or if labels or ``batch_size`` are out of range. In columns whose name ends with ``logits``,
         ``-inf`` is allowed: it forbids a class, but not every class of a row; or it excludes a
@@ -59,6 +58,11 @@ def check(
         num_classes = _checks.count("num_classes", num_classes)
     if batch_size is not None and _checks.count("batch_size", batch_size) > n:
         raise ValueError(f"batch_size must lie between 1 and the {n} rows, got {batch_size}")
+    for name in {"where", "labels"} & data.keys():
+        if not jax.tree_util.all_leaves([data[name]]):
+            raise TypeError(
+                f"{name} must be one array, got a tree of {[*_batches.arrays({name: data[name]})]}"
+            )
     if "where" in data:
         _checks.boolean(where=data["where"])
     where = _checks.known(data.get("where", np.ones(n, bool)))
@@ -67,8 +71,12 @@ def check(
     if where is None:  # which rows count is not known yet
         return
     looked_at = data.keys() if values is None else data.keys() & set(values)
-    for name in sorted(looked_at):
-        column = _checks.known(data[name])
+    for column_name, name, x in [
+        (column, name, x)
+        for column in sorted(looked_at)
+        for name, x in _batches.named(column, data[column])
+    ]:
+        column = _checks.known(x)
         if column is None:
             continue
         own = name.endswith("logits") and where.shape == column.shape[: where.ndim]
@@ -77,18 +85,19 @@ def check(
             column = column[counted]
         _checks.fits_device(**{name: column})
         if jnp.issubdtype(column.dtype, jnp.floating):
-            _finite(name, column, name in missing, outputs)
+            _finite(name, column, column_name in missing, outputs)
     if "labels" in data and "labels" in looked_at:
         _labels(_checks.known(data["labels"]), where, num_classes)
 
 
-def _rows(data: Mapping[str, Any]) -> int:
-    if not data:
+def _rows(data: Batch) -> int:
+    arrays = _batches.arrays(data)
+    if not arrays:
         raise ValueError("data must have a column or more, such as inputs, got none")
-    for name, column in data.items():
-        if jnp.ndim(column) < 1:
+    for name, x in arrays.items():
+        if jnp.ndim(x) < 1:
             raise ValueError(f"{name} in data must have a leading axis of rows, got a scalar")
-    lengths = {name: jnp.shape(column)[0] for name, column in data.items()}
+    lengths = {name: jnp.shape(x)[0] for name, x in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of data must have one length, got {lengths}")
     n = next(iter(lengths.values()))

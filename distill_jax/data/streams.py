@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax import _checks
+from distill_jax import _batches, _checks
 from distill_jax._arguments import checked
 from distill_jax.data.batching import columns_of, pad
 from distill_jax.types import Batch
@@ -56,9 +56,9 @@ def positions(
       position: Where to resume, from an earlier run, in place of ``start``.
 
     Yields:
-      ``(batch, position)``. Columns that are not arrays become NumPy arrays. Batches may differ
-      in their number of rows, and in the sizes of other axes (each combination compiles a
-      program of its own: a warning says so after a few), but in nothing else.
+      ``(batch, position)``. Columns are arrays or trees of arrays, and lists become NumPy arrays.
+      Batches may differ in their number of rows, and in the sizes of other axes (each combination
+      compiles a program of its own: a warning says so after a few), but in nothing else.
 
     Raises:
       TypeError: if ``data`` is not a stream, or a batch not a mapping of names to arrays of
@@ -205,7 +205,7 @@ class _PaddedIterator(Iterator[dict[str, Any]]):
 
     def __next__(self) -> dict[str, Any]:
         batch = _columns(next(self._iterator), self._number)
-        rows = len(next(iter(batch.values())))
+        rows = _batches.rows(batch)
         size = self._size or rows
         if rows > size:
             raise ValueError(
@@ -285,23 +285,23 @@ def _columns(batch: Any, number: int) -> dict[str, Any]:
     columns = columns_of(batch, who)
     if not columns:
         raise ValueError(f"{who} must have a column or more, such as inputs, got none")
-    for name, column in columns.items():
-        if column.ndim < 1:
+    arrays = _batches.arrays(columns)
+    for name, x in arrays.items():
+        if x.ndim < 1:
             raise ValueError(f"{name} in {who} must have a leading axis of rows, got a scalar")
-    lengths = {name: len(column) for name, column in columns.items()}
+    lengths = {name: len(x) for name, x in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of {who} must have one length, got {lengths}")
     if not next(iter(lengths.values())):
         raise ValueError(f"{who} must have a row or more, got none: remove it")
-    if "where" in columns and columns["where"].dtype != np.bool_:
-        raise TypeError(
-            f"where in {who} must be booleans (True counts), got {columns['where'].dtype}"
-        )
+    if "where" in columns and getattr(columns["where"], "dtype", None) != np.bool_:
+        got = getattr(columns["where"], "dtype", "a tree of arrays")
+        raise TypeError(f"where in {who} must be booleans (True counts), got {got}")
     return columns
 
 
 def _kinds(batch: Mapping[str, Any]) -> dict[str, tuple[Any, int]]:
-    return {name: (column.dtype, column.ndim) for name, column in batch.items()}
+    return {name: (x.dtype, x.ndim) for name, x in _batches.arrays(batch).items()}
 
 
 def _same_kinds(batch: Mapping[str, Any], first: dict[str, tuple[Any, int]], number: int) -> None:
@@ -324,7 +324,7 @@ def _same_kinds(batch: Mapping[str, Any], first: dict[str, tuple[Any, int]], num
 def _few_shapes(batch: Mapping[str, Any], seen: set[Any]) -> None:
     seen_before = len(seen)
     if seen_before <= _MANY_SHAPES:
-        seen.add(tuple((name, batch[name].shape) for name in sorted(batch)))
+        seen.add(tuple(sorted((name, x.shape) for name, x in _batches.arrays(batch).items())))
     if seen_before == _MANY_SHAPES < len(seen):
         warnings.warn(
             f"the batches of data have had {len(seen)} different shapes so far, and each needs a "

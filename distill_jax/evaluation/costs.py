@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from distill_jax import _checks
+from distill_jax import _batches, _checks
+from distill_jax import data as data_
 from distill_jax._arguments import checked
 from distill_jax.types import Model, Params, State
 
@@ -28,7 +28,7 @@ def cost(
       model: Compiled once.
       params: Its parameters.
       state: Its state.
-      inputs: One batch, an array ``[batch, ...]``.
+      inputs: One batch, an array ``[batch, ...]`` or a tree of them.
       repeats: Timed calls, after one warm-up call.
 
     Returns:
@@ -45,7 +45,8 @@ def cost(
         compiler does not report it.
 
     Raises:
-      ValueError: if ``inputs`` has no rows, ``repeats`` is below 1, or under ``jax_disable_jit``.
+      ValueError: if ``inputs`` has no rows, or arrays of different lengths, ``repeats`` is below 1,
+        or under ``jax_disable_jit``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,9 +57,9 @@ def cost(
     """
     _checks.compiles("cost", "count parameters with jax.tree.leaves(params)")
     repeats = _checks.count("repeats", repeats)
-    if not np.ndim(inputs) or not len(inputs):
-        raise ValueError(f"inputs must have at least one row, got shape {np.shape(inputs)}")
     _checks.arrays(params=params, state=state, inputs=inputs)
+    data_.check({"inputs": inputs}, values=())
+    rows = _batches.rows({"inputs": inputs})
     arguments = jax.device_put((params, state, inputs))
     start = time.perf_counter()
     with _checks.variables_of(model, params, state, inputs):
@@ -70,8 +71,8 @@ def cost(
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments[:2])),
-        "batch_size": len(inputs),
-        "flops": None if flops is None else flops / len(inputs),
+        "batch_size": rows,
+        "flops": None if flops is None else flops / rows,
         "latency_ms": 1e3 * statistics.median(times),
         "compile_s": compile_s,
         "temp_bytes": getattr(program.memory_analysis(), "temp_size_in_bytes", None),

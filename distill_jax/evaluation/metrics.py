@@ -70,7 +70,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from distill_jax import _checks
+from distill_jax import _batches, _checks
 from distill_jax._arguments import checked
 from distill_jax.data import check, padded_batches
 from distill_jax.data.batching import columns_of
@@ -96,7 +96,7 @@ def evaluate(
     model: Model,
     params: Params,
     state: State,
-    data: Mapping[str, Array | np.ndarray],
+    data: Batch,
     *,
     teacher: Teacher | None = None,
     batch_size: int = 512,
@@ -111,13 +111,13 @@ def evaluate(
         models are kept.
       params: Its parameters.
       state: Its state.
-      data: ``inputs`` (``[n, ...]``); what the model is compared with, without which those metrics
-        are omitted: ``labels`` (``[n, ...]``, integers), for a multi-label model 0 or 1 and
-        ``[n, ..., labels]``, for a regression ``targets`` (``[n, ..., outputs]``, floats; for one
-        output also ``[n, ...]``); ``where`` (``[n]`` or the shape of the rows), False for rows that
-        do not count; ``weights`` (the same shapes, >= 0), of the rows in every mean;
-        ``teacher_logits`` (``[n, ..., classes]``), used if no teacher is given; ``teacher_inputs``,
-        if the teacher has inputs of its own.
+      data: ``inputs`` (``[n, ...]``, or a tree of such arrays); what the model is compared with,
+        without which those metrics are omitted: ``labels`` (``[n, ...]``, integers), for a
+        multi-label model 0 or 1 and ``[n, ..., labels]``, for a regression ``targets``
+        (``[n, ..., outputs]``, floats; for one output also ``[n, ...]``); ``where`` (``[n]`` or the
+        shape of the rows), False for rows that do not count; ``weights`` (the same shapes, >= 0),
+        of the rows in every mean; ``teacher_logits`` (``[n, ..., classes]``), used if no teacher is
+        given; ``teacher_inputs``, if the teacher has inputs of its own.
       teacher: Compared with the model. Without one, and without ``teacher_logits``, the metrics
         of the teacher are omitted.
       batch_size: Rows per batch; changes memory and speed only.
@@ -157,7 +157,7 @@ def evaluate_many(
     model: Model,
     params: Params,
     state: State,
-    data: Mapping[str, Array | np.ndarray],
+    data: Batch,
     *,
     teacher: Teacher | None = None,
     stacked_teacher: bool = False,
@@ -323,7 +323,7 @@ def _totals(
     if rank not in (None, True, False):
         raise TypeError(f"rank must be True, False or None, got {rank!r}")
     data, missing = _columns(model, data, teacher)
-    n = len(data["inputs"])
+    n = _batches.rows(data)
     batch_size = min(batch_size, n)
 
     def run(batch: Batch, rank: bool) -> Any:

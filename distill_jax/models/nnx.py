@@ -19,14 +19,19 @@ from jaxtyping import Array
 
 from distill_jax._arguments import checked
 from distill_jax._programs import described
+from distill_jax.models import _calling
 from distill_jax.models._adapt import (
     EVALUATION,
     TRAINING,
     Features,
+    Logits,
     as_outputs,
     by_call,
     check_features,
+    check_logits,
+    entries,
     mode_arguments,
+    reserved,
     select,
 )
 from distill_jax.types import Model, OutputKind, Outputs, Params, State
@@ -39,6 +44,7 @@ def from_nnx(
     classes: tuple[str, ...] | None = None,
     outputs: OutputKind = "softmax",
     features: Features = None,
+    logits: Logits = None,
 ) -> Model:
     """A model from a function that builds an NNX module, or from a module that exists.
 
@@ -57,14 +63,18 @@ def from_nnx(
         model = from_nnx(trained)
         teacher = teachers.teacher(model, *model.init(key, inputs))
 
+    Inputs that are a dictionary are passed by name, if their keys are parameters of ``__call__``:
+    ``module(tokens=ids, mask=mask)``. A tuple is passed in order to a module that needs several
+    arguments. Everything else is passed whole; see :func:`~distill_jax.models.from_linen`.
+
     Training mode is the module as ``make`` built it: a batch norm that was built frozen
     (``use_running_average=True``) stays frozen. Evaluation mode is the module after ``.eval()``.
     If ``__call__`` has a parameter ``train``, ``training``, ``is_training``, ``deterministic``,
     ``inference`` or ``use_running_average``, the mode is passed to it (not where a parameter that
     is True in evaluation is None by default: then ``.train()`` and ``.eval()`` decide); if it has a
     parameter ``rngs``, it is given an ``nnx.Rngs``. Other parameters that look like a mode or a
-    key, or have no default, are refused, and so is an attribute such as ``training``, which no mode
-    changes.
+    key, or that nothing fills, are refused, and so is an attribute such as ``training``, which no
+    mode changes.
 
     Params are all ``nnx.Param``; the state is every other array except random streams and sown
     intermediates. Both are plain nested dictionaries; ``apply`` takes an ``nnx.State`` of the same
@@ -75,8 +85,9 @@ def from_nnx(
     Args:
       make: Returns a new module; it may be traced. Or a module, or ``(graphdef, *states)``. The
         module is called with the inputs, an array ``[batch, ...]`` or a pytree of arrays, and
-        returns logits ``[batch, ..., classes]`` or :class:`~distill_jax.types.Outputs`. A single
-        output ``z`` of kind ``"softmax"`` becomes the logits ``[0, z]``.
+        returns logits ``[batch, ..., classes]`` or :class:`~distill_jax.types.Outputs`, or several
+        entries, see ``logits``. A single output ``z`` of kind ``"softmax"`` becomes the logits
+        ``[0, z]``.
       classes: The names of the classes in the order of the logits.
       outputs: What the outputs mean, an :data:`~distill_jax.types.OutputKind`.
       features: Which hidden arrays ``[batch, ...]`` to keep, by the path of the submodule that
@@ -84,6 +95,10 @@ def from_nnx(
         (``"blocks/0/name"``); ``"all"``; or None. A submodule that runs n times has ``path[0]``,
         ``path[1]``, ... Under ``jit`` an unused feature costs nothing. Modules that NNX itself
         carries through a scan (the cell of ``nnx.RNN``) cannot be captured: use None there.
+      logits: Which entry holds the logits, if the module returns several: the key of a dictionary
+        or the name of an attribute, the index of a tuple, or a function of what it returns. Other
+        entries that are arrays ``[batch, ...]`` become features by their names (with a function,
+        all such entries); the rest is left out.
 
     Returns:
       A model. Its params and state are nested dictionaries of arrays, with the names of the
@@ -91,8 +106,10 @@ def from_nnx(
 
     Raises:
       TypeError: if ``make`` is or returns no module, or one that exists already, or one with an
-        array as a static attribute, or one whose ``__call__`` has a parameter that nothing fills.
-        Raised from ``init`` and ``apply`` where ``make`` needs ``inputs``.
+        array as a static attribute, or one whose ``__call__`` has a parameter that looks like a
+        mode or a key. Raised from ``init`` and ``apply`` where ``make`` needs ``inputs``. From
+        these also, if nothing fills a parameter, if inputs do not fit the parameters, or if several
+        entries are returned and ``logits`` is None.
       ValueError: from ``apply`` in training, if the module was passed in evaluation mode, in which
         it would train without dropout and with frozen batch statistics: call ``module.train()``
         first. From ``apply``, if the module draws random numbers in training and ``key`` is
@@ -105,6 +122,7 @@ def from_nnx(
       ((4, 3), {})
     """
     check_features(features)
+    check_logits(logits)
     existing = _existing(make)
     build: Any = make if existing is None else existing.build
     graph_for = _recorder(build)
@@ -139,7 +157,9 @@ def from_nnx(
             **streams,
         }
         module = nnx.merge(graph.train if train else graph.eval, nnx.from_flat_state(arrays))
-        options: dict[str, Any] = _mode(module, train)
+        call = type(module).__call__
+        given = _calling.arguments(call, inputs, reserved(call, ("rngs",)))
+        options: dict[str, Any] = _mode(module, train, given.filled)
         passed = nnx.Rngs(_stream_key(key, len(streams)))
         unused = passed.default.count.get_value()
         if graph.takes_rngs:
@@ -147,7 +167,7 @@ def from_nnx(
         # Always a capture: sowing outside of one is deprecated, and changes the module's graph.
         returned = None if features is None else nnx.Intermediate
         run = nnx.capture(_call, nnx.Intermediate, method_outputs=returned)
-        made, sown = run(module, inputs, **options)
+        made, sown = run(module, *given.positional, **given.by_name, **options)
         found = {} if features is None else select(_by_path(sown), features, inputs)
         after = _arrays(nnx.state(module))
         # Drawing a number replaces the stream's counter.
@@ -158,23 +178,25 @@ def from_nnx(
                 "key is None, but the module draws random numbers in training and needs one: "
                 "pass key="
             )
+        made = entries(made, logits, inputs)
         return as_outputs(made, outputs, classes, found), _nested(after, graph.state)
 
     return Model(init, apply, classes, outputs=outputs)
 
 
-def _mode(module: nnx.Module, train: bool) -> dict[str, Any]:
-    return mode_arguments(type(module).__call__, train, skip_none=True, filled=("rngs",))
+def _mode(module: nnx.Module, train: bool, given: tuple[str, ...] | None) -> dict[str, Any]:
+    call = type(module).__call__
+    return mode_arguments(call, train, skip_none=True, filled=("rngs",), given=given)
 
 
-def _call(module: Any, inputs: Any, **options: Any) -> Any:
+def _call(module: Any, *inputs: Any, **options: Any) -> Any:
     # The capture sets an attribute on every part of a module. In a list, whose other keys are
     # integers, its name cannot be sorted among them when nnx.remat flattens the module. Lists sow
     # nothing, so the attribute can go.
     for _, part in nnx.iter_modules(module):
         if isinstance(part, nnx.List) and hasattr(part, "__captures__"):
             delattr(part, "__captures__")
-    return module(inputs, **options)
+    return module(*inputs, **options)
 
 
 Path = tuple[Any, ...]
@@ -297,7 +319,7 @@ def _record(make: Callable[[nnx.Rngs], nnx.Module], *, fixed: bool = True) -> _G
         found["train"], leaves = nnx.split(module)
         found["kinds"] = {path: type(leaf) for path, leaf in nnx.to_flat_state(leaves)}
         found["call"] = inspect.signature(type(module).__call__).parameters
-        _mode(module, True)  # raises for parameters that nothing fills
+        _mode(module, True, None)  # raises for parameters that look like a mode or a key
         module.eval()
         found["eval"] = nnx.graphdef(module)
         return {_name(path): x for path, x in _arrays(leaves).items()}

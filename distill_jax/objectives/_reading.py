@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+from distill_jax import _batches
 from distill_jax.objectives._guarding import Guard
 from distill_jax.objectives.context import AVERAGE, Context
 from distill_jax.types import Batch
@@ -120,13 +121,16 @@ def call(function: Callable, own: tuple[Any, ...], values: Mapping[str, Any]) ->
 
 
 def column_of(batch: Batch, column: str, who: str) -> Any:
-    if column not in batch:
-        raise ValueError(f"{who} reads the column {column!r}; the batch has {sorted(batch)}")
-    return batch[column]
+    found = _batches.found(batch, column)
+    if found is None:
+        raise ValueError(
+            f"{who} reads the column {column!r}; the batch has {sorted(_batches.arrays(batch))}"
+        )
+    return found
 
 
 def number_of_rows(batch: Batch) -> int:
-    return (batch["inputs"] if "inputs" in batch else next(iter(batch.values()))).shape[0]
+    return _batches.rows(batch)
 
 
 def _keywords_of_partial(function: Callable) -> Collection[str]:
@@ -170,12 +174,13 @@ def _read(term: str, parameter: str, source: Any, context: Context) -> Any:
     if parameter == "teacher_features":
         return _teacher_features(term, source, context)
     column = source or parameter
-    if column not in context.batch:
+    found = _batches.found(context.batch, column)
+    if found is None:
         raise ValueError(
             f"term {term!r} reads the column {column!r}; the batch has {sorted(context.batch)}. "
             f"Other names that a loss may read are {[*OUTPUTS, *OTHERS]}"
         )
-    return context.batch[column]
+    return found
 
 
 def _teacher_logits(term: str, source: str | None, context: Context) -> Any:

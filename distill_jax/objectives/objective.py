@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from distill_jax import _checks
+from distill_jax import _batches, _checks
 from distill_jax import data as data_
 from distill_jax._arguments import checked
 from distill_jax.objectives import _columns
@@ -22,7 +22,8 @@ from distill_jax.types import Batch, OutputKind
 
 
 class Part(NamedTuple):
-    """A term's unweighted sum over the rows that count, and the number of those rows."""
+    """A term's sum over the rows that count, before its own weight, and what it is divided by:
+    the number of those rows, or the sum of their weights."""
 
     sum: Float[Array, ""]
     count: Float[Array, ""]
@@ -40,7 +41,7 @@ class Objective:
     terms: tuple[Term, ...]
 
     def counts(self, batch: Batch) -> dict[str, Float[Array, ""]]:
-        """Rows that count for each term. For a batch in pieces, sum these over the pieces."""
+        """Rows that count for each term, or their weights. For a batch in pieces, sum these."""
         return {t.name: t.count(batch) for t in self.terms}
 
     def init(self, key: Array, context: Context) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
@@ -99,8 +100,13 @@ class Objective:
             if t.init is not None:
                 new_state[t.name] = own
             wide = rows.dtype if rows.dtype.itemsize >= 4 else jnp.float32
-            parts[t.name] = Part(rows.sum(dtype=wide), counts[t.name])
-            mean = _divided(parts[t.name].sum, divisors[t.name])
+            # Counts are known before the rows, whose further axes all count alike.
+            entries = t.entries(rows.shape, context.batch)
+            count, divisor = counts[t.name], divisors[t.name]
+            if entries != 1:
+                count, divisor = count * entries, divisor * entries
+            parts[t.name] = Part(rows.sum(dtype=wide), count)
+            mean = _divided(parts[t.name].sum, divisor)
             weight = t.weight_at(context.step)
             total += weighted(jnp.asarray(weight, total.dtype), jnp.asarray(mean, total.dtype))
         return total, (parts, new_state)
@@ -118,23 +124,22 @@ class Objective:
         """
         seen = set()  # columns that several terms read with the same mask are looked at once
         for t in self.terms:
+            _columns.check_weights(t, data)
             for parameter in t.parameters.all:
                 name = dict(t.reads).get(parameter, parameter)
-                column = data.get(name) if isinstance(name, str) else None
-                if column is None or (name, parameter, t.where) in seen:
+                column = _batches.found(data, name) if isinstance(name, str) else None
+                look = name, parameter, t.where, t.sample_weight
+                if column is None or look in seen:
                     continue  # not a column; one that is missing is an error of the first trace
-                seen.add((name, parameter, t.where))
+                seen.add(look)
                 mask = t.mask(data)
                 if parameter == "labels":
                     mask = _columns.labels_that_count(t, data, column, mask)
-                if mask is not None and mask.shape != column.shape[: mask.ndim]:
-                    raise ValueError(
-                        f"where of term {t.name!r} has shape {mask.shape}, its column {name!r} "
-                        f"{column.shape}: they must begin with the same axes"
-                    )
-                checked = {name: column} if mask is None else _by_entry(name, column, mask)
-                may_miss = (name,) if parameter == "columns" else ()
-                data_.check(checked, values=(name,), missing=may_miss, outputs=outputs)
+                for path, x in _batches.named(name, column):
+                    _columns.check_begins(t, data, mask, path, x)
+                    checked = {path: x} if mask is None else _by_entry(path, x, mask)
+                    may_miss = (path,) if parameter == "columns" else ()
+                    data_.check(checked, values=(path,), missing=may_miss, outputs=outputs)
                 if parameter in getattr(t.loss, "probabilities", ()):
                     _columns.check_probabilities(f"{name!r} of term {t.name!r}", column, mask)
                 if parameter == "labels":
@@ -156,15 +161,20 @@ class Objective:
             known = None if mask is None else _checks.known(mask)
             weight = None if callable(t.weight) else _checks.known(t.weight)
             if known is not None and not known.any() and (weight is None or weight != 0):
-                what = "the column 'where'" if t.where is None else "its where="
+                what = "the column 'where' is False"
+                if t.where is not None:
+                    what = "its where= is False"
+                elif t.sample_weight is not None and "where" not in data:
+                    what = "its sample_weight is 0"
                 raise ValueError(
-                    f"term {t.name!r} counts none of the {len(known)} rows of the data: {what} is "
-                    "False in all. Fix the mask, leave the term out, or set its weight to 0"
+                    f"term {t.name!r} counts none of the {len(known)} rows of the data: {what} "
+                    "in all. Fix the mask, leave the term out, or set its weight to 0"
                 )
 
 
 def _divided(total: Array, count: Any) -> Array:
-    return total / jnp.maximum(jnp.asarray(count, total.dtype), 1.0)
+    count = jnp.asarray(count, total.dtype)
+    return total / jnp.where(count > 0, count, 1.0)  # a sum of weights may be small
 
 
 def _by_entry(name: str, column: Any, mask: Any) -> dict[str, Any]:

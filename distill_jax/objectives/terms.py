@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
@@ -19,6 +21,9 @@ from distill_jax.objectives._guarding import Guard, is_off
 from distill_jax.objectives._reading import Parameters, column_of, number_of_rows
 from distill_jax.objectives.context import Context
 from distill_jax.types import Batch
+
+DivideBy = Literal["weights", "rows"]
+"""What a sum of weighted rows is divided by: the sum of their weights, or their number."""
 
 
 @jax.tree_util.register_dataclass
@@ -37,6 +42,10 @@ class Term:
       reads: Where parameters come from, if not by their names, as sorted pairs.
       schedules: Options that are functions of the step, as sorted pairs.
       settings: Options that are fixed in the program, as sorted pairs.
+      static: Options that were named as such: name, value, and how the value is written, since 1,
+        1.0 and True are equal.
+      sample_weight: The column of weights that multiply the rows, or None.
+      divide_by: What the sum of weighted rows is divided by.
     """
 
     weight: Any
@@ -49,9 +58,30 @@ class Term:
     reads: tuple = dataclasses.field(metadata={"static": True})
     schedules: tuple = dataclasses.field(metadata={"static": True})
     settings: tuple = dataclasses.field(metadata={"static": True})
+    static: tuple = dataclasses.field(default=(), metadata={"static": True})
+    sample_weight: str | None = dataclasses.field(default=None, metadata={"static": True})
+    divide_by: DivideBy = dataclasses.field(default="weights", metadata={"static": True})
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The options that are fixed in the program."""
+        return {**dict(self.settings), **{name: value for name, value, _ in self.static}}
 
     def mask(self, batch: Batch) -> Any:
-        """The rows that count, booleans ``[batch, ...]``, from the batch alone; None if all do."""
+        """The rows that count and have a weight other than 0, booleans ``[batch, ...]``.
+
+        From the batch alone; None if all do. A mask may have fewer axes than the loss's rows.
+        """
+        kept, weights = self.kept(batch), self.row_weights(batch)
+        if weights is None:
+            return kept
+        heavy = weights != 0
+        if kept is None:
+            return heavy
+        return _joined(f"sample_weight of term {self.name!r}", heavy, "its mask", kept)
+
+    def kept(self, batch: Batch) -> Any:
+        """The rows that ``where`` and the batch's column ``where`` keep; None if these are all."""
         own: Any = None
         everywhere = batch.get("where")
         if callable(self.where):
@@ -63,29 +93,47 @@ class Term:
                 _checks.boolean(**{name: x})
         if own is None or everywhere is None:
             return everywhere if own is None else own
-        axes = min(own.ndim, everywhere.ndim)
-        if own.shape[:axes] != everywhere.shape[:axes]:
-            raise ValueError(
-                f"where of term {self.name!r} has shape {own.shape}, the column 'where' "
-                f"{everywhere.shape}: they must begin with the same axes"
-            )
-        longest = max(own.ndim, everywhere.ndim)
-        own, everywhere = (
-            x.reshape(x.shape + (1,) * (longest - x.ndim)) for x in (own, everywhere)
-        )
-        return own & everywhere
+        who = f"where of term {self.name!r}"
+        return _joined(who, own, "the column 'where'", everywhere)
+
+    def row_weights(self, batch: Batch) -> Any:
+        """The weights of the rows, floats ``[batch, ...]``, or None."""
+        if self.sample_weight is None:
+            return None
+        who = f"sample_weight of term {self.name!r}"
+        weights = column_of(batch, self.sample_weight, who)
+        _check_weights(who, weights)
+        return jnp.asarray(weights, _checks.wide_dtype(weights))
 
     def count(self, batch: Batch) -> Float[Array, ""]:
-        """Number of rows that count; needs no forward pass."""
-        mask = self.mask(batch)
-        if mask is None:
-            return jnp.asarray(number_of_rows(batch), jnp.float32)
-        return mask.sum(dtype=jnp.float32)
+        """What the sum of rows is divided by: their number, or that of their weights.
+
+        Needs no forward pass. Counted along the axes that mask and weights have; where the loss's
+        rows have more, each of these stands for as many (see ``entries``).
+        """
+        kept, weights = self.kept(batch), self.row_weights(batch)
+        if weights is None or self.divide_by == "rows":
+            if kept is None:
+                return jnp.asarray(number_of_rows(batch), jnp.float32)
+            return jnp.asarray(kept.sum(dtype=jnp.float32))
+        if kept is not None:
+            _check_axes(f"sample_weight of term {self.name!r}", weights, "its mask", kept)
+            kept, weights = jnp.broadcast_arrays(*_with_axes(jnp.asarray(kept), weights))
+            weights = jnp.where(kept, weights, 0.0)
+        return weights.sum()
+
+    def entries(self, rows: tuple[int, ...], batch: Batch) -> int:
+        """For how many of the loss's rows, of this shape, one that is counted stands."""
+        kept, weights = self.kept(batch), self.row_weights(batch)
+        counted = [1 if kept is None else kept.ndim]
+        if weights is not None and self.divide_by == "weights":
+            counted.append(weights.ndim)
+        return math.prod(rows[max(counted) :])
 
     @property
     def parameters(self) -> Parameters:
         """What the loss reads from the context, by the names of its parameters."""
-        given = {*self.options, *dict(self.settings), *dict(self.schedules)}
+        given = {*self.options, *self.fixed, *dict(self.schedules)}
         return _reading.parameters(self.loss, own=0 if self.init is None else 2, given=given)
 
     def start(self, key: Array, context: Context) -> tuple[PyTree, PyTree]:
@@ -106,7 +154,9 @@ class Term:
         return weight
 
     def rows(self, params: PyTree, state: PyTree, context: Context) -> tuple[Array, PyTree]:
-        """The loss of each example, ``[batch, ...]``, 0 where masked, and the term's new state.
+        """The loss of each example times its weight, ``[batch, ...]``, and the term's new state.
+
+        Masked rows are 0, and so are rows of weight 0.
 
         What the loss reads is 0 in masked rows, and no gradient passes at weight 0.
         """
@@ -115,16 +165,48 @@ class Term:
         guard = Guard(mask, is_off(self.weight_at(context.step)))
         read, reads = self.parameters, dict(self.reads)
         values = _reading.read_all(self.name, read, self.loss, reads, context, guard)
-        values |= {**guard.cut(self.options), **dict(self.settings)}
+        values |= {**guard.cut(self.options), **self.fixed}
         values |= {name: schedule(context.step) for name, schedule in self.schedules}
+        own = () if self.init is None else (guard.cut(params), state)
         if "where" in inspect.signature(self.loss).parameters:
-            values["where"] = mask
-        if self.init is not None:
-            rows, state = _reading.call(self.loss, (guard.cut(params), state), values)
-        else:
-            rows = _reading.call(self.loss, (), values)
+            values["where"] = self._mask_of_rows(mask, context, own, values)
+        try:
+            made = _reading.call(self.loss, own, values)
+        except (TypeError, IndexError) as error:
+            options = self.options.items()
+            numbers = tuple(name for name, x in options if getattr(x, "shape", None) == ())
+            words = ("integer", "static", "unhashable", "traced")  # how JAX asks for an int
+            if numbers and any(word in str(error) for word in words):
+                error.add_note(
+                    f"The numeric options of term {self.name!r} are floating arrays. One that "
+                    f"decides a shape is named in static=, as in term(..., static={numbers})"
+                )
+            raise
+        rows, state = made if self.init is not None else (made, state)
         self._check_rows(rows, (number_of_rows(context.batch),) if mask is None else mask.shape)
-        return (rows if mask is None else jnp.where(mask, rows, 0.0)), state
+        if mask is not None:
+            rows = jnp.where(_over(rows.shape, mask), rows, 0.0)
+        weights = self.row_weights(context.batch)
+        if weights is None:
+            return rows, state
+        self._check_rows(rows, weights.shape, "sample_weight")
+        wide = _checks.wide_dtype(rows)
+        assert mask is not None  # it holds at least where the weights are 0
+        weights = jnp.where(mask, _over(mask.shape, weights.astype(wide)), 0.0)
+        return rows.astype(wide) * _over(rows.shape, weights), state
+
+    def _mask_of_rows(self, mask: Any, context: Context, own: Any, values: Any) -> Any:
+        """The mask with the axes of the student's predictions, if these are those of the rows."""
+        shape = jnp.shape(context.student.logits)[:-1]
+        if mask is None or len(shape) <= mask.ndim or shape[: mask.ndim] != mask.shape:
+            return mask
+        full = jnp.broadcast_to(_over(shape, jnp.asarray(mask)), shape)
+        try:
+            made = jax.eval_shape(lambda: _reading.call(self.loss, own, values | {"where": full}))
+        except Exception:  # its rows have other axes, or it says itself what is wrong
+            return mask
+        rows = made[0] if self.init is not None else made
+        return full if jnp.shape(rows) == shape else mask
 
     def _check_coupling(self, mask: Any) -> None:
         names = inspect.signature(self.loss).parameters
@@ -135,12 +217,12 @@ class Term:
                 "the rows at which it is False (they hold 0)"
             )
 
-    def _check_rows(self, rows: Any, expected: tuple[int, ...]) -> None:
-        if jnp.shape(rows) != expected:
+    def _check_rows(self, rows: Any, expected: tuple[int, ...], what: str = "mask") -> None:
+        if jnp.shape(rows)[: len(expected)] != expected:
             raise ValueError(
-                f"term {self.name!r} gave rows of shape {jnp.shape(rows)}, its mask has "
-                f"{expected}: a loss returns one value for each row that where= counts; for rows "
-                "with more axes than [batch] name a column of that shape as where="
+                f"term {self.name!r} gave rows of shape {jnp.shape(rows)}, its {what} has "
+                f"{expected}: a loss returns one value for each row, and a mask or weights have "
+                "the axes of the rows or the first of them, [batch] or [batch, time]"
             )
         if not jnp.issubdtype(rows.dtype, jnp.floating):
             raise TypeError(
@@ -148,6 +230,45 @@ class Term:
                 "passes: return probabilities or distances in place of decisions and counts, or "
                 "rows.astype(jnp.float32) if the term only watches"
             )
+
+
+def _over(shape: tuple[int, ...], x: Array) -> Array:
+    """An array whose axes are the first ones of ``shape``, with axes of length 1 for the others."""
+    return x.reshape(x.shape + (1,) * (len(shape) - x.ndim))
+
+
+def _with_axes(*arrays: Any) -> list[Any]:
+    """The arrays with axes of length 1 added at their ends, up to the same number."""
+    longest = max(x.ndim for x in arrays)
+    return [x.reshape(x.shape + (1,) * (longest - x.ndim)) for x in arrays]
+
+
+def _check_axes(who: str, x: Any, other: str, y: Any) -> None:
+    axes = min(x.ndim, y.ndim)
+    if x.shape[:axes] != y.shape[:axes]:
+        raise ValueError(
+            f"{who} has shape {x.shape}, {other} {y.shape}: they must begin with the same axes"
+        )
+
+
+def _joined(who: str, x: Any, other: str, y: Any) -> Any:
+    """The rows that two masks keep, of which one may have more axes than the other."""
+    _check_axes(who, x, other, y)
+    x, y = _with_axes(x, y)
+    return x & y
+
+
+def _check_weights(who: str, weights: Any) -> None:
+    """Raises TypeError for a column that holds no numbers, ValueError for one without rows."""
+    if not (hasattr(weights, "dtype") and hasattr(weights, "shape")):
+        raise TypeError(f"{who} must be one array of numbers, got {type(weights).__name__}")
+    if not any(jnp.issubdtype(weights.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise TypeError(
+            f"{who} must be numbers >= 0, got {weights.dtype}: rows that do not count are masked "
+            "with where="
+        )
+    if not weights.ndim:
+        raise ValueError(f"{who} must have a leading axis of rows, got a scalar")
 
 
 @checked
@@ -160,9 +281,12 @@ def term(
     init: Callable | None = None,
     coupled: bool = False,
     reads: Mapping[str, str | Callable[[Context], Any]] | None = None,
+    sample_weight: str | None = None,
+    divide_by: DivideBy = "weights",
+    static: str | Sequence[str] = (),
     **options: Any,
 ) -> Term:
-    """A loss with a name and a weight.
+    r"""A loss with a name and a weight.
 
     The names of the loss's parameters determine what it is given:
 
@@ -198,8 +322,12 @@ def term(
       loss: ``loss(..., **options) -> rows [batch]``, unreduced. With ``init``:
         ``loss(params, state, ..., **options) -> (rows, state)``. A loss with a keyword ``where`` is
         given the mask, or None. Rows are floats: through booleans or integers passes no gradient.
-      where: The rows that count: a boolean column of the batch, or a function of the batch. Rows
-        that the batch's own column ``where`` leaves out never count.
+      where: The rows that count: a boolean column of the batch, or a function of the batch. (An
+        array in a column's tree is named by its path, here, in ``sample_weight`` and in ``reads``:
+        ``"inputs['mask']"``.) Rows
+        that the batch's own column ``where`` leaves out never count. A mask has the axes of the
+        loss's rows or the first of them: for rows ``[batch, time]``, ``[batch, time]`` or
+        ``[batch]``. The mean is over all entries of the rows that count.
       init: ``(key, ...) -> (params, state)`` for a term that owns parameters, which are trained
         with the student, or state. What it reads comes as ``jax.ShapeDtypeStruct``: only shapes
         and dtypes are known.
@@ -210,6 +338,16 @@ def term(
         features, ``"hidden/0"``; for ``teacher_features`` a teacher and a path, ``"big:hidden/1"``,
         or the path alone of the teacher that has the term's name, or of the only one; for other
         names a column; for any a function of the context.
+      sample_weight: A column of numbers >= 0 that multiply the rows, with the axes of the rows or
+        the first of them. A row of weight 0 contributes nothing, whatever it holds. ``evaluate``
+        reads such a column under the name ``weights``.
+      divide_by: What the sum of weighted rows is divided by. ``"weights"``: the sum of weights,
+        :math:`\sum_i w_i l_i / \sum_i w_i`, a weighted mean, in which only ratios of weights
+        matter. ``"rows"``: the number of rows that ``where`` counts, of weight 0 or not,
+        :math:`\sum_i w_i l_i / n`, so that larger weights make a larger loss.
+      static: Names of options that are fixed in the program: integers that decide a shape (the k of
+        top-k), functions that are no schedules (an activation). They need a hash, and another value
+        compiles another program.
       **options: The loss's options. Numbers, integers too, become floating leaves; arrays stay as
         they are; a function is a schedule ``step -> value`` of numbers or arrays; strings,
         booleans, None and tuples of them are fixed in the program. An option may be a pytree of
@@ -223,9 +361,10 @@ def term(
     Raises:
       TypeError: if the loss has no such option, if an option is neither numbers nor a setting nor
         a schedule, if the loss has a parameter that looks as if it were filled and is not
-        (``rng``, ``train``), or if a loss with ``init`` does not take ``params`` and ``state``
-        first.
-      ValueError: if the weight is not finite, or an option is out of the loss's range.
+        (``rng``, ``train``), if a loss with ``init`` does not take ``params`` and ``state`` first,
+        or if a static option has no hash.
+      ValueError: if the weight is not finite, an option is out of the loss's range, or ``static``
+        names an option that is not given.
 
     Example:
       >>> from distill_jax.losses import cross_entropy, soft_targets
@@ -234,6 +373,14 @@ def term(
       >>> teacher = term("teacher", 0.9, soft_targets, temperature=4.0)
       >>> [t.name for t in weighted_sum(labels, teacher).terms]
       ['labels', 'teacher']
+
+      Weights of the rows, and an option that is a function:
+
+      >>> def bent(student_logits, targets, *, activation):
+      ...     return ((activation(student_logits) - targets) ** 2).sum(-1)
+      >>> bending = term(
+      ...     "bent", 1.0, bent, activation=jnp.tanh, static=("activation",), sample_weight="trust"
+      ... )
 
       A projector, trained with the student, from its hidden layer to a teacher's:
 
@@ -258,6 +405,17 @@ def term(
             f"where of term {name!r} must be the name of a boolean column or a function of the "
             f"batch, got {type(where).__name__}"
         )
+    if sample_weight is not None and not isinstance(sample_weight, str):
+        raise TypeError(
+            f"sample_weight of term {name!r} must be the name of a column of the batch, got "
+            f"{type(sample_weight).__name__}: put the weights into the data"
+        )
+    _checks.choice(get_args(DivideBy), divide_by=divide_by)
+    if sample_weight is None and divide_by != "weights":
+        raise ValueError(
+            f"divide_by of term {name!r} is {divide_by!r}, and it has no weights: pass "
+            "sample_weight="
+        )
     reads = dict(reads or {})
     own = _own(name, loss, init)
     read = _reading.parameters(loss, own=len(own), given=options)
@@ -281,6 +439,14 @@ def term(
                     f"the loss of term {name!r} has no option {option!r}; it has "
                     f"{[p for p in accepted if p not in (*own, *read.required, 'where')]}"
                 )
+    chosen = (static,) if isinstance(static, str) else tuple(static)
+    for option in chosen:
+        if option not in options:
+            known = [p for p in accepted if p not in (*own, *read.required, "where")]
+            raise ValueError(
+                f"static of term {name!r} names {option!r}, which is none of the options that it "
+                f"is given, {list(options)}; its loss has {known}"
+            )
     _reading.check_filled(f"the loss of term {name!r}", loss, read, reads)
     if init is not None:
         _reading.check_filled(f"init of term {name!r}", init, wanted, reads)
@@ -289,6 +455,8 @@ def term(
     schedules, settings, leaves = {}, {}, {}
     for option, value in options.items():
         who = f"option {option!r} of term {name!r}"
+        if option in chosen:
+            continue
         if callable(value) and jax.tree_util.all_leaves([value]):
             default = accepted[option].default if option in accepted else None
             _check_schedule(who, value, default)
@@ -309,7 +477,28 @@ def term(
         reads=tuple(sorted(reads.items())),
         schedules=tuple(sorted(schedules.items())),
         settings=tuple(sorted(settings.items())),
+        static=tuple(_fixed(name, option, options[option]) for option in sorted(chosen)),
+        sample_weight=sample_weight,
+        divide_by=divide_by,
     )
+
+
+def _fixed(name: str, option: str, value: Any) -> tuple[str, Any, str]:
+    """A static option: its name, its value, and how that is written."""
+    value = tuple(value) if isinstance(value, list) else value
+    value = value.item() if isinstance(value, np.generic) else value
+    try:
+        hash(value)
+        hashed = not isinstance(value, jax.core.Tracer | jax.Array)
+    except TypeError:
+        hashed = False
+    if not hashed:
+        raise TypeError(
+            f"option {option!r} of term {name!r} is static, so it must have a hash, got "
+            f"{type(value).__name__}: arrays and traced values are passed without static="
+        )
+    written = repr(value) if isinstance(value, bool | int | float | str | tuple) else ""
+    return option, value, written
 
 
 @jax.tree_util.register_static
@@ -341,8 +530,8 @@ def _own(name: str, loss: Callable, init: Callable | None) -> list[str]:
 def _check_schedule(who: str, schedule: Callable, default: Any) -> None:
     """Raises TypeError for a function that is no schedule of an option."""
     advice = (
-        "a function is read as a schedule, step -> value; to pass one to the loss itself, use "
-        "functools.partial(loss, ...)"
+        "a function is read as a schedule, step -> value; to pass one to the loss itself, name the "
+        "option in static="
     )
     if isinstance(schedule, type):
         raise TypeError(f"{who} must not be a class, got {schedule.__name__}: {advice}")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from distill_jax import _checks
+from distill_jax import _batches, _checks
 from distill_jax._arguments import checked
 from distill_jax.logits import as_logits
 from distill_jax.types import Model, OutputKind, Outputs, Params, State
@@ -342,14 +342,14 @@ def precompute(
       (3, 2)
     """
     batch_size = _checks.count("batch_size", batch_size)
-    lengths = {np.shape(x)[:1] for x in jax.tree.leaves(inputs)}
-    n = sum(max(lengths, default=()))
-    if lengths != {(n,)} or n == 0:
+    arrays = dict(_batches.named("inputs", inputs))
+    lengths = {name: np.shape(x)[:1] for name, x in arrays.items()}
+    n = sum(max(lengths.values(), default=()))
+    if set(lengths.values()) != {(n,)} or n == 0:
         raise ValueError(
-            f"inputs must be arrays [n, ...] with one n > 0, got the leading axes {sorted(lengths)}"
+            f"inputs must be arrays [n, ...] with one n > 0, got the leading axes {lengths}"
         )
-    for path, x in jax.tree_util.tree_leaves_with_path(inputs):
-        _checks.fits_device(**{f"inputs{jax.tree_util.keystr(path)}": x})
+    _checks.fits_device(**arrays)
     batch_size = min(batch_size, n)
     batches = []
     for start in range(0, n, batch_size):

@@ -12,9 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from distill_jax import _batches
 from distill_jax.objectives import Objective
 from distill_jax.training.step._forward import is_input
 from distill_jax.types import Batch
+
+WEIGHTS = "weights of rows"
+"""What a column is read as that is named in ``sample_weight``."""
 
 
 def checked(
@@ -38,9 +42,10 @@ def checked(
     for batch, position in pairs:
         # Nearly all batches are clean in all rows, and that costs one pass over the numbers.
         if not all(
-            _is_clean(x, num_classes if read.get(name) == "labels" else None)
-            for name, x in batch.items()
-            if name in read or is_input(name)
+            _is_clean(x, read.get(path, read.get(name)), num_classes)
+            for name, column in batch.items()
+            for path, x in _batches.named(name, column)
+            if name in read or path in read or is_input(name)
         ):
             check_rows(batch, check, position["batches"] - 1)
         yield batch, position
@@ -50,14 +55,16 @@ def _columns(objective: Objective) -> dict[str, str]:
     """Columns that terms read, with the parameter that they are read as."""
     found: dict[str, str] = {}
     for t in objective.terms:
+        if t.sample_weight is not None:
+            found.setdefault(t.sample_weight, WEIGHTS)
         for parameter in t.parameters.all:
             name = dict(t.reads).get(parameter, parameter)
-            if isinstance(name, str) and found.get(name) != "labels":
+            if isinstance(name, str) and found.get(name) not in ("labels", WEIGHTS):
                 found[name] = parameter
     return found
 
 
-def _is_clean(x: Any, num_classes: int | None) -> bool:
+def _is_clean(x: Any, parameter: str | None, num_classes: int) -> bool:
     """Whether every number is fine in any row; True for what is on an accelerator already."""
     if isinstance(x, jax.Array):
         if any(device.platform != "cpu" for device in x.devices()):
@@ -65,9 +72,11 @@ def _is_clean(x: Any, num_classes: int | None) -> bool:
         x = np.asarray(x)
     if not x.size or x.dtype.kind in "bc":
         return True
+    if parameter == WEIGHTS and not x.min() >= 0:
+        return False
     held = jax.dtypes.canonicalize_dtype(x.dtype)
     if x.dtype.kind in "iu":
-        if num_classes is not None:
+        if parameter == "labels":
             return bool(x.min() >= 0 and x.max() < num_classes)
         bounds = np.iinfo(held)
         return held == x.dtype or bool(x.min() >= bounds.min and x.max() <= bounds.max)
@@ -82,9 +91,9 @@ def check_rows(batch: Batch, check: Callable[[Batch], None], number: int) -> Non
         return
     except ValueError as error:
         found, where = error, f"batch {number} (from 0) of data"
-    for i in range(len(next(iter(batch.values())))):
+    for i in range(_batches.rows(batch)):
         try:
-            check({name: x[i : i + 1] for name, x in batch.items()})
+            check(_batches.mapped(lambda x, i=i: x[i : i + 1], batch))
         except ValueError as error:
             found, where = error, f"{where}, row {i}"
             break

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from distill_jax import _checks, _fingerprints, _programs, models
+from distill_jax import _batches, _checks, _fingerprints, _programs, models
 from distill_jax import data as data_
 from distill_jax.data.batching import check_named, columns_of
 from distill_jax.objectives import Objective
@@ -35,7 +35,7 @@ class InMemory:
     """Arrays in memory, cut into shuffled batches.
 
     Attributes:
-      columns: All rows, ``[rows, ...]`` each, which every process holds.
+      columns: All rows, arrays ``[rows, ...]`` or trees of them, which every process holds.
       rows: Rows of a batch.
     """
 
@@ -81,7 +81,7 @@ class Stream:
 
     @property
     def rows(self) -> int:
-        return len(next(iter(self.columns.values())))
+        return _batches.rows(self.columns)
 
     def check(self, check: Callable[[Batch], None]) -> None:
         """``check(columns)``, whose ValueError names the batch and the row."""
@@ -118,7 +118,7 @@ def opened(
         named: Mapping[str, Any] = data  # pyright: ignore[reportAssignmentType]
         if batch_size is None:
             raise ValueError("batch_size must be given for arrays in memory, got None")
-        columns = {n: np.asarray(x) for n, x in columns_of(named).items()}
+        columns = _batches.mapped(np.asarray, columns_of(named))
         yield InMemory(columns, _checks.count("batch_size", batch_size))
         return
     check_named(data)
@@ -201,13 +201,14 @@ class Prepared:
         if self.recipe.augment is None:
             objective.check(batch, self.num_outputs, self.recipe.model.outputs)
 
-    def put(self, batch: Batch) -> dict[str, jax.Array]:
+    def put(self, batch: Batch) -> dict[str, Any]:
         """A batch of this process on the devices.
 
         Raises:
           ValueError: for a number that does not fit in the type in which JAX holds it.
         """
-        if not self.source.in_memory and any(map(_checks.outside_device, batch.values())):
+        arrays = _batches.arrays(batch).values()
+        if not self.source.in_memory and any(map(_checks.outside_device, arrays)):
             # Not only in a column that nothing reads, or in rows that do not count?
             self.check_values(batch)
         if self.layout is None:
@@ -215,13 +216,15 @@ class Prepared:
         in_memory = self.source.in_memory
         return (self.layout.whole_batch if in_memory else self.layout.local_batch)(batch)
 
-    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_shapes(self) -> dict[str, Any]:
         """Shapes and dtypes of a batch of all processes."""
         sharding = None if self.layout is None else self.layout.replicated
-        return {
-            name: jax.ShapeDtypeStruct((self.rows, *x.shape[1:]), x.dtype, sharding=sharding)
-            for name, x in jax.tree.map(_programs.described, dict(self.row)).items()
-        }
+
+        def whole(x: Any) -> jax.ShapeDtypeStruct:
+            dtype = _programs.described(x).dtype
+            return jax.ShapeDtypeStruct((self.rows, *x.shape[1:]), dtype, sharding=sharding)
+
+        return _batches.mapped(whole, self.row)
 
     def is_slow_in_a_scan(self) -> bool:
         """Whether a step should be a program of its own: on CPU, if it holds a convolution.
@@ -340,7 +343,7 @@ def prepared(
         decay=decay,
         key=key_init,
         key_order=key_order if order_key is None else order_key,
-        row={name: column[:1] for name, column in columns.items()},
+        row=_batches.mapped(lambda x: x[:1], columns),
         rows=rows,
         layout=layout,
         initial=initial,

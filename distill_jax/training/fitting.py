@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from distill_jax import _checks
+from distill_jax import _batches, _checks
 from distill_jax import data as data_
 from distill_jax._arguments import checked
 from distill_jax.data.batching import pad
@@ -189,7 +189,7 @@ def fit(
         looked_at = not source.in_memory and augment is None and jax.process_count() == 1
         counted = CountedTerms(objective.terms if looked_at else ())
         batches = stack.enter_context(
-            _batches(ready, state, position, steps - done, prefetch, counted)
+            _drawn(ready, state, position, steps - done, prefetch, counted)
         )
         tracer = stack.enter_context(tracing(trace))
         shown = progress and jax.process_index() == 0
@@ -265,7 +265,7 @@ def _call_length(*steps: int | None) -> int:
 
 
 @contextlib.contextmanager
-def _batches(
+def _drawn(
     ready: Prepared,
     state: TrainState,
     position: Any,
@@ -303,7 +303,7 @@ def _filled(
       fill: Whether to pad.
     """
     for i, (batch, position) in enumerate(pairs):
-        length = len(next(iter(batch.values())))
+        length = _batches.rows(batch)
         if even and length > rows:
             raise ValueError(
                 f"a batch has {length} rows, {i} after the first to be drawn, and the first had "

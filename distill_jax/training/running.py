@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from distill_jax import _checks
+from distill_jax import _batches, _checks
 from distill_jax import data as data_
 from distill_jax._arguments import checked
 from distill_jax.data.batching import columns_of
@@ -70,8 +70,9 @@ def run(
         ``{"student": ..., "terms": ...}``. A mapping ``{"student": optimizer, "terms": optimizer}``
         trains them apart, and each sees its own tree. With ``optax.lookahead`` or
         ``contrib.schedule_free``, evaluate with the ``eval_params`` of the state.
-      data: Named arrays with one leading axis, ``[rows, ...]``: ``inputs``, and what the terms
-        read. Teachers read ``teacher_inputs`` if the data has that column.
+      data: Named columns with one leading axis, arrays ``[rows, ...]`` or trees of them
+        (dictionaries, tuples, registered dataclasses): ``inputs``, and what the terms read.
+        Teachers read ``teacher_inputs`` if the data has that column.
       key: Determines initial parameters, order of rows, dropout, and the draws of augmentation and
         terms.
       steps: Optimizer steps.
@@ -121,10 +122,10 @@ def run(
         compute_dtype=compute_dtype,
         remat=remat,
     )
-    data = {name: jnp.asarray(column) for name, column in data.items()}
+    data = _batches.mapped(jnp.asarray, data)
     state = ready.start(copied=False)
     index = data_.batch_indices(
-        ready.key_order, len(data["inputs"]), batch_size, steps, start=ready.steps_before
+        ready.key_order, _batches.rows(data), batch_size, steps, start=ready.steps_before
     )
     rest = ready.objective, ready.teachers, ready.decay
     if per_step is None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax.data import batch_indices, batches, padded_batches, split, take
+from distill_jax.data import batch_indices, batches, check, padded_batches, split, take
 
 KEY = jax.random.key(7)
 
@@ -178,3 +178,30 @@ def test_where_a_stream_goes_on_may_be_traced():
     parts = jax.vmap(lambda start: batch_indices(key, 7, 3, 3, start=start))(starts)
     for start, part in zip(starts.tolist(), parts, strict=True):
         np.testing.assert_array_equal(part, whole[start : start + 3])
+
+
+def test_columns_may_be_trees_of_arrays():
+    tokens = np.arange(10).reshape(5, 2)
+    columns = {
+        "labels": np.arange(5),
+        "inputs": {"tokens": tokens, "more": (jnp.asarray(tokens), tokens[:, 0])},
+    }
+    check(columns)
+    found = take(columns, np.array([3, 0]))
+    assert list(found) == ["labels", "inputs"] and found["labels"].tolist() == [3, 0]
+    on_device, first = found["inputs"]["more"]
+    assert isinstance(on_device, jax.Array) and isinstance(first, np.ndarray)
+    for x in (found["inputs"]["tokens"], on_device):
+        np.testing.assert_array_equal(x, tokens[[3, 0]])
+    a, b = split(columns, [3, 2], key=jax.random.key(0))
+    both = np.concatenate([a["inputs"]["more"][1], b["inputs"]["more"][1]])
+    assert sorted(both.tolist()) == [0, 2, 4, 6, 8]
+    *_, last = padded_batches(columns, 3)
+    np.testing.assert_array_equal(last["inputs"]["tokens"], tokens[[3, 4, 4]])
+    assert last["where"].tolist() == [True, True, False]
+    stream = batches(columns, key=jax.random.key(0), batch_size=2, steps=3)
+    rows = [batch["labels"] for batch in stream]
+    assert sorted(np.concatenate(rows)[:5].tolist()) == [0, 1, 2, 3, 4]
+    example = {"inputs": {"tokens": [1, 2], "pair": (1.0, 2.0)}, "labels": 1}
+    batch = next(batches([example] * 3, key=jax.random.key(0), batch_size=2))
+    assert batch["inputs"]["tokens"].shape == batch["inputs"]["pair"].shape == (2, 2)

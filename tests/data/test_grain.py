@@ -22,6 +22,17 @@ def shuffled():
     return grain.MapDataset.source(ROWS).seed(3).shuffle()
 
 
+def test_columns_may_be_trees():
+    rows = [{"inputs": {"tokens": row["inputs"], "mask": row["inputs"] > 3}} for row in ROWS]
+    source = grain.MapDataset.source(rows).batch(4).to_iter_dataset(READ)
+    (first, position), (second, _), (_, _) = positions(source)
+    np.testing.assert_array_equal(first["inputs"]["tokens"][:, 0], [0, 1, 2, 3])
+    ((again, _), _) = positions(source, position=position)
+    np.testing.assert_array_equal(again["inputs"]["mask"], second["inputs"]["mask"])
+    *_, last = padded(source)
+    assert last["inputs"]["mask"].shape == (4, 3) and last["where"].tolist() == [True] * 3 + [False]
+
+
 def loader():
     return grain.DataLoader(
         data_source=ROWS,

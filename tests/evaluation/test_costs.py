@@ -69,8 +69,8 @@ def test_batches_of_different_size_do_not_compare(big):
     ("inputs", "repeats", "message"),
     [
         (INPUTS, 0, "repeats must be 1 or more"),
-        (INPUTS[:0], 1, "inputs must have at least one row"),
-        (jnp.ones(()), 1, "inputs must have at least one row"),
+        (INPUTS[:0], 1, "must have a row or more, got none in .'inputs'"),
+        (jnp.ones(()), 1, "inputs.* must have a leading axis of rows"),
     ],
 )
 def test_names_what_is_wrong(inputs, repeats, message):

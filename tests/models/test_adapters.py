@@ -255,8 +255,8 @@ class Sized(nnx.Module):
         self.conv = nnx.Conv(1, 1, (3,), padding=[(1, 1)], rngs=rngs)  # a list has no hash
         self.head = nnx.Linear(inputs["x"].shape[-1], outputs, rngs=rngs)
 
-    def __call__(self, x):
-        return self.head(self.conv(self.norm(x["x"])[..., None])[..., 0])
+    def __call__(self, batch):
+        return self.head(self.conv(self.norm(batch["x"])[..., None])[..., 0])
 
 
 @pytest.mark.parametrize(
@@ -606,7 +606,6 @@ class TestModesAndKeys:
     @pytest.mark.parametrize(
         ("parameter", "message"),
         [
-            ("mask", "needs 'mask', which nothing fills: besides the inputs it is given, by name"),
             ("mode='eval'", r"'mode' \(by default 'eval'\), which looks like the mode"),
             ("phase='eval'", r"'phase' \(by default 'eval'\), which looks like the mode"),
             ("testing=True", r"'testing' \(by default True\), which looks like the mode"),
@@ -631,6 +630,22 @@ class TestModesAndKeys:
         ):
             with pytest.raises(TypeError, match=message):
                 make()
+
+    def test_what_nothing_fills_is_refused(self):
+        space = {}
+        exec(  # noqa: S102
+            "def call(self, x, *, mask): return x\ndef apply(params, x, *, mask): return x", space
+        )
+        message = "needs 'mask', which nothing fills: besides the inputs it is given, by name"
+        with pytest.raises(TypeError, match=message):
+            from_function(lambda key, x: {}, space["apply"])
+        linen = type("Linen", (nn.Module,), {"__call__": space["call"]})
+        other = type("Nnx", (nnx.Module,), {"__call__": space["call"]})
+        for model in (from_linen(linen()), from_nnx(lambda rngs: other())):  # inputs may fill it
+            with pytest.raises(TypeError, match=message):
+                model.apply({}, {}, INPUTS)
+            named = {"x": INPUTS, "mask": INPUTS}
+            assert model.predict({}, {}, named).logits is INPUTS
 
     def test_other_options_keep_their_defaults(self):
         def apply(params, inputs, padding="SAME", train_steps=3, *, scale=1.0, mode=None):

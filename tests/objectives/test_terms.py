@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.objectives import Context, term, weighted_sum
 from distill_jax.types import Outputs
-from tests.objectives.examples import both, example
+from tests.objectives.examples import both, context_of, example
 
 
 @pytest.mark.quick
@@ -121,3 +123,55 @@ class TestMessages:
     def test_a_name_that_metrics_have(self):
         with pytest.raises(ValueError, match="may not be named 'loss'"):
             term("loss", 1.0, cross_entropy)
+
+
+def top_hits(student_logits, labels, *, k, activation=None):
+    """The probability outside the k most likely classes, so that k shapes the program."""
+    top, places = jax.lax.top_k(student_logits, k)
+    top = top if activation is None else activation(top)
+    return jnp.where((places == labels[:, None]).any(-1), 0.0, 1.0) + 0.0 * top.sum(-1)
+
+
+class TestStatic:
+    def test_integers_and_functions_are_fixed_in_the_program(self):
+        batch, kernel = example()
+        value = jax.jit(lambda objective, context: objective({}, {}, context)[0])
+        for k in (1, 2, 3):
+            for activation in (jnp.tanh, jax.nn.relu):
+                options = {"k": k, "activation": activation, "static": ("k", "activation")}
+                built = weighted_sum(term("top", 1.0, top_hits, **options))
+                got = value(built, context_of(kernel, batch))
+                logits = np.asarray(batch["inputs"] @ kernel)
+                places = np.argsort(-logits, axis=1)[:, :k]
+                miss = ~(places == np.asarray(batch["labels"])[:, None]).any(1)
+                keep = np.asarray(batch["where"])
+                np.testing.assert_allclose(got, miss[keep].mean(), rtol=1e-6)
+        assert not jax.tree.leaves(dataclasses.replace(built.terms[0], weight=None))
+
+    def test_values_that_are_equal_but_of_other_kinds_are_other_programs(self):
+        built = [term("t", 1.0, top_hits, k=k, static="k") for k in (1, 1.0, True, np.int64(1))]
+        structures = [jax.tree.structure(t) for t in built]
+        assert structures[0] == structures[3] and len(set(structures)) == 3
+
+    @pytest.mark.usefixtures("library_errors")
+    def test_messages(self):
+        def make(static, **options):
+            return term("top", 1.0, top_hits, static=static, **{"k": 2} | options)
+
+        with pytest.raises(ValueError, match="static of term 'top' names 'size', which is none of"):
+            make(("k", "size"))
+        with pytest.raises(ValueError, match="names 'activation', which is none of the options"):
+            make("activation")
+        with pytest.raises(TypeError, match="loss of term 'top' has no option 'size'"):
+            make("size", size=3)
+        for value in (jnp.ones(2), np.ones(2), {"a": 1}):
+            with pytest.raises(TypeError, match="option 'k' of term 'top' is static, so it must"):
+                make("k", k=value)
+        with pytest.raises(TypeError, match="static, so it must have a hash, got .*Tracer"):
+            jax.jit(lambda k: make("k", k=k).weight)(2)
+        with pytest.raises(TypeError, match="to pass one to the loss itself, name the option"):
+            make((), activation=jnp.ones)
+        batch, kernel = example()
+        with pytest.raises(TypeError) as caught:
+            weighted_sum(make(()))({}, {}, context_of(kernel, batch))
+        assert "static=('k',)" in caught.value.__notes__[0]

@@ -39,6 +39,7 @@ from jaxtyping import Array, Bool, Float
 from distill_jax import _checks
 from distill_jax._arguments import checked
 from distill_jax.objectives import Term, term
+from distill_jax.objectives.terms import DivideBy
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic._inputs import Views
@@ -155,6 +156,8 @@ def encourage(
     coupled: bool = False,
     where: str | Callable | None = None,
     reads: Mapping[str, Any] | None = None,
+    sample_weight: str | None = None,
+    divide_by: DivideBy = "weights",
 ) -> Term:
     """A term that penalises violations of rules; see ``penalty``.
 
@@ -171,6 +174,8 @@ def encourage(
       where: Rows that count, as in ``term``.
       reads: Where the arguments are read from, as in ``term``: ``{"columns": "inputs"}`` if the
         model's inputs are the encoded columns, which are otherwise the batch's ``columns``.
+      sample_weight: A column of weights of the rows, as in ``term``; not those of rules.
+      divide_by: With ``sample_weight``, what the sum of rows is divided by, as in ``term``.
 
     Returns:
       A term for ``Objective``.
@@ -193,6 +198,7 @@ def encourage(
     loss = batch_penalty if coupled else penalty
     if not coupled:
         options["kind"] = kind
+    options |= dict(sample_weight=sample_weight, divide_by=divide_by)
     return term(name, weight, loss, where=where, reads=reads, coupled=coupled, **options)
 
 

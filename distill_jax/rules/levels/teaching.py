@@ -14,6 +14,7 @@ from distill_jax import _checks
 from distill_jax._arguments import checked
 from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.objectives import Context, Term, term
+from distill_jax.objectives.terms import DivideBy
 from distill_jax.rules.binding.book import Book
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.levels.projection import project
@@ -81,6 +82,8 @@ def teach(
     labelled: str | None = None,
     where: str | Callable | None = None,
     reads: Mapping[str, Any] | None = None,
+    sample_weight: str | None = None,
+    divide_by: DivideBy = "weights",
 ) -> Term:
     """A term that distils the student's rule-corrected predictions into the student.
 
@@ -110,6 +113,8 @@ def teach(
       reads: Where the arguments are read from, as in ``term``: ``{"columns": "inputs"}`` if the
         model's inputs are the encoded columns, which are otherwise the batch's ``columns``. Also
         for ``views``, ``student_logits`` and, with ``learn``, ``labels``.
+      sample_weight: A column of weights of the rows, as in ``term``; not those of rules.
+      divide_by: With ``sample_weight``, what the sum of rows is divided by, as in ``term``.
 
     Returns:
       A term for ``Objective``, over exclusive classes.
@@ -131,8 +136,9 @@ def teach(
     if not callable(temperature):
         _checks.positive(temperature=temperature)
     options: dict[str, Any] = dict(rules=book, strengths=strengths, temperature=temperature)
+    weights: dict[str, Any] = dict(sample_weight=sample_weight, divide_by=divide_by)
     if not learn:
-        return term(name, weight, posterior_kl, where=where, reads=reads, **options)
+        return term(name, weight, posterior_kl, where=where, reads=reads, **options, **weights)
     known = _checks.known(book.learn)
     if known is not None and not known.any():
         raise ValueError("learn needs a rule marked [learn], and the book has none")
@@ -147,6 +153,7 @@ def teach(
         init=_Start(len(book)),
         rules=book,
         temperature=temperature,
+        **weights,
     )
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from distill_jax import _batches
 from distill_jax._files import json_values
 from distill_jax._fingerprints import (
     digest,
@@ -84,7 +85,7 @@ def configuration(
         "augment": None if recipe.augment is None else _name(recipe.augment),
         "batch": {
             name: f"{x.dtype}[{', '.join(['batch', *map(str, x.shape[1:])])}]"
-            for name, x in batch.items()
+            for name, x in _batches.arrays(batch).items()
         },
         "key": list(key_words(key).values()),
         "teachers": {name: _teacher(t) for name, t in teachers.items()},
@@ -152,16 +153,18 @@ def other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _term(t: Term) -> dict[str, Any]:
+    weights = {"sample_weight": t.sample_weight, "divide_by": t.divide_by}
     return {
         "loss": _name(t.loss),
         "weight": _name(t.weight.schedule) if callable(t.weight) else _value(t.weight),
         "options": {name: _value(x) for name, x in t.options.items()},
-        "settings": {name: x for name, x in t.settings},
+        "settings": {name: _plain(x) for name, x in t.fixed.items()},
         "schedules": {name: _name(x) for name, x in t.schedules},
         "reads": {name: x if isinstance(x, str) else _name(x) for name, x in t.reads},
         "where": _name(t.where) if callable(t.where) else t.where,
         "coupled": t.coupled,
         "init": None if t.init is None else _name(t.init),
+        **({} if t.sample_weight is None else weights),
     }
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from distill_jax import _checks, _fingerprints
+from distill_jax import _batches, _checks, _fingerprints
 from distill_jax._arguments import checked
 from distill_jax.teachers import Teacher
 from distill_jax.training.devices.sharding import (
@@ -220,16 +220,16 @@ class Layout:
             for name, teacher in placed.items()
         }
 
-    def whole_batch(self, batch: Batch) -> dict[str, jax.Array]:
+    def whole_batch(self, batch: Batch) -> dict[str, Any]:
         """A batch of which every process holds all rows, as arrays over all devices.
 
         Raises:
           ValueError: if the rows cannot be sharded evenly.
         """
         self.check(_length(batch))
-        return {name: _put(x, self._rows()) for name, x in batch.items()}
+        return _batches.mapped(lambda x: _put(x, self._rows()), batch)
 
-    def local_batch(self, batch: Batch) -> dict[str, jax.Array]:
+    def local_batch(self, batch: Batch) -> dict[str, Any]:
         """A batch of which every process holds its own rows, as arrays over all devices.
 
         The rows of the processes follow each other in the order of the mesh's devices. Processes
@@ -252,12 +252,12 @@ class Layout:
         whole = rows // own * self.parts
         if self.processes > 1:
             batch = {"where": np.ones(rows, bool), **batch}
-        return {
-            name: jax.make_array_from_process_local_data(
-                sharding, _on_host(x), (whole, *np.shape(x)[1:])
-            )
-            for name, x in batch.items()
-        }
+
+        def put(x: Any) -> jax.Array:
+            shape = (whole, *np.shape(x)[1:])
+            return jax.make_array_from_process_local_data(sharding, _on_host(x), shape)
+
+        return _batches.mapped(put, batch)
 
     def bytes_per_device(self, tree: PyTree) -> int:
         """Bytes of a tree on each device, from arrays or from their shapes (``jax.eval_shape``).
@@ -366,7 +366,7 @@ def _leaves(tree: PyTree) -> Iterator[tuple[str, bool, Any]]:
 
 
 def _length(batch: Batch) -> int:
-    lengths = {name: np.shape(x)[:1] for name, x in batch.items()}
+    lengths = {name: np.shape(x)[:1] for name, x in _batches.arrays(batch).items()}
     if len(set(lengths.values())) != 1 or () in lengths.values():
         raise ValueError(f"batch must have columns with one leading axis, got lengths {lengths}")
     return next(iter(lengths.values()))[0]

@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from distill_jax import _checks, _programs
+from distill_jax import _batches, _checks, _programs
 from distill_jax.objectives import Objective, Term
 from distill_jax.objectives.context import AVERAGE, Context
 from distill_jax.teachers import Teacher
@@ -42,10 +42,11 @@ def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, A
     if "inputs" not in batch:
         raise ValueError(f"the data must have a column 'inputs', got {sorted(batch)}")
     key = jax.random.key(0)
-    row = {name: _programs.described(x, shape=(1, *x.shape[1:])) for name, x in batch.items()}
+    row = _batches.mapped(lambda x: _programs.described(x, shape=(1, *x.shape[1:])), batch)
     columns = jax.eval_shape(lambda batch: recipe.columns(batch, key), row)
     model, inputs = recipe.model, columns["inputs"]
     student = jax.eval_shape(functools.partial(_untrained, model), inputs)
+    made: dict[str, Any] = {}
     for name, teacher in teachers.items():
         if name == AVERAGE:
             raise ValueError(f"a teacher may not be named {AVERAGE!r}: that is the student's own")
@@ -58,7 +59,7 @@ def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, A
         _checks.same_outputs(model.outputs, teacher.outputs, who)
         _checks.class_order(model.classes, teacher.classes, who)
         seen = columns.get("teacher_inputs", inputs)
-        taught = jax.eval_shape(_taught, teacher, seen)
+        taught = made[name] = jax.eval_shape(_taught, teacher, seen)
         if taught.shape[-1] != student.shape[-1] and model.outputs != "embedding":
             raise ValueError(
                 f"{who} has {taught.shape[-1]} classes, the student {student.shape[-1]}: they "
@@ -90,30 +91,38 @@ def check(recipe: Recipe, objective: Any, batch: Batch, teachers: Mapping[str, A
                     f"student {list(model.classes)}: bind them to the student's classes, in its "
                     "order"
                 )
-        if student.shape[-1] == 1:
-            _check_broadcasting(term, student, columns)
+        ours = str(getattr(term.loss, "__module__", None)).startswith("distill_jax.")
+        if student.shape[-1] == 1 or not ours:
+            _check_broadcasting(term, student, made, columns)
     return student.shape[-1]
 
 
-def _check_broadcasting(term: Term, student: Any, columns: Batch) -> None:
+def _check_broadcasting(
+    term: Term, student: Any, taught: Mapping[str, Any], columns: Batch
+) -> None:
     """Raises ValueError if a loss compares each prediction with the targets of all rows.
 
     Predictions ``[batch, 1]`` minus targets ``[batch]`` are ``[batch, batch]``, without an error.
     """
-    columns = {name: _with_rows(x) for name, x in columns.items()}
-    flat = [name for name, x in columns.items() if x.shape == (_ROWS,) and x.dtype != bool]
+    columns = _batches.mapped(_with_rows, columns)
+    arrays = _batches.arrays(columns)
+    flat = [name for name, x in arrays.items() if x.shape == (_ROWS,) and x.dtype != bool]
     if term.coupled or term.init is not None or not flat:
         return
     logits: Any = _with_rows(student)
-    context = Context(Outputs(logits), batch=columns, key=jax.random.key(0))
+    shapes: dict[str, Any] = {name: _with_rows(x) for name, x in taught.items()}
+    teachers = {name: Outputs(x) for name, x in shapes.items()}
+    context = Context(Outputs(logits), teachers, columns, key=jax.random.key(0))
     try:
         program = jax.make_jaxpr(lambda context: term.rows(None, None, context)[0])(context)
     except Exception:  # it reads more than this, or fails where it is computed
         return
-    if _programs.pairs_rows(program, _ROWS):
+    pairs = student.shape[-1] == 1 and _programs.pairs_rows(program, _ROWS)
+    if pairs or _ROWS in program.out_avals[0].shape[1:]:
+        what = "predicts [batch, 1]" if pairs else f"has outputs {list(student.shape[1:])}"
         raise ValueError(
             f"the loss of term {term.name!r} compares each row with every other one: the student "
-            f"predicts [batch, 1], and one of the columns {flat} is [batch], which broadcasts to "
+            f"{what}, and one of the columns {flat} is [batch], which broadcasts to "
             "[batch, batch]. Give the column an axis, column[:, None], or pass coupled=True if the "
             "loss is about pairs of rows"
         )

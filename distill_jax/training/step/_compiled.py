@@ -125,7 +125,7 @@ def scanned(recipe: Recipe, unroll: int, state, index, data, objective, teachers
     """One scan over all steps; ``index`` holds the rows of each, ``[steps, batch]``."""
 
     def body(state, rows):
-        batch = {name: column[rows] for name, column in data.items()}
+        batch = jax.tree.map(lambda x: x[rows], data)
         return step(recipe, state, batch, objective, teachers, decay)
 
     return jax.lax.scan(body, state, index, unroll=unroll)

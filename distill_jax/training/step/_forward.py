@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -62,11 +63,11 @@ def prepare_columns(batch: Batch, key: Array, augment: Augment | None) -> dict[s
         keep = columns["where"].reshape(len(columns["where"]), -1).any(1)
         for name, x in columns.items():
             if is_input(name):
-                columns[name] = _filled(x, keep)
+                columns[name] = jax.tree.map(functools.partial(_filled, keep), x)
     return columns
 
 
-def _filled(x: Array, keep: Array) -> Array:
+def _filled(keep: Array, x: Array) -> Array:
     """``x`` with its first row that is kept in place of those that are not; 0 if none is kept."""
     first = keep & (jnp.arange(len(keep)) == keep.argmax())
     first, keep = (m.reshape(-1, *[1] * (x.ndim - 1)) for m in (first, keep))

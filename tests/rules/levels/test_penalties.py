@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from distill_jax import models, training
-from distill_jax.objectives import weighted_sum
-from distill_jax.rules import Schema, bind, encourage, penalty
+from distill_jax.objectives import Context, weighted_sum
+from distill_jax.rules import Schema, bind, encourage, penalty, posterior_kl, teach
 from distill_jax.rules.levels.penalties import HARD_WEIGHT
 from distill_jax.types import Outputs
 from tests.rules import small_books
@@ -277,3 +277,20 @@ def test_a_student_with_the_classes_in_another_order_is_refused():
                 steps=1,
                 batch_size=4,
             )
+
+
+def test_rows_of_rules_have_weights():
+    rules = bind("[w=2] x > 0 => yes\n[w=1] y > 0 => no", problem.SCHEMA)
+    table = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    logits = jnp.array([[0.0, 1.0], [2.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
+    trust = [1.0, 0.5, 0.0, 2.0]
+    batch = {"inputs": table, "columns": table, "trust": jnp.array(trust)}
+    context = Context(Outputs(logits), {}, batch, 0)
+    for rows, make in (
+        (penalty(logits, table, {}, rules=rules), encourage),
+        (posterior_kl(logits, table, {}, rules=rules), teach),
+    ):
+        for divide_by, number in (("weights", sum(trust)), ("rows", 4)):
+            own = make("rules", 1.0, rules, sample_weight="trust", divide_by=divide_by)
+            got, _ = weighted_sum(own)({}, {}, context)
+            np.testing.assert_allclose(got, rows @ np.array(trust) / number, rtol=1e-5)

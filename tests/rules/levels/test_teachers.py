@@ -11,7 +11,7 @@ import pytest
 from distill_jax import models, teachers, training
 from distill_jax.losses import cross_entropy, forward_kl
 from distill_jax.objectives import term, weighted_sum
-from distill_jax.rules import bind, corrected, encode, rule_teacher, teach
+from distill_jax.rules import bind, corrected, encode, encourage, enforce, rule_teacher, teach
 from distill_jax.types import Outputs
 from tests.rules import small_books
 from tests.rules.levels import problem
@@ -127,3 +127,35 @@ def test_rules_teach_from_a_table_with_missing_values_that_the_student_does_not_
     both = taught_by | {"neural": teachers.from_function(says_the_sum, jnp.array(2.0))}
     with pytest.raises(ValueError, match="teacher_inputs must be finite"):
         training.run(student, objective, optax.adam(0.1), data, **how, teachers=both)
+
+
+def table_of(inputs):
+    return inputs["table"]
+
+
+def test_rules_read_a_table_among_several_inputs():
+    rules = bind("[w=3] x > 0 => yes\n[hard] x < -1 => no", problem.SCHEMA)
+    x = np.linspace(-2, 2, 8, dtype=np.float32)
+    data = {"inputs": {"x": x[:, None], "table": np.stack([x, x], 1)}}
+    objective = weighted_sum(
+        term("rules", 1.0, forward_kl),
+        encourage("own", 0.5, rules, reads={"columns": "inputs['table']"}),
+    )
+    line = models.from_function(
+        lambda key, inputs: jnp.zeros((1, 2)), lambda params, inputs: inputs["x"] @ params
+    )
+    student = enforce(line, rules, columns=table_of)
+    taught_by = {"rules": rule_teacher(rules, columns=table_of)}
+    how = {"key": jax.random.key(0), "steps": 2, "batch_size": 8, "teachers": taught_by}
+    state, metrics = training.run(student, objective, optax.sgd(0.1), data, **how)
+    assert (metrics["rules"] > 0).all() and (metrics["own"] > 0).all()
+    logits = student.predict(state.params, state.state, data["inputs"]).logits
+    assert (jax.nn.softmax(logits)[x < -1, 1] == 0).all()
+    with pytest.raises(TypeError, match="columns must be an array, got dict"):
+        training.run(
+            student,
+            weighted_sum(encourage("own", 0.5, rules, reads={"columns": "inputs"})),
+            optax.sgd(0.1),
+            data,
+            **how,
+        )

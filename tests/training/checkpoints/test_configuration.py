@@ -230,6 +230,30 @@ def test_settings_of_any_kind(base):
     }  # fmt: skip
 
 
+def hardest(student_logits, labels, *, k, activation):
+    rows = activation(student_logits)
+    return cross_entropy(jax.lax.top_k(rows, 3)[0], labels) / k
+
+
+def test_static_options_and_weights_of_rows_are_listed():
+    def term_of(k, activation, **weights):
+        options = {"k": k, "activation": activation, "static": ("k", "activation"), **weights}
+        own = weighted_sum(term("hard", 1.0, hardest, **options))
+        batch = BATCH | {"trust": np.ones(8, np.float32)}
+        return found(own, {}, batch=batch)
+
+    first = term_of(2, jnp.tanh)
+    assert first["objective"]["hard"]["settings"]["k"] == 2
+    assert differences(first, term_of(3, jnp.tanh)) == ["objective/hard/settings/k was 2, is 3"]
+    (line,) = differences(first, term_of(2, jax.nn.relu))
+    assert line.startswith("objective/hard/settings/activation was '") and "relu" in line
+    weighed = term_of(2, jnp.tanh, sample_weight="trust", divide_by="rows")
+    assert differences(first, weighed) == [
+        "objective/hard/sample_weight was missing, is 'trust'",
+        "objective/hard/divide_by was missing, is 'rows'",
+    ]
+
+
 def test_rules_are_written_out():
     def of(text):
         book = rules.bind(text, SCHEMA)

@@ -39,6 +39,7 @@ from distill_jax.training import (
     shard_by_size,
 )
 from distill_jax.training.step._compiled import steps_of
+from tests.training import sequences
 
 KEY = jax.random.key(0)
 FOLDER = pathlib.Path()
@@ -415,6 +416,19 @@ def check_layouts_compare_by_content():
     trained(fsdp(least=96))
     trained(fsdp(least=96))
     assert len(steps_of._kept) <= before + 1
+
+
+def check_masks_weights_and_trees_of_inputs():
+    data = sequences.columns()
+    for coupled in (False, True):
+        got, want = (
+            fit(
+                sequences.STUDENT, sequences.objective(coupled), SGD, data, key=KEY, steps=2,
+                batch_size=sequences.ROWS, microbatches=2, layout=layout,
+            )
+            for layout in (data_parallel(), None)
+        )  # fmt: skip
+        close(got, want)
 
 
 CHECKS = {name: x for name, x in list(globals().items()) if name.startswith("check_")}
