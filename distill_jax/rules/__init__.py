@@ -34,6 +34,8 @@ from distill_jax.rules.binding import (
 )
 from distill_jax.rules.circuits import Logic
 from distill_jax.rules.exchange import (
+    Requirements,
+    from_requirements,
     from_rule_frame,
     from_rule_strings,
     from_table,
@@ -108,6 +110,7 @@ __all__ = [
     "Rule",
     "RuleError",
     "RuleModel",
+    "Requirements",
     "RuleWarning",
     "Schema",
     "all_of",
@@ -131,6 +134,7 @@ __all__ = [
     "explain",
     "fires",
     "forbidden",
+    "from_requirements",
     "from_rule_frame",
     "from_rule_strings",
     "from_table",
