@@ -111,6 +111,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     )
 
 
+LINEAR = rules.linear_constraints("u >= v + w", ("u", "v", "w"))
 TEXT = "[w=2] a > 0 => u\n[w=1] b > 0 => v"
 
 
@@ -268,8 +269,13 @@ CASES: dict[str, Callable[[Parts], dict[str, Any]]] = {
     "rules.encode": lambda p: {"book": p.book, "table": p.frame},
     "rules.encode_columns": lambda p: {"schema": p.schema, "table": p.frame},
     "rules.encourage": lambda p: {"name": "x", "weight": 1.0, "book": p.book},
+    "rules.encourage_linear": lambda p: {"name": "x", "weight": 1.0, "constraints": LINEAR},
     "rules.energies": lambda p: {"book": p.book, "columns": p.inputs},
     "rules.enforce": lambda p: {"model": p.model, "book": p.hard},
+    "rules.enforce_linear": lambda p: {
+        "model": models.mlp((4,), 3, outputs="regression"),
+        "constraints": LINEAR,
+    },
     "rules.explain": lambda p: {
         "book": p.book,
         "example": dict.fromkeys("abcd", 1.0),
@@ -277,12 +283,16 @@ CASES: dict[str, Callable[[Parts], dict[str, Any]]] = {
     },
     "rules.fires": lambda p: {"book": p.book, "columns": p.inputs},
     "rules.forbidden": lambda p: {"book": p.hard, "columns": p.inputs},
+    "rules.from_requirements": lambda p: {"text": "y_0 or not y_1"},
     "rules.from_rule_strings": lambda p: {"strings": ["a > 0.5"], "then": "u"},
     "rules.from_table": lambda p: {"rows": [{"rule": "a > 0 => u"}]},
     "rules.imitation": lambda p: {"steps_per_epoch": 10.0},
     "rules.implies": lambda p: {"body": rules.col("a") > 0, "head": rules.label("u")},
     "rules.infer_schema": lambda p: {"table": p.frame, "classes": ("u", "v", "w")},
     "rules.label": lambda p: {"name": "u"},
+    "rules.linear_constraints": lambda p: {"rules": "u >= v + w", "outputs": ("u", "v", "w")},
+    "rules.linear_penalty": lambda p: {"student_logits": p.taught, "constraints": LINEAR},
+    "rules.linear_violation": lambda p: {"constraints": LINEAR, "predictions": p.taught},
     "rules.log_truth": lambda p: {"book": p.book, "columns": p.inputs, "logits": p.taught},
     "rules.parse": lambda p: {"text": TEXT},
     "rules.parse_formula": lambda p: {"text": "a > 0"},
@@ -299,6 +309,7 @@ CASES: dict[str, Callable[[Parts], dict[str, Any]]] = {
         "rules": p.book,
     },
     "rules.project": lambda p: {"book": p.book, "columns": p.inputs, "logits": p.taught},
+    "rules.project_linear": lambda p: {"constraints": LINEAR, "predictions": p.taught},
     "rules.read_rules": lambda p: {"path": p.folder / "rules.csv"},
     "rules.rule": lambda p: {"what": rules.implies(rules.col("a") > 0, rules.label("u"))},
     "rules.rule_teacher": lambda p: {"book": p.book},

@@ -111,7 +111,7 @@ def _bound(
     """``bind``, to columns as they are encoded for another book if ``like`` is given."""
     chosen = find_logic(logic)
     _check_choices(schema, conflicts)
-    written = _as_rules(rules)
+    written = as_rules(rules)
     definitions = tuple(rule for rule in written if _defines(rule, schema))
     kept = tuple(rule for rule in written if not _defines(rule, schema))
     _check_rules(kept, definitions, schema)
@@ -226,7 +226,8 @@ def _check_widths_are_used(widths: Mapping[str, float], columns: Columns) -> Non
         )
 
 
-def _as_rules(rules: Any) -> tuple[f.Rule, ...]:
+def as_rules(rules: Any) -> tuple[f.Rule, ...]:
+    """Rules as ``bind`` takes them: one text, or several texts, rules and formulas."""
     if isinstance(rules, str):
         found = parse(rules)
     elif isinstance(rules, Sequence):
