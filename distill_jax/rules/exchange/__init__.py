@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from distill_jax.rules.exchange.decision_tables import from_decision_table
+from distill_jax.rules.exchange.decision_writing import to_decision_table
 from distill_jax.rules.exchange.files import from_table, read_rules, to_table, write_rules
 from distill_jax.rules.exchange.mined import from_rule_frame, from_rule_strings, from_tree
 
 __all__ = [
+    "from_decision_table",
     "from_rule_frame",
     "from_rule_strings",
     "from_table",
     "from_tree",
     "read_rules",
+    "to_decision_table",
     "to_table",
     "write_rules",
 ]
