@@ -6,6 +6,7 @@ from distill_jax.rules.exchange.decision_tables import from_decision_table
 from distill_jax.rules.exchange.decision_writing import to_decision_table
 from distill_jax.rules.exchange.files import from_table, read_rules, to_table, write_rules
 from distill_jax.rules.exchange.mined import from_rule_frame, from_rule_strings, from_tree
+from distill_jax.rules.exchange.tree_texts import from_tree_text
 
 __all__ = [
     "from_decision_table",
@@ -13,6 +14,7 @@ __all__ = [
     "from_rule_strings",
     "from_table",
     "from_tree",
+    "from_tree_text",
     "read_rules",
     "to_decision_table",
     "to_table",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax._arguments import checked
+from distill_jax.rules.exchange._leaves import check_smoothing, leaf_rule, leaf_strength
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._tokens import underflows
 from distill_jax.rules.language.building import Built, formula
@@ -71,8 +72,7 @@ def from_tree(
         ) from None
     if tree.value.shape[1] != 1:
         raise ValueError(f"estimator must have one output, got {tree.value.shape[1]}")
-    if not (math.isfinite(smoothing) and smoothing > 0):
-        raise ValueError(f"smoothing must be finite and > 0, got {smoothing}")
+    check_smoothing(smoothing)
     if feature_names is None:
         feature_names = vars(estimator).get("feature_names_in_")
     if feature_names is None or len(feature_names) != tree.n_features:
@@ -90,13 +90,10 @@ def from_tree(
         if left[node] == right[node]:  # a leaf
             shares = tree.value[node, 0] / tree.value[node, 0].sum()
             counts = shares * tree.weighted_n_node_samples[node]
-            best = int(counts.argmax())
-            other = (counts.sum() - counts[best]) / (len(names) - 1)
-            weight = round(math.log((counts[best] + smoothing) / (other + smoothing)), 4)
-            body = [_interval(str(feature_names[i]), *ends) for i, ends in limits.items()]
-            rules.append(
-                f.Rule(_implies(body, f.Name(names[best])), f"leaf_{node}", f.Strength("w", weight))
-            )
+            named = {str(feature_names[i]): ends for i, ends in limits.items()}
+            strength = leaf_strength(counts.tolist(), smoothing)
+            label = names[int(counts.argmax())]
+            rules.append(leaf_rule(named, label, f"leaf_{node}", strength))
             continue
         feature, threshold = int(tree.feature[node]), _threshold(tree.threshold[node])
         low, high = limits.get(feature, (-math.inf, math.inf))
@@ -112,22 +109,6 @@ def _threshold(value: float) -> float:
         floor = np.nextafter(floor, np.float32(-np.inf))
     candidates = (float(f"{float(floor):.{digits}g}") for digits in range(1, 18))
     return next(x for x in candidates if x >= floor and np.float32(x) == floor)
-
-
-def _interval(name: str, low: float, high: float) -> f.Formula:
-    """``low < name <= high``, without an infinite end."""
-    if math.isinf(low):
-        return f.Compare((f.Name(name), f.Number(high)), ("<=",))
-    if math.isinf(high):
-        return f.Compare((f.Name(name), f.Number(low)), (">",))
-    return f.Compare((f.Number(low), f.Name(name), f.Number(high)), ("<", "<="))
-
-
-def _implies(body: Sequence[f.Formula], head: f.Formula) -> f.Formula:
-    """The rule's formula; the head alone for a tree without a split."""
-    if not body:
-        return head
-    return f.Implies(body[0] if len(body) == 1 else f.And(tuple(body)), head)
 
 
 LEAST_P = 0.001
