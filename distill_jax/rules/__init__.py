@@ -38,6 +38,7 @@ from distill_jax.rules.binding import (
 )
 from distill_jax.rules.circuits import Logic
 from distill_jax.rules.exchange import (
+    from_association_rules,
     from_decision_table,
     from_rule_frame,
     from_rule_strings,
@@ -140,6 +141,7 @@ __all__ = [
     "explain",
     "fires",
     "forbidden",
+    "from_association_rules",
     "from_decision_table",
     "from_rule_frame",
     "from_rule_strings",

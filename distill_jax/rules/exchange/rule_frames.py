@@ -141,7 +141,7 @@ class _Frame:
         ) as error:
             raise ValueError(
                 "frame must have the columns 'rule' and 'coef', 'weight' or 'prediction' "
-                f"(numbers), as get_rules() of imodels has them, got {type(frame).__name__}: {error!r}"
+                f"(numbers), as get_rules() of imodels, got {type(frame).__name__}: {error!r}"
             ) from None
         lengths = {len(x) for x in (texts, values, votes, terms)}
         if len(lengths) > 1:
