@@ -40,6 +40,7 @@ from distill_jax.rules.circuits import Logic
 from distill_jax.rules.exchange import (
     from_association_rules,
     from_decision_table,
+    from_pmml,
     from_rule_frame,
     from_rule_strings,
     from_table,
@@ -143,6 +144,7 @@ __all__ = [
     "forbidden",
     "from_association_rules",
     "from_decision_table",
+    "from_pmml",
     "from_rule_frame",
     "from_rule_strings",
     "from_table",
