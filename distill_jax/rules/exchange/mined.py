@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import re
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax._arguments import checked
+from distill_jax.rules.exchange._leaves import check_smoothing, leaf_rule, leaf_strength
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._tokens import underflows
 from distill_jax.rules.language.building import Built, formula
@@ -71,8 +71,7 @@ def from_tree(
         ) from None
     if tree.value.shape[1] != 1:
         raise ValueError(f"estimator must have one output, got {tree.value.shape[1]}")
-    if not (math.isfinite(smoothing) and smoothing > 0):
-        raise ValueError(f"smoothing must be finite and > 0, got {smoothing}")
+    check_smoothing(smoothing)
     if feature_names is None:
         feature_names = vars(estimator).get("feature_names_in_")
     if feature_names is None or len(feature_names) != tree.n_features:
@@ -90,13 +89,10 @@ def from_tree(
         if left[node] == right[node]:  # a leaf
             shares = tree.value[node, 0] / tree.value[node, 0].sum()
             counts = shares * tree.weighted_n_node_samples[node]
-            best = int(counts.argmax())
-            other = (counts.sum() - counts[best]) / (len(names) - 1)
-            weight = round(math.log((counts[best] + smoothing) / (other + smoothing)), 4)
-            body = [_interval(str(feature_names[i]), *ends) for i, ends in limits.items()]
-            rules.append(
-                f.Rule(_implies(body, f.Name(names[best])), f"leaf_{node}", f.Strength("w", weight))
-            )
+            named = {str(feature_names[i]): ends for i, ends in limits.items()}
+            strength = leaf_strength(counts.tolist(), smoothing)
+            label = names[int(counts.argmax())]
+            rules.append(leaf_rule(named, label, f"leaf_{node}", strength))
             continue
         feature, threshold = int(tree.feature[node]), _threshold(tree.threshold[node])
         low, high = limits.get(feature, (-math.inf, math.inf))
@@ -112,22 +108,6 @@ def _threshold(value: float) -> float:
         floor = np.nextafter(floor, np.float32(-np.inf))
     candidates = (float(f"{float(floor):.{digits}g}") for digits in range(1, 18))
     return next(x for x in candidates if x >= floor and np.float32(x) == floor)
-
-
-def _interval(name: str, low: float, high: float) -> f.Formula:
-    """``low < name <= high``, without an infinite end."""
-    if math.isinf(low):
-        return f.Compare((f.Name(name), f.Number(high)), ("<=",))
-    if math.isinf(high):
-        return f.Compare((f.Name(name), f.Number(low)), (">",))
-    return f.Compare((f.Number(low), f.Name(name), f.Number(high)), ("<", "<="))
-
-
-def _implies(body: Sequence[f.Formula], head: f.Formula) -> f.Formula:
-    """The rule's formula; the head alone for a tree without a split."""
-    if not body:
-        return head
-    return f.Implies(body[0] if len(body) == 1 else f.And(tuple(body)), head)
 
 
 LEAST_P = 0.001
@@ -202,7 +182,7 @@ def from_rule_strings(
     else:
         counts = [None] * len(strings) if support is None else support
         strengths = [
-            f.Strength("p", _smoothed(i, x, n))
+            f.Strength("p", smoothed(f"strings[{i}]", x, n))
             for i, (x, n) in enumerate(zip(p, counts, strict=True))
         ]
     return tuple(
@@ -211,86 +191,15 @@ def from_rule_strings(
     )
 
 
-@checked
-def from_rule_frame(
-    frame: Any,
-    then: str | Built | f.Formula,
-    *,
-    scale: float = 1.0,
-    feature_names: Sequence[str] | None = None,
-) -> tuple[f.Rule, ...]:
-    """Rules from a table of conditions and coefficients, such as that of imodels' RuleFit.
-
-    The table is what ``_get_rules()`` of imodels 3 returns (``get_rules()`` of earlier ones): the
-    columns ``rule``, ``type``, ``coef``, ``support`` and ``importance``. A rule's strength is
-    ``scale * coef``, log-odds that it adds to ``then``. Rows with the coefficient 0 are left out.
-
-    RuleFit fits the coefficients of a classifier as log-odds, which is ``scale=1``. Its own
-    ``predict_proba`` takes the softmax of 1 − c and c, where c is their sum with the intercept, and
-    so doubles them; ``scale=2`` does so, too. The intercept is no rule, and is not in the table.
-
-    Args:
-      frame: A pandas data frame, or a mapping of columns, with ``rule`` and ``coef``, and ``type``
-        (``"rule"`` or ``"linear"``) if there are linear terms.
-      then: The head of each rule: the name of a class or label, or a formula.
-      scale: Log-odds per unit of a coefficient.
-      feature_names: As in ``from_rule_strings``.
-
-    Returns:
-      One rule per row with a coefficient other than 0, ``[w=...] condition => then``.
-
-    Raises:
-      RuleError: for a row whose ``rule`` is not a condition.
-      ValueError: for a table without these columns, a coefficient that is not finite, or a linear
-        term with a coefficient other than 0, which is no rule.
-
-    Example:
-      >>> frame = {"rule": ["age > 60", "age <= 30"], "coef": [0.8, 0.0]}
-      >>> print(*from_rule_frame(frame, "sick"))
-      [w=0.8] age > 60 => sick
-    """
-    try:
-        texts, coefficients = list(frame["rule"]), [float(x) for x in frame["coef"]]
-        kinds = list(frame["type"]) if "type" in frame else ["rule"] * len(texts)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(
-            "frame must have the columns 'rule' and 'coef' (numbers), as imodels' _get_rules() has "
-            f"them, got {type(frame).__name__}: {error!r}"
-        ) from None
-    if not len(texts) == len(coefficients) == len(kinds):
-        raise ValueError(
-            f"the columns of frame must have one length, got {len(texts)}, {len(coefficients)} and "
-            f"{len(kinds)}"
-        )
-    kept, weights = [], []
-    for i, (text, kind, coefficient) in enumerate(zip(texts, kinds, coefficients, strict=True)):
-        if not math.isfinite(scale * coefficient):
-            raise ValueError(f"coef must be finite, got {coefficient} in row {i}")
-        if coefficient == 0:
-            continue
-        if kind != "rule":
-            raise ValueError(
-                f"row {i} is a {kind} term of {text!r}, which no rule can stand for: fit with "
-                'include_linear=False, or pass frame[frame["type"] == "rule"]'
-            )
-        kept.append(str(text))
-        weights.append(scale * coefficient)
-    rules = from_rule_strings(kept, then, feature_names=feature_names)
-    return tuple(
-        dataclasses.replace(rule, strength=f.Strength("w", w))
-        for rule, w in zip(rules, weights, strict=True)
-    )
-
-
-def _smoothed(i: int, p: Any, support: Any) -> float:
-    """A probability strictly between 0 and 1."""
+def smoothed(where: str, p: Any, support: Any) -> float:
+    """A probability strictly between 0 and 1: by its support, or cut off where that is None."""
     p = float(p)
     if not 0.0 <= p <= 1.0:
-        raise ValueError(f"p must lie between 0 and 1, got {p} for strings[{i}]")
+        raise ValueError(f"p must lie between 0 and 1, got {p} for {where}")
     if support is None:
         return min(max(p, LEAST_P), 1.0 - LEAST_P)
     if not (support >= 0 and math.isfinite(support)):
-        raise ValueError(f"support must be finite and >= 0, got {support} for strings[{i}]")
+        raise ValueError(f"support must be finite and >= 0, got {support} for {where}")
     return (p * float(support) + 1.0) / (float(support) + 2.0)
 
 

@@ -11,7 +11,7 @@ from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from distill_jax.rules.exchange.mined import from_rule_frame, from_rule_strings, from_tree
+from distill_jax.rules.exchange.mined import from_rule_strings, from_tree
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language.building import col, label
 from distill_jax.rules.language.errors import RuleError
@@ -179,29 +179,6 @@ def test_precisions_of_1_are_smoothed() -> None:
         strengths([0.5], support=[1, 2])
     with pytest.raises(ValueError, match="give p, too"):
         from_rule_strings(["a > 3"], "y", support=[1])
-
-
-def test_frames_of_imodels() -> None:
-    frame = {
-        "rule": ["age", "age > 60 and mean area <= 2", "age <= 30", "b > 1"],
-        "type": ["linear", "rule", "rule", "rule"],
-        "coef": [0.0, 0.5, 0.0, np.float64(-1.25)],
-        "support": [1, 0.25, 0.5, 0.5],
-        "importance": [0, 0.2, 0.0, 0.6],
-    }
-    want = parse("[w=0.5] age > 60 and `mean area` <= 2 => y\n[w=-1.25] b > 1 => y")
-    assert from_rule_frame(frame, "y") == want
-    pandas = pytest.importorskip("pandas")
-    assert from_rule_frame(pandas.DataFrame(frame), "y") == want
-    doubled = from_rule_frame(frame, "y", scale=2, feature_names=["age", "mean area", "b"])
-    assert [rule.strength.number for rule in doubled] == [1.0, -2.5]
-    with pytest.raises(ValueError, match="row 0 is a linear term of 'age'.*include_linear=False"):
-        from_rule_frame(frame | {"coef": [0.1, 0.5, 0.0, 1.0]}, "y")
-    with pytest.raises(ValueError, match="coef must be finite, got inf in row 1"):
-        from_rule_frame(frame | {"coef": [0.0, np.inf, 0.0, 1.0]}, "y")
-    for bad in ({"rule": ["a > 3"]}, [1], {"rule": ["a > 3"], "coef": ["x"]}, None):
-        with pytest.raises(ValueError, match="frame must have the columns"):
-            from_rule_frame(bad, "y")
 
 
 @pytest.mark.parametrize(
