@@ -13,6 +13,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array
 
 from distill_jax import _checks, _fingerprints, _programs, models
@@ -21,6 +22,7 @@ from distill_jax.data.batching import check_named, columns_of
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _late_rows
+from distill_jax.training.averaging import as_argument
 from distill_jax.training.checkpoints._configuration import configuration
 from distill_jax.training.devices import Layout
 from distill_jax.training.step import Recipe, TrainState, _compiled
@@ -151,7 +153,7 @@ class Prepared:
     recipe: Recipe
     objective: Objective
     teachers: Mapping[str, Teacher]
-    decay: Array | None
+    decay: Array | Partial | None
     key: Array
     key_order: Array
     row: Batch
@@ -159,7 +161,7 @@ class Prepared:
     layout: Layout | None
     initial: TrainState | None
     source: Source
-    given: tuple[Objective, Mapping[str, Teacher], Array | None]
+    given: tuple[Objective, Mapping[str, Teacher], Array | Partial | None]
     num_outputs: int
 
     @property
@@ -308,7 +310,7 @@ def prepared(
     model = _wrapped(model, compute_dtype, remat)
     if initial is not None and not isinstance(initial, TrainState):
         raise TypeError(f"initial must be a TrainState, got {type(initial).__name__}")
-    decay = _decay(average_decay)
+    decay = as_argument(average_decay)
     columns = source.columns
     batch_size = source.rows if source.in_memory else None
     source.check(lambda batch: _check_inputs(model, given, batch, batch_size))
@@ -410,14 +412,6 @@ def _wrapped(model: Model, compute_dtype: Any, remat: bool) -> Model:
         dtype = _checks.compute_dtype(compute_dtype, name="compute_dtype")
         model = models.cast(model, dtype)
     return models.remat(model) if remat else model
-
-
-def _decay(average_decay: Any) -> Array | None:
-    if average_decay is None:
-        return None
-    _checks.scalar(average_decay=average_decay)
-    _checks.between(0.0, 1.0, average_decay=average_decay)
-    return jnp.asarray(average_decay, jnp.float32)
 
 
 def _fingerprint_of_state(state: TrainState | None) -> list[Any] | None:

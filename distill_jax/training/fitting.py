@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from distill_jax import _checks
 from distill_jax import data as data_
@@ -25,6 +25,7 @@ from distill_jax.teachers import Teacher
 from distill_jax.training import _preparing
 from distill_jax.training._between_calls import BetweenCalls
 from distill_jax.training._preparing import Prepared
+from distill_jax.training.averaging import Decay
 from distill_jax.training.checkpoints import Checkpoints
 from distill_jax.training.devices import Layout, _hosts
 from distill_jax.training.devices._preemption import Stopping, stopping
@@ -52,7 +53,7 @@ def fit(
     batch_size: int | None = None,
     teachers: Mapping[str, Teacher] | None = None,
     initial: TrainState | None = None,
-    average_decay: float | Float[Array, ""] | None = None,
+    average_decay: Decay | None = None,
     augment: Augment | None = None,
     order_key: Array | None = None,
     microbatches: int = 1,

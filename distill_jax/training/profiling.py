@@ -16,13 +16,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from distill_jax import _checks
 from distill_jax._arguments import checked
 from distill_jax.objectives import Context, Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _preparing
+from distill_jax.training.averaging import Decay
 from distill_jax.training.devices import Layout
 from distill_jax.training.step import Recipe, TrainState
 from distill_jax.training.step._compiled import steps_of
@@ -75,7 +76,7 @@ def breakdown(
     batch_size: int | None = None,
     teachers: Mapping[str, Teacher] | None = None,
     initial: TrainState | None = None,
-    average_decay: float | Float[Array, ""] | None = None,
+    average_decay: Decay | None = None,
     augment: Augment | None = None,
     microbatches: int = 1,
     compute_dtype: Any = None,

@@ -16,6 +16,7 @@ from distill_jax.data.batching import columns_of
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _preparing
+from distill_jax.training.averaging import Decay
 from distill_jax.training.step import TrainState
 from distill_jax.training.step._compiled import scanned, steps_of
 from distill_jax.training.step._forward import Augment
@@ -38,7 +39,7 @@ def run(
     batch_size: int,
     teachers: Mapping[str, Teacher] | None = None,
     initial: TrainState | None = None,
-    average_decay: float | Float[Array, ""] | None = None,
+    average_decay: Decay | None = None,
     augment: Augment | None = None,
     order_key: Array | None = None,
     microbatches: int = 1,
@@ -79,8 +80,11 @@ def run(
       teachers: Teachers by name.
       initial: A state to continue from. Its own key and step are kept; the order of rows is that of
         ``key``, after the steps taken so far: pass the key of the run before.
-      average_decay: If given, a moving average of the student with this decay is kept, and teaches
-        under the name "average".
+      average_decay: If given, a moving average of the student's parameters and state is kept with
+        this decay, a number or a schedule ``step -> decay``, and teaches under the name "average".
+        It starts at the initial parameters, of which ``decay ** steps`` remain:
+        ``training.warmed_up(0.9999)`` forgets them. ``state.average`` is a pair:
+        ``evaluate(model, *state.average, data)``.
       augment: ``(key, batch) -> batch``, run inside the step.
       order_key: Determines the order of rows in place of ``key``: vmapped students that share it
         see the same batches, which are then gathered once for all of them.

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from distill_jax._files import json_values
@@ -41,7 +42,7 @@ def configuration(
     state: TrainState,
     programs: Sequence[str],
     key: Array,
-    decay: Float[Array, ""] | None = None,
+    decay: Float[Array, ""] | Partial | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """What a resumed run must share with the run before, and every process with the others.
@@ -59,7 +60,7 @@ def configuration(
       state: The state before the first step; only shapes and dtypes matter.
       programs: Hashes of the programs that make the state and take a step.
       key: The key of the run.
-      decay: Of the moving average.
+      decay: Of the moving average; a schedule is listed by its name and its options.
       settings: Further values to compare: values of JSON, NumPy's scalars, arrays, dtypes, and
         functions, which are compared by name.
 
@@ -80,7 +81,7 @@ def configuration(
         "terms' own": {"params": shapes(state.term_params), "state": shapes(state.term_state)},
         "optimizer": shapes(state.opt_state),
         "microbatches": recipe.microbatches,
-        "average": None if decay is None else float(decay),
+        "average": _decay(decay),
         "augment": None if recipe.augment is None else _name(recipe.augment),
         "batch": {
             name: f"{x.dtype}[{', '.join(['batch', *map(str, x.shape[1:])])}]"
@@ -163,6 +164,13 @@ def _term(t: Term) -> dict[str, Any]:
         "coupled": t.coupled,
         "init": None if t.init is None else _name(t.init),
     }
+
+
+def _decay(decay: Any) -> Any:
+    if not callable(decay):
+        return None if decay is None else float(decay)
+    partial: Any = decay  # a Partial, whose function is fixed in the program
+    return {"schedule": _name(partial.func), "options": _value((partial.args, partial.keywords))}
 
 
 def _teacher(t: Teacher) -> dict[str, Any]:

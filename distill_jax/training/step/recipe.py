@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from distill_jax import teachers as teachers_
@@ -31,7 +32,8 @@ class TrainState:
       term_params: Parameters that terms own, by term.
       term_state: State that terms own, by term.
       opt_state: The optimizer's.
-      average: Moving average of ``(params, state)``, or None.
+      average: Moving average of ``(params, state)``, or None. It is evaluated as it is:
+        ``evaluate(model, *state.average, data)``.
       key: A random key; each step uses ``fold_in(key, step)``.
     """
 
@@ -116,9 +118,12 @@ class Recipe:
         batch: Batch,
         objective: Objective,
         teachers: Mapping[str, Teacher],
-        decay: Float[Array, ""] | None = None,
+        decay: Float[Array, ""] | Partial | None = None,
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        """One step: a new state, and ``loss`` with each term's mean by name."""
+        """One step: a new state, and ``loss`` with each term's mean by name.
+
+        ``decay`` is that of the moving average, or a function of the steps taken before.
+        """
         key, key_augment = jax.random.split(jax.random.fold_in(train.key, train.step))
         columns = self.columns(batch, key_augment)
         trainable = {"student": train.params, "terms": train.term_params}
@@ -138,7 +143,8 @@ class Recipe:
             )
             if decay is not None:
                 new = trainable["student"], found.state
-                average = teachers_.update_average(average, new, decay)
+                now = decay(train.step) if callable(decay) else decay
+                average = teachers_.update_average(average, new, now)
         train = TrainState(
             step=train.step + 1,
             params=trainable["student"],
