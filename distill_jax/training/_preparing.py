@@ -26,11 +26,12 @@ from distill_jax.training.averaging import as_argument
 from distill_jax.training.checkpoints._configuration import configuration
 from distill_jax.training.devices import Layout
 from distill_jax.training.step import Recipe, TrainState, _compiled
-from distill_jax.training.step._checking import check, check_initial
+from distill_jax.training.step._checking import check, check_initial, starting, student_shapes
 from distill_jax.training.step._forward import VIEW, Augment, is_input
+from distill_jax.training.step._freezing import chosen
 from distill_jax.training.step._gradients import divides
 from distill_jax.training.step._updating import Optimizer, accepted
-from distill_jax.types import Batch, Model
+from distill_jax.types import Batch, Model, Params, State
 
 
 class InMemory:
@@ -145,6 +146,7 @@ class Prepared:
       rows: Rows of a batch, those of all processes together.
       layout: Which device holds what, or None.
       initial: The state to continue from, or None.
+      weights: The student's ``(params, state)`` to start from, or None for those of its model.
       source: Where batches come from.
       given: ``(objective, teachers, decay)`` before they were placed.
       num_outputs: Of the student.
@@ -160,6 +162,7 @@ class Prepared:
     rows: int
     layout: Layout | None
     initial: TrainState | None
+    weights: tuple[Params, State] | None
     source: Source
     given: tuple[Objective, Mapping[str, Teacher], Array | Partial | None]
     num_outputs: int
@@ -174,19 +177,25 @@ class Prepared:
     def expected(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
         start = functools.partial(_compiled.start, self.recipe)
-        state = jax.eval_shape(start, self.objective, self.row, self.teachers, self.key)
+        state = jax.eval_shape(
+            start, self.objective, self.row, self.teachers, self.key, self.weights
+        )
         if self.layout is None:
             return state
         return jax.tree.map(_with_sharding, state, self.layout.shardings(state))
 
     def start(self, *, copied: bool = True) -> TrainState:
         """The state before the first step; if ``copied``, the caller may donate it."""
-        if self.initial is None:
-            return _compiled.init(
-                self.recipe, self.layout, self.objective, self.row, self.teachers, self.key
-            )
-        state = jax.tree.map(jnp.copy, self.initial) if copied else self.initial
-        return state if self.layout is None else self.layout.place(state)
+        given = self.weights if self.initial is None else self.initial
+        given = jax.tree.map(jnp.copy, given) if copied else given
+        if self.layout is not None and given is not None:
+            places = self.layout.place
+            given = places(given) if self.initial is not None else tuple(map(places, given))
+        if self.initial is not None:
+            return given
+        return _compiled.init(
+            self.recipe, self.layout, self.objective, self.row, self.teachers, self.key, given
+        )
 
     def batches(self, position: Any) -> Iterator[tuple[Batch, Any]]:
         """``(batch, position after it)`` from a position; the values of a stream are checked."""
@@ -232,7 +241,8 @@ class Prepared:
         """
         if jax.default_backend() != "cpu":
             return False
-        arguments = self.row, self.objective, self.teachers, self.decay, self.key, self.initial
+        given = self.initial, self.weights
+        arguments = self.row, self.objective, self.teachers, self.decay, self.key, given
         if has_tracers(arguments):
             return False
         step = functools.partial(_compiled.step, self.recipe)
@@ -256,6 +266,7 @@ class Prepared:
             decay=decay,
             data=_fingerprints.rows_and_digest(columns) if self.source.in_memory else None,
             initial=_fingerprint_of_state(self.initial),
+            start=None if self.weights is None else _fingerprints.digest(self.weights),
             **settings,
         )
 
@@ -266,13 +277,14 @@ class Prepared:
         teachers are as they were given, not gathered.
         """
         objective, teachers, decay = jax.tree.map(_without_sharding, self.given)
-        key, row, state, batch = jax.tree.map(
-            _without_sharding, (self.key, self.row, self.expected, self.batch_shapes())
+        key, row, state, batch, weights = jax.tree.map(
+            _without_sharding,
+            (self.key, self.row, self.expected, self.batch_shapes(), self.weights),
         )
         start = functools.partial(_compiled.start, self.recipe)
         step = functools.partial(_compiled.step, self.recipe)
         traced = (
-            jax.make_jaxpr(start)(objective, row, teachers, key),
+            jax.make_jaxpr(start)(objective, row, teachers, key, weights),
             jax.make_jaxpr(step)(state, batch, objective, teachers, decay),
         )
         return [_fingerprints.program(x) for x in traced]
@@ -288,6 +300,8 @@ def prepared(
     order_key: Array | None = None,
     teachers: Mapping[str, Teacher] | None = None,
     initial: TrainState | None = None,
+    start: Any = None,
+    trainable: Any = None,
     average_decay: Any = None,
     augment: Augment | None = None,
     microbatches: int = 1,
@@ -299,8 +313,8 @@ def prepared(
 
     Args:
       source: Where batches come from; its columns are checked here, once.
-      model, objective, optimizer, key, order_key, teachers, initial, average_decay, augment,
-        microbatches, compute_dtype, remat, layout: As in ``fit``.
+      model, objective, optimizer, key, order_key, teachers, initial, start, trainable,
+        average_decay, augment, microbatches, compute_dtype, remat, layout: As in ``fit``.
 
     Raises:
       TypeError, ValueError: as in ``fit``.
@@ -309,7 +323,15 @@ def prepared(
     microbatches = _checks.count("microbatches", microbatches)
     model = _wrapped(model, compute_dtype, remat)
     if initial is not None and not isinstance(initial, TrainState):
-        raise TypeError(f"initial must be a TrainState, got {type(initial).__name__}")
+        raise TypeError(
+            f"initial must be a TrainState, got {type(initial).__name__}: weights to start anew "
+            "from are start=(params, state)"
+        )
+    if initial is not None and start is not None:
+        raise ValueError(
+            "initial is a state to continue from and start are weights to start anew from: pass "
+            "one of the two"
+        )
     decay = as_argument(average_decay)
     columns = source.columns
     batch_size = source.rows if source.in_memory else None
@@ -328,6 +350,13 @@ def prepared(
         source.check(lambda batch: objective.check(batch, num_outputs, model.outputs))
         if source.in_memory:
             objective.check_masks(columns)
+    row = {name: column[:1] for name, column in columns.items()}
+    if start is not None or trainable is not None:
+        own = student_shapes(recipe, row)
+        if start is not None:
+            start = starting(start, own)
+        if trainable is not None:
+            recipe = dataclasses.replace(recipe, trains=chosen(trainable, own[0]))
 
     key_init, key_order = jax.random.split(key)
     as_given = objective, given, decay
@@ -342,10 +371,11 @@ def prepared(
         decay=decay,
         key=key_init,
         key_order=key_order if order_key is None else order_key,
-        row={name: column[:1] for name, column in columns.items()},
+        row=row,
         rows=rows,
         layout=layout,
         initial=initial,
+        weights=start,
         source=source,
         given=as_given,
         num_outputs=num_outputs,

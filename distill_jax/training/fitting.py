@@ -32,13 +32,14 @@ from distill_jax.training.devices._preemption import Stopping, stopping
 from distill_jax.training.step import TrainState
 from distill_jax.training.step._compiled import steps_of
 from distill_jax.training.step._forward import Augment
+from distill_jax.training.step._freezing import Trainable
 from distill_jax.training.step._updating import Optimizer
 from distill_jax.training.watching import logs as logs_
 from distill_jax.training.watching._counting import CountedTerms
 from distill_jax.training.watching._progress import Progress
 from distill_jax.training.watching._tracing import tracing
 from distill_jax.training.watching.history import History
-from distill_jax.types import Batch, Model
+from distill_jax.types import Batch, Model, Params, State
 
 
 @checked
@@ -53,6 +54,8 @@ def fit(
     batch_size: int | None = None,
     teachers: Mapping[str, Teacher] | None = None,
     initial: TrainState | None = None,
+    start: tuple[Params, State] | None = None,
+    trainable: Trainable | None = None,
     average_decay: Decay | None = None,
     augment: Augment | None = None,
     order_key: Array | None = None,
@@ -86,8 +89,8 @@ def fit(
     its own rows. See docs/scaling.md.
 
     Args:
-      model, objective, optimizer, key, teachers, initial, average_decay, augment, order_key,
-        microbatches, compute_dtype, remat, unroll: As in ``run``.
+      model, objective, optimizer, key, teachers, initial, start, trainable, average_decay, augment,
+        order_key, microbatches, compute_dtype, remat, unroll: As in ``run``.
       data: Arrays in memory, cut as ``run`` cuts them; or a stream of batches, as
         ``data.positions`` takes it: an iterable, Grain's among them, or a function of the number
         of batches to skip. Batches shorter than the first are padded with masked rows; if the
@@ -148,6 +151,8 @@ def fit(
             order_key=order_key,
             teachers=teachers,
             initial=initial,
+            start=start,
+            trainable=trainable,
             average_decay=average_decay,
             augment=augment,
             microbatches=microbatches,

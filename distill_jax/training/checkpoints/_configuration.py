@@ -76,6 +76,7 @@ def configuration(
             "classes": recipe.model.classes,
             "outputs": recipe.model.outputs,
             "missing values": recipe.model.missing,
+            "trains": _paths_that_train(recipe, state),
         },
         "objective": {"terms": [t.name for t in objective.terms], **terms},
         "terms' own": {"params": shapes(state.term_params), "state": shapes(state.term_state)},
@@ -164,6 +165,13 @@ def _term(t: Term) -> dict[str, Any]:
         "coupled": t.coupled,
         "init": None if t.init is None else _name(t.init),
     }
+
+
+def _paths_that_train(recipe: Recipe, state: TrainState) -> Any:
+    """Whether each parameter trains, by path; None if all do."""
+    if recipe.trains is None:
+        return None
+    return dict(zip(leaves_by_path(state.params), recipe.trains, strict=True))
 
 
 def _decay(decay: Any) -> Any:
