@@ -169,6 +169,7 @@ CASES: dict[str, Callable[[Parts], dict[str, Any]]] = {
     "objectives.term": lambda p: {"name": "a", "weight": 1.0, "loss": losses.cross_entropy},
     "optimizers.max_norm": lambda p: {"limit": 1.0},
     "optimizers.pull_to_start": lambda p: {"strength": 0.1},
+    "training.warmed_up": lambda p: {"decay": 0.9},
     "training.best": lambda p: {"rows": [{"x": 1.0}], "by": "x", "better": "higher"},
     "training.run": lambda p: {**_loop(p), "steps": 2},
     "training.fit": lambda p: {**_loop(p), "steps": 2},

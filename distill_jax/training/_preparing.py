@@ -186,16 +186,18 @@ class Prepared:
 
     def start(self, *, copied: bool = True) -> TrainState:
         """The state before the first step; if ``copied``, the caller may donate it."""
-        given = self.weights if self.initial is None else self.initial
-        given = jax.tree.map(jnp.copy, given) if copied else given
-        if self.layout is not None and given is not None:
-            places = self.layout.place
-            given = places(given) if self.initial is not None else tuple(map(places, given))
         if self.initial is not None:
-            return given
+            return self._placed(self.initial, copied)
+        weights = None
+        if self.weights is not None:
+            weights = tuple(self._placed(tree, copied) for tree in self.weights)
         return _compiled.init(
-            self.recipe, self.layout, self.objective, self.row, self.teachers, self.key, given
+            self.recipe, self.layout, self.objective, self.row, self.teachers, self.key, weights
         )
+
+    def _placed(self, tree: Any, copied: bool) -> Any:
+        tree = jax.tree.map(jnp.copy, tree) if copied else tree
+        return tree if self.layout is None else self.layout.place(tree)
 
     def batches(self, position: Any) -> Iterator[tuple[Batch, Any]]:
         """``(batch, position after it)`` from a position; the values of a stream are checked."""
