@@ -217,6 +217,7 @@ CASES: dict[str, Callable[[Parts], dict[str, Any]]] = {
     "data.positions": lambda p: {"data": [p.data]},
     "data.split": lambda p: {"data": p.data, "parts": [4, 4], "key": p.key},
     "data.take": lambda p: {"data": p.data, "index": np.array([0, 1])},
+    "evaluation.evaluator": lambda p: {"model": p.model, "data": p.data},
     "evaluation.cost": lambda p: {
         "model": p.model,
         "params": p.params,
