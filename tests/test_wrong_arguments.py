@@ -170,6 +170,7 @@ CASES: dict[str, Callable[[Parts], dict[str, Any]]] = {
     "objectives.term": lambda p: {"name": "a", "weight": 1.0, "loss": losses.cross_entropy},
     "optimizers.max_norm": lambda p: {"limit": 1.0},
     "optimizers.pull_to_start": lambda p: {"strength": 0.1},
+    "training.warmed_up": lambda p: {"decay": 0.9},
     "training.best": lambda p: {"rows": [{"x": 1.0}], "by": "x", "better": "higher"},
     "training.run": lambda p: {**_loop(p), "steps": 2},
     "training.fit": lambda p: {**_loop(p), "steps": 2},
@@ -217,6 +218,7 @@ CASES: dict[str, Callable[[Parts], dict[str, Any]]] = {
     "data.positions": lambda p: {"data": [p.data]},
     "data.split": lambda p: {"data": p.data, "parts": [4, 4], "key": p.key},
     "data.take": lambda p: {"data": p.data, "index": np.array([0, 1])},
+    "evaluation.evaluator": lambda p: {"model": p.model, "data": p.data},
     "evaluation.cost": lambda p: {
         "model": p.model,
         "params": p.params,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distill_jax.evaluation.costs import compression, cost
+from distill_jax.evaluation.evaluators import evaluator
 from distill_jax.evaluation.metrics import evaluate, evaluate_many, sums
 
-__all__ = ["compression", "cost", "evaluate", "evaluate_many", "sums"]
+__all__ = ["compression", "cost", "evaluate", "evaluate_many", "evaluator", "sums"]

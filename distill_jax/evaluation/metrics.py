@@ -73,7 +73,7 @@ from jaxtyping import Array, Float
 from distill_jax import _batches, _checks
 from distill_jax._arguments import checked
 from distill_jax.data import check, padded_batches
-from distill_jax.data.batching import columns_of
+from distill_jax.data.batching import columns_of, pad
 from distill_jax.evaluation import _ranking, _results, _sums
 from distill_jax.teachers import Teacher
 from distill_jax.training.step._compiled import compiled
@@ -86,6 +86,9 @@ _COLUMNS: dict[OutputKind, tuple[str, ...]] = {
     "embedding": (),
 }
 """What a model is measured against. All have inputs, a mask, weights and a teacher's logits."""
+
+UNROLLED = 8
+"""Batches of an evaluation inside another program that run without a loop."""
 
 MOST_RANKED = 2**24
 """Scores of a data set (rows times outputs times models) that are ranked without being asked."""
@@ -130,11 +133,17 @@ def evaluate(
       Plain Python numbers and lists, named in the module's docstring: ``count``, with weights
       ``weight`` (their sum), and the metrics of the model's kind of outputs.
 
+      Inside another program (``jit``, ``vmap``, a trial of ``training.sweep``) scalar arrays in
+      float32, without ``auc`` and ``average_precision``, which are ranked on the host, and in place
+      of the list ``per_class`` its columns, ``[classes]``: ``"per_class/count"``,
+      ``"per_class/errors"``. Values that are traced are not checked.
+
     Raises:
       TypeError: if labels are not integers, targets not floats, or ``where`` is not boolean.
       ValueError: if the data are invalid (see ``distill_jax.data.check``), if no row counts, if
         the teacher has another kind of outputs or order of classes, if weights are negative, if an
-        option is below 1, or if a regression model gets ``labels`` in place of ``targets``.
+        option is below 1, if a regression model gets ``labels`` in place of ``targets``, or if
+        ``rank`` is True inside another program.
 
     Example:
       >>> from distill_jax.models import logistic_regression
@@ -147,6 +156,9 @@ def evaluate(
       (1, 0.667)
     """
     program = functools.partial(_batch_sums, model)
+    if _is_traced((params, state, data, teacher)):
+        with _checks.variables_of(model, params, state, data.get("inputs")):
+            return _traced(model, params, state, data, teacher, batch_size, top_k, bins, rank)
     with _checks.variables_of(model, params, state, data.get("inputs")):
         found = _totals(program, model, params, state, data, teacher, batch_size, top_k, bins, rank)
     return _results.as_numbers(found, model, "weights" in data)
@@ -304,6 +316,46 @@ def _stacked_sums(
     return jax.vmap(one, in_axes=(0, 0, 0 if stacked_teacher else None))(params, state, teacher)
 
 
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def _traced(
+    model: Model,
+    params: Params,
+    state: State,
+    data: Mapping[str, Any],
+    teacher: Teacher | None,
+    batch_size: int,
+    top_k: int,
+    bins: int,
+    rank: bool | None,
+) -> dict[str, Array]:
+    """The metrics inside another program, as arrays by one name each."""
+    batch_size = _checks.count("batch_size", batch_size)
+    if rank not in (None, False):
+        raise ValueError(
+            f"rank must be None or False inside jit, vmap or a sweep's trial, got {rank!r}: scores "
+            "are ranked on the host"
+        )
+    data, _ = _columns(model, data, teacher)
+    n = len(data["inputs"])
+    batch_size = min(batch_size, n)
+    number = -(-n // batch_size)
+    whole = pad(jax.tree.map(jnp.asarray, data), number * batch_size)
+    batches = jax.tree.map(lambda x: x.reshape(number, batch_size, *x.shape[1:]), whole)
+
+    def step(_: None, batch: Batch) -> tuple[None, dict[str, Array]]:
+        return None, _batch_sums(model, top_k, bins, False, params, state, batch, teacher)[0]
+
+    # Convolutions are slow in a scan on a CPU, and a few batches are no long program.
+    _, found = jax.lax.scan(step, None, batches, unroll=min(number, UNROLLED))
+    totals = {name: x.sum(0) for name, x in found.items()}
+    spread = _spread(data, totals["squared"].shape[-1], jnp) if "squared" in totals else None
+    values = _results.figures(_results.Found(totals, None, spread), "weights" in data, jnp)
+    return _results.flat(values)
+
+
 def _totals(
     program: Any,
     model: Model,
@@ -388,7 +440,7 @@ def _columns(
     check(data, values=values, missing=missing, outputs=model.outputs)
     if "known" in data:
         _checks.boolean(known=data["known"])
-    if "weights" in data:
+    if "weights" in data and not _is_traced((data["weights"], data.get("where"))):
         weights = np.asarray(data["weights"])
         counted = np.asarray(data.get("where", np.ones(weights.shape[:1], bool)))
         counted = counted.reshape(len(weights), -1).any(axis=1)
@@ -409,14 +461,14 @@ def _check_labels(kind: OutputKind, data: Mapping[str, Any], outputs: int) -> No
     _checks.labels_below(2, labels=labels[_weights(data, labels.shape) > 0])
 
 
-def _weights(data: Mapping[str, Any], shape: tuple[int, ...]) -> np.ndarray:
+def _weights(data: Mapping[str, Any], shape: tuple[int, ...], xp: Any = np) -> Any:
     """The weight of each row, or of each label of each row, 0 where it does not count."""
-    found = np.ones(shape)
+    found = xp.ones(shape)
     for name in ("where", "weights", "known"):
         if name in data:
-            x = np.asarray(data[name], np.float64)
+            x = xp.asarray(data[name], found.dtype)
             factor = x.reshape(x.shape + (1,) * (len(shape) - x.ndim))
-            found = np.where(factor > 0, found * factor, 0.0)
+            found = xp.where(factor > 0, found * factor, 0.0)
     return found
 
 
@@ -434,17 +486,20 @@ def _curves(kind: OutputKind, scores: np.ndarray, data: Mapping[str, Any]) -> np
     return np.asarray(areas)
 
 
-def _spread(data: Mapping[str, Any], outputs: int) -> np.ndarray:
+def _spread(data: Mapping[str, Any], outputs: int, xp: Any = np) -> Any:
     """Of each output's targets, the weighted sum of squared distances from their mean.
 
     On the host in double precision: a sum of squares minus a square has no digits left where the
     mean is large.
     """
-    targets = np.asarray(data["targets"], np.float64)
+    targets = xp.asarray(data["targets"])
+    targets = targets.astype(np.float64 if xp is np else _checks.wide_dtype(targets))
     # A single output may have no axis of its own.
-    weights = _weights(data, targets.shape if outputs == 1 else targets.shape[:-1]).reshape(-1, 1)
-    targets = np.where(weights > 0, targets.reshape(-1, outputs), 0.0)
-    mean = (weights * targets).sum(0) / weights.sum()
-    found = (weights * (targets - mean) ** 2).sum(0)
-    counted = targets[weights[:, 0] > 0]
-    return np.where(counted.min(0) < counted.max(0), found, 0.0)  # the mean may be rounded
+    shape = targets.shape if outputs == 1 else targets.shape[:-1]
+    weights = _weights(data, shape, xp).reshape(-1, 1)
+    counted = weights > 0
+    targets = xp.where(counted, targets.reshape(-1, outputs), 0.0)
+    mean = (weights * targets).sum(0, keepdims=True) / weights.sum()
+    found = xp.where(counted, weights * (targets - mean) ** 2, 0.0).sum(0)
+    low, high = (xp.where(counted, targets, x) for x in (xp.inf, -xp.inf))
+    return xp.where(low.min(0) < high.max(0), found, 0.0)  # the mean may be rounded

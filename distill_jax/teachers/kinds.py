@@ -274,7 +274,7 @@ def start_average(params: PyTree) -> PyTree:
 def update_average(average: PyTree, params: PyTree, decay: float | Float[Array, ""]) -> PyTree:
     """One step of an exponential moving average, ``decay * average + (1 - decay) * params``.
 
-    To forget the random start sooner, begin with a smaller decay:
+    To forget the random start sooner, begin with a smaller decay, as ``training.warmed_up`` does:
     ``decay=jnp.minimum(decay, (1 + step) / (10 + step))``. To average batch statistics as well,
     average ``(params, state)``.
 

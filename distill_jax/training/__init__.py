@@ -1,6 +1,7 @@
 """Training: one step, scanned. ``run`` is a pure function; ``fit`` logs, saves and resumes."""
 
 from distill_jax.optimizers import max_norm
+from distill_jax.training.averaging import warmed_up
 from distill_jax.training.checkpoints import CheckpointError, Checkpoints
 from distill_jax.training.devices import (
     Layout,
@@ -53,4 +54,5 @@ __all__ = [
     "sweep",
     "tensorboard",
     "uniform",
+    "warmed_up",
 ]

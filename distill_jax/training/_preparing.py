@@ -13,6 +13,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array
 
 from distill_jax import _batches, _checks, _fingerprints, _programs, models
@@ -21,14 +22,16 @@ from distill_jax.data.batching import check_named, columns_of
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _late_rows
+from distill_jax.training.averaging import as_argument
 from distill_jax.training.checkpoints._configuration import configuration
 from distill_jax.training.devices import Layout
 from distill_jax.training.step import Recipe, TrainState, _compiled
-from distill_jax.training.step._checking import check, check_initial
+from distill_jax.training.step._checking import check, check_initial, starting, student_shapes
 from distill_jax.training.step._forward import VIEW, Augment, is_input
+from distill_jax.training.step._freezing import chosen
 from distill_jax.training.step._gradients import divides
 from distill_jax.training.step._updating import Optimizer, accepted
-from distill_jax.types import Batch, Model
+from distill_jax.types import Batch, Model, Params, State
 
 
 class InMemory:
@@ -143,6 +146,7 @@ class Prepared:
       rows: Rows of a batch, those of all processes together.
       layout: Which device holds what, or None.
       initial: The state to continue from, or None.
+      weights: The student's ``(params, state)`` to start from, or None for those of its model.
       source: Where batches come from.
       given: ``(objective, teachers, decay)`` before they were placed.
       num_outputs: Of the student.
@@ -151,15 +155,16 @@ class Prepared:
     recipe: Recipe
     objective: Objective
     teachers: Mapping[str, Teacher]
-    decay: Array | None
+    decay: Array | Partial | None
     key: Array
     key_order: Array
     row: Batch
     rows: int
     layout: Layout | None
     initial: TrainState | None
+    weights: tuple[Params, State] | None
     source: Source
-    given: tuple[Objective, Mapping[str, Teacher], Array | None]
+    given: tuple[Objective, Mapping[str, Teacher], Array | Partial | None]
     num_outputs: int
 
     @property
@@ -172,19 +177,27 @@ class Prepared:
     def expected(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
         start = functools.partial(_compiled.start, self.recipe)
-        state = jax.eval_shape(start, self.objective, self.row, self.teachers, self.key)
+        state = jax.eval_shape(
+            start, self.objective, self.row, self.teachers, self.key, self.weights
+        )
         if self.layout is None:
             return state
         return jax.tree.map(_with_sharding, state, self.layout.shardings(state))
 
     def start(self, *, copied: bool = True) -> TrainState:
         """The state before the first step; if ``copied``, the caller may donate it."""
-        if self.initial is None:
-            return _compiled.init(
-                self.recipe, self.layout, self.objective, self.row, self.teachers, self.key
-            )
-        state = jax.tree.map(jnp.copy, self.initial) if copied else self.initial
-        return state if self.layout is None else self.layout.place(state)
+        if self.initial is not None:
+            return self._placed(self.initial, copied)
+        weights = None
+        if self.weights is not None:
+            weights = tuple(self._placed(tree, copied) for tree in self.weights)
+        return _compiled.init(
+            self.recipe, self.layout, self.objective, self.row, self.teachers, self.key, weights
+        )
+
+    def _placed(self, tree: Any, copied: bool) -> Any:
+        tree = jax.tree.map(jnp.copy, tree) if copied else tree
+        return tree if self.layout is None else self.layout.place(tree)
 
     def batches(self, position: Any) -> Iterator[tuple[Batch, Any]]:
         """``(batch, position after it)`` from a position; the values of a stream are checked."""
@@ -233,7 +246,8 @@ class Prepared:
         """
         if jax.default_backend() != "cpu":
             return False
-        arguments = self.row, self.objective, self.teachers, self.decay, self.key, self.initial
+        given = self.initial, self.weights
+        arguments = self.row, self.objective, self.teachers, self.decay, self.key, given
         if has_tracers(arguments):
             return False
         step = functools.partial(_compiled.step, self.recipe)
@@ -257,6 +271,7 @@ class Prepared:
             decay=decay,
             data=_fingerprints.rows_and_digest(columns) if self.source.in_memory else None,
             initial=_fingerprint_of_state(self.initial),
+            start=None if self.weights is None else _fingerprints.digest(self.weights),
             **settings,
         )
 
@@ -267,13 +282,14 @@ class Prepared:
         teachers are as they were given, not gathered.
         """
         objective, teachers, decay = jax.tree.map(_without_sharding, self.given)
-        key, row, state, batch = jax.tree.map(
-            _without_sharding, (self.key, self.row, self.expected, self.batch_shapes())
+        key, row, state, batch, weights = jax.tree.map(
+            _without_sharding,
+            (self.key, self.row, self.expected, self.batch_shapes(), self.weights),
         )
         start = functools.partial(_compiled.start, self.recipe)
         step = functools.partial(_compiled.step, self.recipe)
         traced = (
-            jax.make_jaxpr(start)(objective, row, teachers, key),
+            jax.make_jaxpr(start)(objective, row, teachers, key, weights),
             jax.make_jaxpr(step)(state, batch, objective, teachers, decay),
         )
         return [_fingerprints.program(x) for x in traced]
@@ -289,6 +305,8 @@ def prepared(
     order_key: Array | None = None,
     teachers: Mapping[str, Teacher] | None = None,
     initial: TrainState | None = None,
+    start: Any = None,
+    trainable: Any = None,
     average_decay: Any = None,
     augment: Augment | None = None,
     microbatches: int = 1,
@@ -300,8 +318,8 @@ def prepared(
 
     Args:
       source: Where batches come from; its columns are checked here, once.
-      model, objective, optimizer, key, order_key, teachers, initial, average_decay, augment,
-        microbatches, compute_dtype, remat, layout: As in ``fit``.
+      model, objective, optimizer, key, order_key, teachers, initial, start, trainable,
+        average_decay, augment, microbatches, compute_dtype, remat, layout: As in ``fit``.
 
     Raises:
       TypeError, ValueError: as in ``fit``.
@@ -310,8 +328,16 @@ def prepared(
     microbatches = _checks.count("microbatches", microbatches)
     model = _wrapped(model, compute_dtype, remat)
     if initial is not None and not isinstance(initial, TrainState):
-        raise TypeError(f"initial must be a TrainState, got {type(initial).__name__}")
-    decay = _decay(average_decay)
+        raise TypeError(
+            f"initial must be a TrainState, got {type(initial).__name__}: weights to start anew "
+            "from are start=(params, state)"
+        )
+    if initial is not None and start is not None:
+        raise ValueError(
+            "initial is a state to continue from and start are weights to start anew from: pass "
+            "one of the two"
+        )
+    decay = as_argument(average_decay)
     columns = source.columns
     batch_size = source.rows if source.in_memory else None
     source.check(lambda batch: _check_inputs(model, given, batch, batch_size))
@@ -329,6 +355,13 @@ def prepared(
         source.check(lambda batch: objective.check(batch, num_outputs, model.outputs))
         if source.in_memory:
             objective.check_masks(columns)
+    row = _batches.mapped(lambda x: x[:1], columns)
+    if start is not None or trainable is not None:
+        own = student_shapes(recipe, row)
+        if start is not None:
+            start = starting(start, own)
+        if trainable is not None:
+            recipe = dataclasses.replace(recipe, trains=chosen(trainable, own[0]))
 
     key_init, key_order = jax.random.split(key)
     as_given = objective, given, decay
@@ -343,10 +376,11 @@ def prepared(
         decay=decay,
         key=key_init,
         key_order=key_order if order_key is None else order_key,
-        row=_batches.mapped(lambda x: x[:1], columns),
+        row=row,
         rows=rows,
         layout=layout,
         initial=initial,
+        weights=start,
         source=source,
         given=as_given,
         num_outputs=num_outputs,
@@ -413,14 +447,6 @@ def _wrapped(model: Model, compute_dtype: Any, remat: bool) -> Model:
         dtype = _checks.compute_dtype(compute_dtype, name="compute_dtype")
         model = models.cast(model, dtype)
     return models.remat(model) if remat else model
-
-
-def _decay(average_decay: Any) -> Array | None:
-    if average_decay is None:
-        return None
-    _checks.scalar(average_decay=average_decay)
-    _checks.between(0.0, 1.0, average_decay=average_decay)
-    return jnp.asarray(average_decay, jnp.float32)
 
 
 def _fingerprint_of_state(state: TrainState | None) -> list[Any] | None:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from distill_jax import _batches, _checks
 from distill_jax import data as data_
@@ -25,19 +25,21 @@ from distill_jax.teachers import Teacher
 from distill_jax.training import _preparing
 from distill_jax.training._between_calls import BetweenCalls
 from distill_jax.training._preparing import Prepared
+from distill_jax.training.averaging import Decay
 from distill_jax.training.checkpoints import Checkpoints
 from distill_jax.training.devices import Layout, _hosts
 from distill_jax.training.devices._preemption import Stopping, stopping
 from distill_jax.training.step import TrainState
 from distill_jax.training.step._compiled import steps_of
 from distill_jax.training.step._forward import Augment
+from distill_jax.training.step._freezing import Trainable
 from distill_jax.training.step._updating import Optimizer
 from distill_jax.training.watching import logs as logs_
 from distill_jax.training.watching._counting import CountedTerms
 from distill_jax.training.watching._progress import Progress
 from distill_jax.training.watching._tracing import tracing
 from distill_jax.training.watching.history import History
-from distill_jax.types import Batch, Model
+from distill_jax.types import Batch, Model, Params, State
 
 
 @checked
@@ -52,7 +54,9 @@ def fit(
     batch_size: int | None = None,
     teachers: Mapping[str, Teacher] | None = None,
     initial: TrainState | None = None,
-    average_decay: float | Float[Array, ""] | None = None,
+    start: tuple[Params, State] | None = None,
+    trainable: Trainable | None = None,
+    average_decay: Decay | None = None,
     augment: Augment | None = None,
     order_key: Array | None = None,
     microbatches: int = 1,
@@ -85,8 +89,8 @@ def fit(
     its own rows. See docs/scaling.md.
 
     Args:
-      model, objective, optimizer, key, teachers, initial, average_decay, augment, order_key,
-        microbatches, compute_dtype, remat, unroll: As in ``run``.
+      model, objective, optimizer, key, teachers, initial, start, trainable, average_decay, augment,
+        order_key, microbatches, compute_dtype, remat, unroll: As in ``run``.
       data: Arrays in memory, cut as ``run`` cuts them; or a stream of batches, as
         ``data.positions`` takes it: an iterable, Grain's among them, or a function of the number
         of batches to skip. Batches shorter than the first are padded with masked rows; if the
@@ -147,6 +151,8 @@ def fit(
             order_key=order_key,
             teachers=teachers,
             initial=initial,
+            start=start,
+            trainable=trainable,
             average_decay=average_decay,
             augment=augment,
             microbatches=microbatches,

@@ -16,21 +16,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from distill_jax import _checks
 from distill_jax._arguments import checked
 from distill_jax.objectives import Context, Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _preparing
+from distill_jax.training.averaging import Decay
 from distill_jax.training.devices import Layout
 from distill_jax.training.step import Recipe, TrainState
 from distill_jax.training.step._compiled import steps_of
 from distill_jax.training.step._forward import Augment
+from distill_jax.training.step._freezing import Trainable
 from distill_jax.training.step._gradients import gradients
 from distill_jax.training.step._updating import Optimizer
 from distill_jax.training.watching._profiles import profiled
-from distill_jax.types import Batch, Model
+from distill_jax.types import Batch, Model, Params, State
 
 PARTS = ("input", "teacher", "student", "loss", "update", "other")
 
@@ -75,7 +77,9 @@ def breakdown(
     batch_size: int | None = None,
     teachers: Mapping[str, Teacher] | None = None,
     initial: TrainState | None = None,
-    average_decay: float | Float[Array, ""] | None = None,
+    start: tuple[Params, State] | None = None,
+    trainable: Trainable | None = None,
+    average_decay: Decay | None = None,
     augment: Augment | None = None,
     microbatches: int = 1,
     compute_dtype: Any = None,
@@ -91,8 +95,8 @@ def breakdown(
     batches ahead while the device computes.
 
     Args:
-      model, objective, optimizer, key, batch_size, teachers, initial, average_decay, augment,
-        microbatches, compute_dtype, remat, layout: As in ``fit``.
+      model, objective, optimizer, key, batch_size, teachers, initial, start, trainable,
+        average_decay, augment, microbatches, compute_dtype, remat, layout: As in ``fit``.
       data: As in ``fit``; of a stream, two batches are drawn.
 
     Returns:
@@ -117,6 +121,8 @@ def breakdown(
             key=key,
             teachers=teachers,
             initial=initial,
+            start=start,
+            trainable=trainable,
             average_decay=average_decay,
             augment=augment,
             microbatches=microbatches,
@@ -149,7 +155,8 @@ def _alone(
     recipe: Recipe, whole: float, state: TrainState, batch: Any, objective: Any, teachers: Any
 ) -> dict[str, float]:
     """Seconds per part of a step, each compiled and timed alone; the rest of ``whole``: update."""
-    trainable = {"student": state.params, "terms": state.term_params}
+    trained, frozen = recipe.split(state.params)
+    trainable = {"student": trained, "terms": state.term_params}
 
     @jax.jit
     def teach(state, batch, teachers):
@@ -171,15 +178,15 @@ def _alone(
         return objective(state.term_params, state.term_state, context)[0]
 
     @jax.jit
-    def gradient(trainable, state, batch, objective, teachers):
+    def gradient(trainable, frozen, state, batch, objective, teachers):
         columns = recipe.columns(batch, state.key)
         arguments = objective, trainable, state.state, state.term_state, columns, state.step
-        forward = recipe.forward(teachers, state.average)
+        forward = recipe.forward(teachers, state.average, frozen)
         return gradients(forward, *arguments, state.key, microbatches=recipe.microbatches)
 
     taught = teach(state, batch, teachers)
     outputs = student(state, batch)
-    before_update = _least(gradient, trainable, state, batch, objective, teachers)
+    before_update = _least(gradient, trainable, frozen, state, batch, objective, teachers)
     found = {
         "teacher": _least(teach, state, batch, teachers) if teachers or recipe.averaging else 0.0,
         "loss": _least(loss, *outputs, taught, state, batch, objective),

@@ -16,12 +16,14 @@ from distill_jax.data.batching import columns_of
 from distill_jax.objectives import Objective
 from distill_jax.teachers import Teacher
 from distill_jax.training import _preparing
+from distill_jax.training.averaging import Decay
 from distill_jax.training.step import TrainState
 from distill_jax.training.step._compiled import scanned, steps_of
 from distill_jax.training.step._forward import Augment
+from distill_jax.training.step._freezing import Trainable
 from distill_jax.training.step._updating import Optimizer
 from distill_jax.training.watching.history import History
-from distill_jax.types import Batch, Model
+from distill_jax.types import Batch, Model, Params, State
 
 Metrics = dict[str, Float[Array, " steps"]]
 
@@ -38,7 +40,9 @@ def run(
     batch_size: int,
     teachers: Mapping[str, Teacher] | None = None,
     initial: TrainState | None = None,
-    average_decay: float | Float[Array, ""] | None = None,
+    start: tuple[Params, State] | None = None,
+    trainable: Trainable | None = None,
+    average_decay: Decay | None = None,
     augment: Augment | None = None,
     order_key: Array | None = None,
     microbatches: int = 1,
@@ -80,8 +84,21 @@ def run(
       teachers: Teachers by name.
       initial: A state to continue from. Its own key and step are kept; the order of rows is that of
         ``key``, after the steps taken so far: pass the key of the run before.
-      average_decay: If given, a moving average of the student with this decay is kept, and teaches
-        under the name "average".
+      start: Weights to start from in place of the model's own, ``(params, state)``: those of a
+        stage before, ``(before.params, before.state)``, an average, ``before.average``, or what
+        ``training.load`` read. Optimizer, terms and the count of steps start anew.
+      trainable: Which of the student's parameters train: a function ``(path, leaf) -> bool``, with
+        paths such as "layers/0/kernel" and leaves that have a shape and a dtype; or a tree of
+        booleans in the structure of the parameters, or above it: ``{"base": False, "head": True}``.
+        The others stay as they are, bit for bit, no gradient is computed for them, and the
+        optimizer sees and holds only what trains: a norm that it clips is the norm of that. Masks
+        and labels of Optax may be trees of all parameters still. The student's state, batch
+        statistics for example, is not chosen from: build a layer frozen for that.
+      average_decay: If given, a moving average of the student's parameters and state is kept with
+        this decay, a number or a schedule ``step -> decay``, and teaches under the name "average".
+        It starts at the initial parameters, of which ``decay ** steps`` remain:
+        ``training.warmed_up(0.9999)`` forgets them. ``state.average`` is a pair:
+        ``evaluate(model, *state.average, data)``.
       augment: ``(key, batch) -> batch``, run inside the step.
       order_key: Determines the order of rows in place of ``key``: vmapped students that share it
         see the same batches, which are then gathered once for all of them.
@@ -116,6 +133,8 @@ def run(
         order_key=order_key,
         teachers=teachers,
         initial=initial,
+        start=start,
+        trainable=trainable,
         average_decay=average_decay,
         augment=augment,
         microbatches=microbatches,

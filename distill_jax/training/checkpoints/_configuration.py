@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from distill_jax import _batches
@@ -42,7 +43,7 @@ def configuration(
     state: TrainState,
     programs: Sequence[str],
     key: Array,
-    decay: Float[Array, ""] | None = None,
+    decay: Float[Array, ""] | Partial | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """What a resumed run must share with the run before, and every process with the others.
@@ -60,7 +61,7 @@ def configuration(
       state: The state before the first step; only shapes and dtypes matter.
       programs: Hashes of the programs that make the state and take a step.
       key: The key of the run.
-      decay: Of the moving average.
+      decay: Of the moving average; a schedule is listed by its name and its options.
       settings: Further values to compare: values of JSON, NumPy's scalars, arrays, dtypes, and
         functions, which are compared by name.
 
@@ -76,12 +77,13 @@ def configuration(
             "classes": recipe.model.classes,
             "outputs": recipe.model.outputs,
             "missing values": recipe.model.missing,
+            "trains": _paths_that_train(recipe, state),
         },
         "objective": {"terms": [t.name for t in objective.terms], **terms},
         "terms' own": {"params": shapes(state.term_params), "state": shapes(state.term_state)},
         "optimizer": shapes(state.opt_state),
         "microbatches": recipe.microbatches,
-        "average": None if decay is None else float(decay),
+        "average": _decay(decay),
         "augment": None if recipe.augment is None else _name(recipe.augment),
         "batch": {
             name: f"{x.dtype}[{', '.join(['batch', *map(str, x.shape[1:])])}]"
@@ -166,6 +168,20 @@ def _term(t: Term) -> dict[str, Any]:
         "init": None if t.init is None else _name(t.init),
         **({} if t.sample_weight is None else weights),
     }
+
+
+def _paths_that_train(recipe: Recipe, state: TrainState) -> Any:
+    """Whether each parameter trains, by path; None if all do."""
+    if recipe.trains is None:
+        return None
+    return dict(zip(leaves_by_path(state.params), recipe.trains, strict=True))
+
+
+def _decay(decay: Any) -> Any:
+    if not callable(decay):
+        return None if decay is None else float(decay)
+    partial: Any = decay  # a Partial, whose function is fixed in the program
+    return {"schedule": _name(partial.func), "options": _value((partial.args, partial.keywords))}
 
 
 def _teacher(t: Teacher) -> dict[str, Any]:

@@ -10,11 +10,14 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from distill_jax import _batches, _checks, _programs
+from distill_jax._fingerprints import leaves_by_path
 from distill_jax.objectives import Objective, Term
 from distill_jax.objectives.context import AVERAGE, Context
 from distill_jax.teachers import Teacher
+from distill_jax.training.step._freezing import SHOWN, shown
 from distill_jax.training.step.recipe import Recipe, TrainState
 from distill_jax.types import Batch, Model, Outputs
 
@@ -151,6 +154,73 @@ def check_initial(initial: TrainState, expected: TrainState) -> None:
                     f"initial.{field.name} must have the {what} that model, objective and "
                     f"optimizer make (tree 0 here, initial is tree 1): {error}"
                 ) from error
+
+
+def student_shapes(recipe: Recipe, row: Batch) -> tuple[Any, Any]:
+    """Shapes and dtypes of the student's parameters and state; ``row`` is a first example."""
+
+    def init(row: Batch, key: Any) -> Any:
+        return recipe.model.init(key, recipe.columns(row, key)["inputs"])
+
+    return jax.eval_shape(init, row, jax.random.key(0))
+
+
+def starting(start: Any, own: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Weights to start from, in the structure and the dtypes of the student's own.
+
+    Args:
+      start: ``(params, state)``.
+      own: Those of the student, or their shapes.
+
+    Raises:
+      TypeError: if it is no such pair.
+      ValueError: if they are not those of this student, by path.
+    """
+    if isinstance(start, TrainState):
+        raise TypeError(
+            "start must be a pair (params, state), got a TrainState: pass start=(state.params, "
+            "state.state) to start anew from its weights, or initial=state to continue"
+        )
+    if not isinstance(start, tuple | list) or len(start) != 2:
+        raise TypeError(
+            "start must be a pair (params, state), as the model's init gives it, got "
+            + (f"{len(start)} of them" if isinstance(start, tuple) else type(start).__name__)
+        )
+    pairs = zip(("params", "state"), start, own, strict=True)
+    params, state = (_as_own(f"start's {who}", *pair) for who, *pair in pairs)
+    return params, state
+
+
+def _as_own(who: str, given: Any, own: Any) -> Any:
+    found, wanted = (leaves_by_path(tree) for tree in (given, own))
+    different = unlike(
+        *({path: str(np.shape(x)) for path, x in t.items()} for t in (found, wanted))
+    )
+    if different:
+        raise ValueError(f"{who} must be those of the model: {different}")
+    made = []
+    for path, x in wanted.items():
+        leaf = jnp.asarray(found[path])
+        floats = all(jnp.issubdtype(y.dtype, jnp.floating) for y in (leaf, x))
+        if leaf.dtype != x.dtype and not floats:
+            raise TypeError(f"{who} must have {x.dtype} at {path!r}, got {leaf.dtype}")
+        # Of another precision: an average, for example, is kept in float32.
+        made.append(leaf if leaf.dtype == x.dtype else leaf.astype(x.dtype))
+    return jax.tree.unflatten(jax.tree.structure(own), made)
+
+
+def unlike(given: Mapping[str, str], own: Mapping[str, str]) -> str:
+    """How arrays, by path, differ from those of a model, for a message; empty if they do not."""
+    lines = [
+        f"{path!r} is {given[path]}, the model's is {x}"
+        for path, x in own.items()
+        if path in given and given[path] != x
+    ]
+    lacking, others = ([p for p in a if p not in b] for a, b in ((own, given), (given, own)))
+    lines += [f"missing are {shown(lacking)}"] if lacking else []
+    lines += [f"the model has no {shown(others)}"] if others else []
+    rest = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "; ".join([*lines[:SHOWN], *rest])
 
 
 # Compiled functions, so that JAX keeps what it finds out: they are only ever asked for shapes.

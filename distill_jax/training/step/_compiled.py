@@ -79,9 +79,9 @@ def compiled(fixed: int, **options: Any) -> Callable[[Callable], Compiled]:
 
 
 @compiled(1, inline=True)
-def start(recipe: Recipe, objective, batch, teachers, key) -> TrainState:
+def start(recipe: Recipe, objective, batch, teachers, key, weights) -> TrainState:
     """``recipe.init``, traced once."""
-    return recipe.init(objective, batch, teachers, key)
+    return recipe.init(objective, batch, teachers, key, weights)
 
 
 @compiled(1, inline=True)
@@ -91,9 +91,11 @@ def step(recipe: Recipe, state, batch, objective, teachers, decay):
 
 
 @compiled(2)
-def init(recipe: Recipe, layout: Layout | None, objective, batch, teachers, key) -> TrainState:
+def init(
+    recipe: Recipe, layout: Layout | None, objective, batch, teachers, key, weights
+) -> TrainState:
     """The state before the first step, made on the devices that will hold it."""
-    state = start(recipe, objective, batch, teachers, key)
+    state = start(recipe, objective, batch, teachers, key, weights)
     return state if layout is None else layout.constrain(state)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from distill_jax import teachers as teachers_
 from distill_jax.objectives.context import AVERAGE
 from distill_jax.teachers import Teacher
+from distill_jax.training.step._freezing import join
 from distill_jax.types import Batch, Model, Outputs, Params, State
 
 VIEW = "inputs:"
@@ -34,6 +35,10 @@ class Forward(NamedTuple):
     teach: Callable[[Batch], dict[str, Outputs]]
     student: Callable[[Params, State, Batch, Array], tuple[Outputs, State]]
     views: Callable[[Params, State, Batch], dict[str, Outputs]]
+
+
+def _joined(frozen: Params, params: Params) -> Params:
+    return join(params, frozen)
 
 
 def is_input(column: str) -> bool:
@@ -77,14 +82,19 @@ def _filled(keep: Array, x: Array) -> Array:
     return jnp.where(keep, x, row)
 
 
-def forward_passes(model: Model, teachers: Mapping[str, Teacher], average: PyTree) -> Forward:
+def forward_passes(
+    model: Model, teachers: Mapping[str, Teacher], average: PyTree, frozen: Params | None = None
+) -> Forward:
     """The forward passes of a student, its views and its teachers.
 
     Args:
       model: The student.
       teachers: Teachers by name.
       average: The student's moving average, ``(params, state)``, which teaches too; or None.
+      frozen: The student's parameters that do not train, where its forward passes are given the
+        others; see ``_freezing``.
     """
+    whole = (lambda params: params) if frozen is None else functools.partial(_joined, frozen)
     if average is not None:
         teachers = {**teachers, AVERAGE: teachers_.teacher(model, *average)}
 
@@ -95,9 +105,10 @@ def forward_passes(model: Model, teachers: Mapping[str, Teacher], average: PyTre
 
     def student(params, state, columns, key):
         with jax.named_scope("student"):
-            return model.apply(params, state, columns["inputs"], key=key, train=True)
+            return model.apply(whole(params), state, columns["inputs"], key=key, train=True)
 
     def views(params, state, columns):
+        params = whole(params)
         with jax.named_scope("student"):
             return {
                 name.removeprefix(VIEW): jax.lax.stop_gradient(model.predict(params, state, x))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from distill_jax.training.step._freezing import join, like
 from distill_jax.training.step._gradients import Gradients
 
 Optimizer = optax.GradientTransformation | optax.MultiSteps | Mapping[str, Any]
@@ -142,15 +143,16 @@ def eval_params(params: PyTree, term_params: PyTree, state: Any) -> PyTree:
     if node is None:
         return params
     if isinstance(node, SlowState):
-        made = node.slow
-    elif jax.tree.structure(node.z) != jax.tree.structure(tree):
+        return join(_put(owner, node.slow, trainable)["student"], params)
+    with contextlib.suppress(ValueError):  # of another structure, see below
+        tree = like(tree, node.z)
+    if jax.tree.structure(node.z) != jax.tree.structure(tree):
         raise ValueError(
             "schedule_free must train all parameters to give those to evaluate with, got one "
             "inside a mask: use optax.contrib.schedule_free_eval_params on its own state"
         )
-    else:
-        made = optax.contrib.schedule_free_eval_params(node, tree)
-    return _put(owner, made, trainable)["student"]
+    made = optax.contrib.schedule_free_eval_params(node, tree)
+    return join(_put(owner, made, trainable)["student"], params)
 
 
 def _has_leaves(tree: PyTree) -> bool:
