@@ -443,7 +443,7 @@ class TestMessages:
     def test_fit_arguments(self):
         with pytest.raises(ValueError, match="batch_size must be given"):
             fit(STUDENT, LABELS, ADAM, DATA, key=KEY, steps=1)
-        with pytest.raises(ValueError, match="batches have a size of their own"):
+        with pytest.raises(ValueError, match="have a size of their own"):
             fit(STUDENT, LABELS, ADAM, [DATA], **SMALL)
         with pytest.raises(ValueError, match="data has no batch"):
             fit(STUDENT, LABELS, ADAM, [], key=KEY, steps=1)

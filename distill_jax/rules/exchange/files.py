@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from distill_jax import _files, _text
+from distill_jax import _checks, _files, _text
 from distill_jax._arguments import checked
 from distill_jax.rules.exchange._dimacs import from_dimacs, to_dimacs
 from distill_jax.rules.language import formulas as f
@@ -67,9 +67,10 @@ def read_rules(
     suffix = _suffix(path)
     if suffix == ".tsv" and column is None:
         raise ValueError(f"column must name the text column for {path.name}, got None")
-    for name, value, own in (("names", names, ".cnf"), ("column", column, ".tsv")):
-        if value is not None and suffix != own:
-            raise ValueError(f"{name} is for {own} files, got it for {path.name}: leave it out")
+    if names is not None:
+        names = _checks.names("names", names)
+    if not (column is None or isinstance(column, str)):
+        raise TypeError(f"column must be the name of a column, got {column!r}")
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if suffix in _PLAIN:

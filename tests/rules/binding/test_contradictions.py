@@ -256,7 +256,7 @@ def test_bind_warns_of_what_only_may_happen() -> None:
 
 @pytest.mark.usefixtures("library_errors")
 def test_bind_refuses_other_choices() -> None:
-    with pytest.raises(ValueError, match="conflicts must be 'raise', 'warn' or 'ignore'"):
+    with pytest.raises(ValueError, match="conflicts must be one of 'raise', 'warn', 'ignore'"):
         bind("smoker => sick", TWO, conflicts="no")  # type: ignore[arg-type]
 
 
