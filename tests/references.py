@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import log_expit, log_softmax, logsumexp
+from scipy.special import log_expit, log_softmax, logsumexp, softmax
 
 
 def _float64(reference: Callable) -> Callable:
@@ -208,3 +208,22 @@ def huber(student, targets, delta):
     """Huber 1964."""
     d = np.abs(student - targets)
     return np.where(d <= delta, 0.5 * d**2, delta * (d - 0.5 * delta)).sum(-1)
+
+
+def _if_confident(value, teacher, threshold):
+    return np.where(softmax(teacher, axis=-1).max(-1) < threshold, 0.0, value)
+
+
+@_float64
+def pseudo_labels(student, teacher, threshold):
+    """Sohn et al. 2020 (FixMatch), equation 4, a row."""
+    label = teacher.argmax(-1)[..., None]
+    nats = -np.take_along_axis(log_softmax(student, axis=-1), label, axis=-1)[..., 0]
+    return _if_confident(nats, teacher, threshold)
+
+
+@_float64
+def sharpened_targets(student, teacher, temperature, threshold):
+    """Xie et al. 2020 (UDA), section 3, a row."""
+    value = _kl(*_logs(student, teacher / temperature))
+    return _if_confident(value, teacher, threshold)

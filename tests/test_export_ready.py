@@ -86,6 +86,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "geometric ensemble": lambda: of_changed(lambda t: teachers.ensemble([t, t], mix="log")),
     "one number": lambda: of_model(models.mlp([4], 1, outputs="regression"), TABLE),
     "ensemble of labels": lambda: of_labels(lambda t: teachers.ensemble([t, t])),
+    "augmented teacher": lambda: of_changed(lambda t: teachers.augmented(t, [jnp.sin, jnp.cos])),
     "reordered teacher": lambda: of_changed(lambda t: teachers.reorder(t, tuple("cab"))),
     "cast teacher": lambda: of_changed(teachers.cast),
     "quantized teacher": lambda: of_changed(lambda t: teachers.quantize(t, smallest=9)),

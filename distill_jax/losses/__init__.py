@@ -1,5 +1,6 @@
 """Losses: pure functions, student first, one unreduced value per example."""
 
+from distill_jax.losses.consistency import pseudo_labels, sharpened_targets
 from distill_jax.losses.divergences import (
     alpha_beta,
     forward_kl,
@@ -37,9 +38,11 @@ __all__ = [
     "huber",
     "jensen_shannon",
     "ordinal_cross_entropy",
+    "pseudo_labels",
     "renyi",
     "reverse_kl",
     "scaled_jensen_shannon",
+    "sharpened_targets",
     "skew_kl",
     "skew_reverse_kl",
     "soft_targets",

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from distill_jax import _batches
 from distill_jax.objectives._guarding import Guard
 from distill_jax.objectives.context import AVERAGE, Context
@@ -18,6 +20,8 @@ Sources = Mapping[str, str | Callable[[Context], Any]]
 
 OUTPUTS = ("student_logits", "teacher_logits", "student_features", "teacher_features", "views")
 OTHERS = ("context", "step", "key")
+_VIEW = "view:"
+"""The prefix by which ``teacher_logits`` are the student's own on another view."""
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _NAMED = (*_POSITIONAL, inspect.Parameter.KEYWORD_ONLY)
 _NEVER_FILLED = frozenset(
@@ -188,6 +192,8 @@ def _teacher_logits(term: str, source: str | None, context: Context) -> Any:
     name = _teacher_named(term, context) if source is None else source
     if name is not None and name in teachers:
         return teachers[name].logits
+    if source is not None and source.startswith(_VIEW):
+        return _logits_on_view(term, source.removeprefix(_VIEW), context)
     if source is None and "teacher_logits" in context.batch and not _others(context):
         return context.batch["teacher_logits"]
     if source == AVERAGE:
@@ -200,6 +206,16 @@ def _teacher_logits(term: str, source: str | None, context: Context) -> Any:
         f"{sorted(context.batch)}. Pass teachers={{{term!r}: teacher}}, a column 'teacher_logits', "
         "or reads={'teacher_logits': name}"
     )
+
+
+def _logits_on_view(term: str, view: str, context: Context) -> Any:
+    if view not in context.views:
+        raise ValueError(
+            f"term {term!r} reads {_VIEW + view!r}, the student's own prediction on another view; "
+            f"the views are {sorted(context.views)}: give the inputs of each as a column, "
+            f"'inputs:{view}', in the data or by augment="
+        )
+    return jax.lax.stop_gradient(context.views[view].logits)
 
 
 def _student_features(term: str, path: str | None, context: Context) -> Any:

@@ -332,9 +332,10 @@ def term(
         with the student, or state. What it reads comes as ``jax.ShapeDtypeStruct``: only shapes
         and dtypes are known.
       coupled: Whether a row depends on other examples of the batch. A batch in pieces then has all
-        its outputs computed before the term sees them.
+        its outputs computed before the term sees them. Losses of this package say so themselves.
       reads: Where parameters come from, if not by the rule above, for the loss and for ``init``:
-        for ``teacher_logits`` a teacher's name; for ``student_features`` a path of the student's
+        for ``teacher_logits`` a teacher's name, or ``"view:weak"``, the student's own prediction on
+        the view ``inputs:weak``, without gradient; for ``student_features`` a path of the student's
         features, ``"hidden/0"``; for ``teacher_features`` a teacher and a path, ``"big:hidden/1"``,
         or the path alone of the teacher that has the term's name, or of the only one; for other
         names a column; for any a function of the context.
@@ -473,7 +474,7 @@ def term(
         loss=loss,
         where=where,
         init=init,
-        coupled=coupled,
+        coupled=coupled or _couples(loss, settings),
         reads=tuple(sorted(reads.items())),
         schedules=tuple(sorted(schedules.items())),
         settings=tuple(sorted(settings.items())),
@@ -499,6 +500,12 @@ def _fixed(name: str, option: str, value: Any) -> tuple[str, Any, str]:
         )
     written = repr(value) if isinstance(value, bool | int | float | str | tuple) else ""
     return option, value, written
+
+
+def _couples(loss: Callable, settings: Mapping[str, Any]) -> bool:
+    """Whether a loss says of itself that with these settings its rows depend on each other."""
+    couples = getattr(loss, "couples", None)
+    return couples is not None and couples(settings)
 
 
 @jax.tree_util.register_static

@@ -5,6 +5,7 @@ never constants of a compiled program. It always runs in evaluation mode and rec
 """
 
 from distill_jax.teachers.compact import Quantized, cast, quantize
+from distill_jax.teachers.drawing import augmented, monte_carlo
 from distill_jax.teachers.kinds import (
     Teacher,
     ensemble,
@@ -19,9 +20,11 @@ from distill_jax.teachers.kinds import (
 __all__ = [
     "Quantized",
     "Teacher",
+    "augmented",
     "cast",
     "ensemble",
     "from_function",
+    "monte_carlo",
     "precompute",
     "quantize",
     "reorder",

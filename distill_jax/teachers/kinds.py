@@ -23,6 +23,8 @@ from jaxtyping import Array, Float, PyTree
 from distill_jax import _batches, _checks
 from distill_jax._arguments import checked
 from distill_jax.logits import as_logits
+from distill_jax.teachers import _keys
+from distill_jax.teachers._mixing import check_mix, mixed, wide
 from distill_jax.types import Model, OutputKind, Outputs, Params, State
 
 
@@ -36,7 +38,9 @@ class Teacher:
     """``teacher(inputs)`` returns ``predict(params, state, inputs)`` without a gradient.
 
     Inputs are an array ``[batch, ...]`` or a pytree of arrays; the result has logits
-    ``[batch, ..., classes]``. For a gradient through a teacher to its inputs, call ``predict``.
+    ``[batch, ..., classes]``. A teacher that draws random numbers must be called with a key,
+    ``teacher(inputs, key=key)``, and equal keys give equal draws; in training each step passes one
+    of its own. Others ignore it. For a gradient through a teacher to its inputs, call ``predict``.
 
     Attributes:
       predict: ``(params, state, inputs) -> Outputs``, a function that compares equal between
@@ -64,8 +68,14 @@ class Teacher:
         if self.classes is not None:  # a list would have no hash
             object.__setattr__(self, "classes", _checks.names("classes", self.classes))
 
-    def __call__(self, inputs: Any) -> Outputs:
-        return jax.lax.stop_gradient(self.predict(self.params, self.state, inputs))
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers, and so must be called with a key."""
+        return _keys.draw(self.state)
+
+    def __call__(self, inputs: Any, *, key: Array | None = None) -> Outputs:
+        state = self.state if key is None else _keys.keyed(self.state, key)
+        return jax.lax.stop_gradient(self.predict(self.params, state, inputs))
 
 
 @checked
@@ -181,8 +191,6 @@ def ensemble(
     teachers = tuple(teachers)
     if not teachers:
         raise ValueError("teachers must be one or more, got none")
-    if mix not in ("probability", "log"):
-        raise ValueError(f'mix must be "probability" or "log", got {mix!r}')
     declared = [(i, t.classes) for i, t in enumerate(teachers) if t.classes is not None]
     classes = declared[0][1] if declared else None
     for i, others in declared:
@@ -198,11 +206,7 @@ def ensemble(
                 f"teachers must have outputs of one kind: teachers[{i}] has {member.outputs!r}, "
                 f"teachers[0] {kind!r}"
             )
-    if mix == "log" and kind in ("regression", "embedding"):
-        raise ValueError(
-            f'mix="log" averages the logarithms of probabilities, and the outputs of the teachers '
-            f"are {kind!r}: leave mix out for the mean of the outputs"
-        )
+    check_mix(mix, kind, "teachers")
     return Teacher(
         _Ensemble(tuple(t.predict for t in teachers), mix, kind),
         {
@@ -267,7 +271,7 @@ def start_average(params: PyTree) -> PyTree:
       The same structure and shapes; integers, booleans and keys as they are.
     """
     _checks.arrays(params=params)
-    return jax.tree.map(_wide, params)
+    return jax.tree.map(wide, params)
 
 
 @checked
@@ -315,7 +319,7 @@ def update_average(average: PyTree, params: PyTree, decay: float | Float[Array, 
 
 @checked
 def precompute(
-    teacher: Teacher, inputs: Any, *, batch_size: int = 1024
+    teacher: Teacher, inputs: Any, *, batch_size: int = 1024, key: Array | None = None
 ) -> Float[np.ndarray, "n ... classes"]:
     """A teacher's logits for a whole data set, in host memory.
 
@@ -328,13 +332,15 @@ def precompute(
     Args:
       teacher: Any teacher.
       inputs: An array or a pytree of arrays, ``[n, ...]``.
-      batch_size: Rows per batch; changes memory and speed only.
+      batch_size: Rows per batch; changes memory and speed only, and what a teacher draws.
+      key: For a teacher that draws; each batch has a key of its own, from this one.
 
     Returns:
       Logits ``[n, ..., classes]`` in the teacher's dtype.
 
     Raises:
-      ValueError: if there are no rows, if arrays differ in length, or if ``batch_size < 1``.
+      ValueError: if there are no rows, if arrays differ in length, if ``batch_size < 1``, or if the
+        teacher draws and there is no key.
 
     Example:
       >>> double = from_function(lambda params, inputs: inputs * params, 2.0)
@@ -352,16 +358,17 @@ def precompute(
     _checks.fits_device(**arrays)
     batch_size = min(batch_size, n)
     batches = []
-    for start in range(0, n, batch_size):
+    for number, start in enumerate(range(0, n, batch_size)):
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
         batch = jax.tree.map(lambda x, rows=rows: x[rows], inputs)
-        batches.append(np.asarray(_logits(teacher, batch)))
+        own = None if key is None or not teacher.draws else jax.random.fold_in(key, number)
+        batches.append(np.asarray(_logits(teacher, batch, own)))
     return np.concatenate(batches)[:n]
 
 
 @jax.jit
-def _logits(teacher: Teacher, inputs: Any) -> Array:
-    return teacher(inputs).logits
+def _logits(teacher: Teacher, inputs: Any, key: Array | None) -> Array:
+    return teacher(inputs, key=key).logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -398,24 +405,8 @@ class _Ensemble:
         ]
         logits = {f"logits of teachers[{i}]": o.logits for i, o in enumerate(outputs)}
         _checks.same_shape(**logits)
-        z = jnp.stack([_wide(o.logits) for o in outputs])
-        weights = params["weights"].reshape((-1,) + (1,) * (z.ndim - 1))
-        counts = weights > 0  # a member of weight 0 may say -inf or NaN
-        log_w = jnp.log(jnp.where(counts, weights, 1.0))
-
-        def mean(x: Array) -> Array:
-            return jnp.where(counts, weights * jnp.where(counts, x, 0.0), 0.0).sum(0)
-
-        def log_mean(log_p: Array) -> Array:
-            return jax.nn.logsumexp(jnp.where(counts, log_w + log_p, -jnp.inf), axis=0)
-
-        if self.kind == "softmax":
-            log_p = jax.nn.log_softmax(z, axis=-1)
-            return Outputs(mean(log_p) if self.mix == "log" else log_mean(log_p))
-        if self.kind == "multi_label" and self.mix == "probability":
-            yes, no = log_mean(jax.nn.log_sigmoid(z)), log_mean(jax.nn.log_sigmoid(-z))
-            return Outputs(yes - no)
-        return Outputs(mean(z))
+        z = jnp.stack([wide(o.logits) for o in outputs])
+        return Outputs(mixed(z, self.mix, self.kind, params["weights"]))
 
 
 def _normalised(weights: Any, number: int) -> Float[Array, " teachers"]:
@@ -425,12 +416,5 @@ def _normalised(weights: Any, number: int) -> Float[Array, " teachers"]:
     value = _checks.known(weights)
     if value is not None and not value.sum() > 0:
         raise ValueError(f"weights must not all be 0, got {value}")
-    weights = _wide(weights.astype(jnp.result_type(weights, jnp.float32)))
+    weights = wide(weights.astype(jnp.result_type(weights, jnp.float32)))
     return weights / weights.sum()
-
-
-def _wide(x: Any) -> Array:
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return x
-    return x.astype(_checks.wide_dtype(x))

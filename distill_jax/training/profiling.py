@@ -161,7 +161,7 @@ def _alone(
     @jax.jit
     def teach(state, batch, teachers):
         columns = recipe.columns(batch, state.key)
-        return recipe.forward(teachers, state.average).teach(columns)
+        return recipe.forward(teachers, state.average).teach(columns, state.key)
 
     @jax.jit
     def student(state, batch):

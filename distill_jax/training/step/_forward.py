@@ -19,6 +19,9 @@ from distill_jax.types import Batch, Model, Outputs, Params, State
 VIEW = "inputs:"
 """The prefix of columns that hold the inputs of another view of the examples."""
 
+_TEACHERS = 0x7EAC4E55
+"""Separates the draws of teachers from those of students, terms and pieces, numbered from 0."""
+
 Augment = Callable[[Array, dict[str, Any]], dict[str, Any]]
 """``(key, batch) -> batch``."""
 
@@ -27,12 +30,12 @@ class Forward(NamedTuple):
     """The forward passes of a step, on all rows of a batch or some.
 
     Attributes:
-      teach: ``columns -> outputs by teacher``.
+      teach: ``(columns, key) -> outputs by teacher``.
       student: ``(params, state, columns, key) -> (outputs, state)``, in training mode.
       views: ``(params, state, columns) -> outputs by view``, without gradient.
     """
 
-    teach: Callable[[Batch], dict[str, Outputs]]
+    teach: Callable[[Batch, Array], dict[str, Outputs]]
     student: Callable[[Params, State, Batch, Array], tuple[Outputs, State]]
     views: Callable[[Params, State, Batch], dict[str, Outputs]]
 
@@ -98,10 +101,16 @@ def forward_passes(
     if average is not None:
         teachers = {**teachers, AVERAGE: teachers_.teacher(model, *average)}
 
-    def teach(columns):
+    def teach(columns, key):
         inputs = columns.get("teacher_inputs", columns["inputs"])
+        own = jax.random.fold_in(key, _TEACHERS) if any(t.draws for t in teachers.values()) else key
+        taught = {}
         with jax.named_scope("teacher"):
-            return {name: teacher(inputs) for name, teacher in teachers.items()}
+            for number, name in enumerate(sorted(teachers)):
+                teacher = teachers[name]
+                drawn = jax.random.fold_in(own, number) if teacher.draws else None
+                taught[name] = teacher(inputs, key=drawn)
+        return taught
 
     def student(params, state, columns, key):
         with jax.named_scope("student"):

@@ -9,7 +9,7 @@ unevenly masked rows are distributed (means of means would be wrong).
   respect to all outputs, then a vector-Jacobian product for each piece. The outputs of the whole
   batch are held at once, and the student runs forward twice.
 
-Batch norm sees one microbatch at a time, and dropout draws anew for each.
+Batch norm sees one microbatch at a time; dropout, and a teacher that draws, draw anew for each.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def join(tree: PyTree) -> PyTree:
 
 
 def _whole(forward, objective, trainable, state, term_state, columns, step, key) -> Gradients:
-    taught = forward.teach(columns)
+    taught = forward.teach(columns, key)
     key_model, key_terms = jax.random.split(key)
 
     def value(trainable):
@@ -108,8 +108,9 @@ def _one_pass(
     counts = objective.counts(columns)
 
     def piece(state, i, rows):
-        taught = forward.teach(rows)
-        key_model, key_terms = jax.random.split(jax.random.fold_in(key, i))
+        own = jax.random.fold_in(key, i)
+        taught = forward.teach(rows, own)
+        key_model, key_terms = jax.random.split(own)
 
         def value(trainable):
             params = trainable["student"]
@@ -133,14 +134,18 @@ def _two_passes(
 ) -> Gradients:
     params, cut = trainable["student"], split(columns, pieces)
 
+    def piece_key(i):
+        return jax.random.fold_in(key, i)
+
     def model_key(i):  # the terms see the whole batch, and its key
-        return jax.random.split(jax.random.fold_in(key, i))[0]
+        return jax.random.split(piece_key(i))[0]
 
     @_traced_once
     def see(state, piece):
         i, rows = piece
         outputs, new = forward.student(params, state, rows, model_key(i))
-        seen = outputs, forward.teach(rows), forward.views(params, state, rows)
+        taught = forward.teach(rows, piece_key(i))
+        seen = outputs, taught, forward.views(params, state, rows)
         return _like(new, state), (state, seen)
 
     scan = (jnp.arange(pieces), cut)

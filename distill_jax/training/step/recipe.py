@@ -100,7 +100,7 @@ class Recipe:
             forward, step = self.forward(teachers, average), jnp.zeros((), jnp.int32)
             student, _ = forward.student(params, state, columns, key)
             views = forward.views(params, state, columns)
-            return Context(student, forward.teach(columns), columns, step, key, views)
+            return Context(student, forward.teach(columns, key), columns, step, key, views)
 
         term_params, term_state = {}, {}
         if any(term.init is not None for term in objective.terms):

@@ -632,7 +632,11 @@ def test_plain_numbers_are_metrics_too():
         ({"seeds": 0}, ValueError, "seeds must be 1 or more"),
         ({"seeds": [1, 1]}, ValueError, "seeds must differ"),
         ({"seeds": [-1]}, ValueError, "seeds must differ and lie in"),
-        ({"mode": "fast"}, ValueError, "mode must be one of 'vmap', 'sequential' or None, got 'fast'"),
+        (
+            {"mode": "fast"},
+            ValueError,
+            "mode must be one of 'vmap', 'sequential' or None, got 'fast'",
+        ),
         ({"block": 0}, ValueError, "block must be finite and > 0"),
         ({"memory": -1.0}, ValueError, "memory must be finite and > 0"),
         ({"seeds": "two"}, TypeError, "seeds must be a number of trials, or a list of integers"),
@@ -717,7 +721,9 @@ def test_the_best_is_chosen_by_means_of_validation_alone():
     for name in ("test_accuracy", "Test accuracy", "test", "acc_test", "a/test/b"):
         with pytest.raises(ValueError, match="a metric of test data"):
             best([{"seed": 0, name: 1.0}], by=name, better="higher")
-    with pytest.raises(ValueError, match="must be a metric that all rows have as a number, got 'loss'"):
+    with pytest.raises(
+        ValueError, match="must be a metric that all rows have as a number, got 'loss'"
+    ):
         best(rows, by="loss", better="lower")
     with pytest.raises(ValueError, match="no configuration has a finite mean"):
         best(rows_of(a=[nan], b=[inf]), by="accuracy", better="higher")
