@@ -9,8 +9,9 @@ Label sets: a hard rule must mean one or more implications whose head is a label
 joins labels and conditions on columns by ``and``. It may be written in any way that means this,
 such as ``a or b => c``, ``any_of(a, b) => c``, ``not a or c``, or ``a <=> b``, which is two
 implications. Rules that exclude labels (``not (a and b)``), or that demand one of several
-(``a => b or c``), are refused: they do not say which logit to lower or to raise. Each label's logit
-becomes the maximum of its own and those of the bodies that imply it,
+(``a => b or c``), are refused, unless ``order`` says which labels to trust: they do not say which
+logit to lower or to raise. Without ``order`` each label's logit becomes the maximum of its own and
+those of the bodies that imply it,
 
 .. math:: z'_b = \max\Big(z_b, \max_{a_1 \wedge \dots \wedge a_n \Rightarrow b}
     \min(z'_{a_1}, \dots, z'_{a_n})\Big),
@@ -18,6 +19,10 @@ becomes the maximum of its own and those of the bodies that imply it,
 so that a head is predicted at every threshold at which its body is. For a hierarchy
 (``genus/species => genus``) this is the max-constraint module of C-HMCNN. A label that a condition
 on columns implies by itself gets the logit ``SURE``.
+
+With ``order``, any hard rules over label sets are enforced: labels are corrected in that order,
+each by those before it, so that the first change least. What is predicted, at the threshold of
+probability one half, satisfies every rule; see ``_resolution`` for the formula.
 
 References:
   Giunchiglia and Lukasiewicz, `Coherent Hierarchical Multi-Label Classification Networks
@@ -48,6 +53,8 @@ from distill_jax.rules.circuits._circuit import FALSE, TRUE, Circuit
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._messages import rule_error
 from distill_jax.rules.language._spelling import quoted
+from distill_jax.rules.language.errors import RuleError
+from distill_jax.rules.levels import _resolution
 from distill_jax.rules.levels.projection import hold
 from distill_jax.rules.logic import _inputs, _predictions
 from distill_jax.rules.logic.evaluation import fires
@@ -61,7 +68,13 @@ MOST_CASES = 100_000
 
 
 @checked
-def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs.identity) -> Model:
+def enforce(
+    model: Model,
+    book: Book,
+    *,
+    columns: Callable[[Any], Any] = _inputs.identity,
+    order: Sequence[str] | None = None,
+) -> Model:
     """A model whose predictions satisfy the book's hard rules by construction.
 
     It has the parameters and the state of ``model``. Rules that are not hard are ignored.
@@ -78,6 +91,9 @@ def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs
       columns: A function from the model's inputs to the encoded columns ``[batch, columns]``; by
         default the inputs themselves, in which case the model must accept NaN if values may be
         missing. Define the function once, at module level, so that equal models compile once.
+      order: For label sets, all labels in the order in which they are corrected, such as the
+        ``ordering`` that ``from_requirements`` reads. Needed for rules that exclude labels, or
+        demand one of several: the labels to trust most come first.
 
     Returns:
       A model with the logits ``[batch, classes]`` constrained as the module describes. Models made
@@ -85,9 +101,11 @@ def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs
 
     Raises:
       ValueError: if the classes differ, if no rule is hard, or if ``model`` has ``outputs`` of
-        another kind: ``"softmax"`` for exclusive classes, ``"multi_label"`` for label sets.
+        another kind: ``"softmax"`` for exclusive classes, ``"multi_label"`` for label sets; or if
+        ``order`` is given for exclusive classes, or does not name each label once.
       RuleError: for a hard rule over label sets that does not mean implications as the module
-        describes, with the reason.
+        describes, with the reason. With ``order`` only for one that depends on another view, or on
+        no label; if no set of labels satisfies all; or if the clauses become too many.
 
     Example:
       >>> from distill_jax.models import logistic_regression
@@ -102,15 +120,27 @@ def enforce(model: Model, book: Book, *, columns: Callable[[Any], Any] = _inputs
     _checks.class_order(classes, model.classes, "model")
     if not any(rule.strength.kind == "hard" for rule in book.rules):
         raise ValueError("enforce needs a hard rule, and the book has none: write [hard] before it")
-    if not book.schema.exclusive:
-        clauses(book)  # raises for rules that cannot be enforced
+    if order is not None:
+        order = _checks.names("order", order)
+        if book.schema.exclusive:
+            raise ValueError("order is for label sets, the book is about exclusive classes")
+        if sorted(order) != sorted(classes):
+            raise ValueError(
+                f"order must name each label once, of {list(classes)}, got {list(order)}"
+            )
+        _ordered(book.info, order)  # raises for rules that cannot be enforced
+    elif not book.schema.exclusive:
+        clauses(book)  # raises as well
     if model.outputs != book.outputs:
         raise ValueError(
             f"model has outputs={model.outputs!r}, the book is about outputs={book.outputs!r}: "
             f"make the model with outputs={book.outputs!r}"
         )
     return dataclasses.replace(
-        model, apply=_Enforced(model.apply, book, columns), classes=classes, exact_inputs=True
+        model,
+        apply=_Enforced(model.apply, book, columns, order),
+        classes=classes,
+        exact_inputs=True,
     )
 
 
@@ -307,9 +337,7 @@ def _implications(grounder: Grounder, rule: f.Rule) -> list[_Case]:
     Raises:
       RuleError: if one of them is not.
     """
-    node, _ = grounder.violated(rule)
-    cases = _Cases(grounder.builder)
-    found = cases.of(node)
+    found = _violations(grounder, rule)
     labels = grounder.schema.classes
     for case in found:
         why = _why_not(case, labels)
@@ -317,9 +345,21 @@ def _implications(grounder: Grounder, rule: f.Rule) -> list[_Case]:
             raise rule_error(
                 rule,
                 "over label sets, hard rules are enforced as implications whose head is a label, "
-                f"whose logit is raised to that of the body; this rule {why}. Use encourage for "
-                "it, or give it a finite strength",
+                f"whose logit is raised to that of the body; this rule {why}. Pass order to "
+                "enforce, use encourage for it, or give it a finite strength",
             )
+    return found
+
+
+def _violations(grounder: Grounder, rule: f.Rule) -> list[_Case]:
+    """The ways to violate a rule.
+
+    Raises:
+      RuleError: if they are too many.
+    """
+    node, _ = grounder.violated(rule)
+    cases = _Cases(grounder.builder)
+    found = cases.of(node)
     if cases.truncated:
         raise rule_error(
             rule,
@@ -414,6 +454,62 @@ def _rounds(edges: Sequence[tuple[Sequence[int], int]], labels: int) -> int:
     return heads  # a cycle: a chain without repetition visits each head at most once
 
 
+class _Ordered(NamedTuple):
+    """Hard rules of any form over label sets, in an order of the labels.
+
+    Attributes:
+      bounds: Of each label by those before it.
+      guards: Nodes of ``circuit``, the conditions on columns of ``bounds``, ``[conditions]``.
+      circuit: A circuit over the book's columns.
+    """
+
+    bounds: _resolution.Bounds
+    guards: Integer[np.ndarray, " conditions"]
+    circuit: Circuit
+
+
+@functools.lru_cache(maxsize=64)
+def _ordered(info: Info, order: tuple[str, ...]) -> _Ordered:
+    grounder = Grounder(info.schema, info.rules, info.definitions, {}, info)
+    labels = info.schema.classes
+    found = []
+    for rule in info.rules:
+        if rule.strength.kind != "hard":
+            continue
+        for case in _violations(grounder, rule):
+            if any(i >= len(labels) for i in case.on | case.off):
+                raise rule_error(
+                    rule,
+                    "hard rules that depend on another view cannot be enforced, since its labels "
+                    "are predictions themselves. Use encourage for this one",
+                )
+            if not case.on | case.off:
+                raise rule_error(rule, f"this rule {_why_not(case, labels)}: it is about no label")
+            found.append(_resolution.Violation(*case))
+    bounds = _resolution.resolved(found, [labels.index(name) for name in order])
+    if isinstance(bounds, int):
+        raise RuleError(
+            f"resolving the label {quoted(labels[bounds])} leaves more than "
+            f"{_resolution.MOST_CLAUSES} clauses over the labels before it: put labels that occur "
+            "in many rules first in order, or use encourage for some of the rules"
+        )
+    nodes = [grounder.builder.all(conditions) for conditions in bounds.conditions]
+    circuit, guards = grounder.circuit(nodes)
+    return _Ordered(bounds, guards, circuit)
+
+
+def _in_order(
+    book: Book, order: tuple[str, ...], columns: Array, logits: Float[Array, "batch labels"]
+) -> Float[Array, "batch labels"]:
+    """Logits of labels that satisfy the hard rules, corrected in an order of the labels."""
+    found = _ordered(book.info, order)
+    holds = jnp.zeros((logits.shape[0], 0), bool)
+    if found.bounds.conditions:
+        circuit, guards = jax.tree.map(jnp.asarray, (found.circuit, found.guards))
+        holds = fires(dataclasses.replace(book, circuit=circuit, fires=guards), columns)
+    return _resolution.corrected(found.bounds, holds, logits, SURE)
+
+
 def _guards(
     book: Book, found: Clauses, columns: Any, logits: Array
 ) -> Bool[Array, "batch clauses"]:
@@ -437,6 +533,7 @@ class _Enforced:
     apply: Callable[..., tuple[Outputs, State]]
     book: Book
     columns: Callable[[Any], Any]
+    order: tuple[str, ...] | None
 
     def __call__(
         self, params: Params, state: State, inputs: Any, *, key: Any = None, train: bool = False
@@ -444,5 +541,9 @@ class _Enforced:
         outputs, state = self.apply(params, state, inputs, key=key, train=train)
         logits, columns = outputs.logits, _inputs.float32_or_wider(self.columns(inputs))
         _checks.shape((columns.shape[0], len(self.book.schema.classes)), logits=logits)
-        constrain = hold if self.book.schema.exclusive else max_constraint
-        return outputs._replace(logits=constrain(self.book, columns, logits)), state
+        if self.order is not None:
+            logits = _in_order(self.book, self.order, columns, logits)
+        else:
+            constrain = hold if self.book.schema.exclusive else max_constraint
+            logits = constrain(self.book, columns, logits)
+        return outputs._replace(logits=logits), state

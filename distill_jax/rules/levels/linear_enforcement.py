@@ -39,6 +39,11 @@ from distill_jax.types import Model, Outputs, Params, State
 MOST_BOUNDS = 5_000
 """Inequalities that may be left while outputs are eliminated: each elimination may square them."""
 
+_NONE_LEFT = (
+    "no outputs satisfy all constraints exactly: some contradict each other by less than the 1e-7 "
+    "that linear_constraints sees; write them with a common bound"
+)
+
 Row = tuple[dict[int, Fraction], Fraction]
 """``Σ coefficient · output ≤ bound``, or ``=``."""
 
@@ -64,7 +69,8 @@ def enforce_linear(
       equal, and compile once.
 
     Raises:
-      RuleError: if the bounds of the outputs are too many in this order.
+      RuleError: if the bounds of the outputs are too many in this order, or constraints contradict
+        each other by less than ``linear_constraints`` sees.
       ValueError: if the outputs differ, ``order`` does not name each output once, or ``model`` has
         outputs of another kind.
 
@@ -111,7 +117,7 @@ def layer(constraints: LinearConstraints, order: tuple[str, ...]) -> Layer:
     """The bounds of each output in terms of those before it.
 
     Raises:
-      RuleError: if they are too many.
+      RuleError: if they are too many, or leave no room.
     """
     equal: list[Row] = []
     least: list[Row] = []
@@ -139,6 +145,8 @@ def layer(constraints: LinearConstraints, order: tuple[str, ...]) -> Layer:
         least = _tightest([*least, *(_between(a, b) for a in lower for b in upper)])
         if lower or upper:
             found.append((i, lower, upper))
+    if any(bound for _, bound in equal):
+        raise RuleError(_NONE_LEFT)
     return _arrays(found[::-1], len(constraints.names))
 
 
@@ -176,8 +184,10 @@ def _tightest(rows: Sequence[Row]) -> list[Row]:
     """Of inequalities with proportional sides the tightest, in lowest terms."""
     found: dict[tuple[tuple[int, Fraction], ...], Fraction] = {}
     for coefficients, bound in rows:
-        if not coefficients:
-            continue  # a comparison of numbers, which holds since some outputs satisfy all rows
+        if not coefficients:  # a comparison of numbers is left
+            if bound < 0:
+                raise RuleError(_NONE_LEFT)
+            continue
         size = max(abs(c) for c in coefficients.values())
         key = tuple(sorted((j, c / size) for j, c in coefficients.items()))
         found[key] = min(bound / size, found.get(key, bound / size))

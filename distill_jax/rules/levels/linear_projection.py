@@ -165,13 +165,14 @@ def _active(system: _System, z: Array) -> tuple[Array, Array]:
     """Which independent rows are active at the nearest point, and whether the search ended."""
     number = len(system.b)
     a, equality = jnp.asarray(system.a, z.dtype), np.arange(number) < system.equalities
-    size = jnp.abs(a) @ jnp.abs(z) + jnp.abs(jnp.asarray(system.b, z.dtype))
+    b = jnp.asarray(system.b, z.dtype)
+    size = _times(jnp.abs(a), jnp.abs(z)) + jnp.abs(b)
     eps = float(jnp.finfo(z.dtype).eps)
     most = 10 * (number + z.shape[0]) + 20
 
     def excess(search: _Search) -> Array:
         """How far inactive inequalities are violated beyond rounding; else at most 0."""
-        allowed = 8 * eps * (size + jnp.abs(a) @ jnp.abs(search.y))
+        allowed = 8 * eps * (size + _times(jnp.abs(a), jnp.abs(search.y)))
         return jnp.where(search.active, -jnp.inf, _excess(system, search.y) - allowed)
 
     def more(search: _Search) -> Array:
@@ -183,12 +184,12 @@ def _active(system: _System, z: Array) -> tuple[Array, Array]:
         # How multipliers of active rows, and the point, move as row p comes in.
         shares = _multipliers(system, search.active, _times(a, a[p]))
         direction = a[p] - _times(a.T, shares)
-        length = direction @ direction
+        length = _times(direction, direction)
         leaving = search.active & ~equality & (shares > 8 * eps)
         ratios = jnp.where(leaving, search.multiplier / jnp.where(leaving, shares, 1.0), jnp.inf)
         j = ratios.argmin()
         free = length > 100 * eps
-        full = (a[p] @ search.y - system_b[p]) / jnp.where(free, length, 1.0)
+        full = (_times(a[p], search.y) - b[p]) / jnp.where(free, length, 1.0)
         full = jnp.where(free, jnp.maximum(full, 0.0), jnp.inf)
         enters = full <= ratios[j]
         by = jnp.minimum(full, ratios[j])
@@ -205,7 +206,6 @@ def _active(system: _System, z: Array) -> tuple[Array, Array]:
             jnp.where(stuck, most, search.steps + 1),
         )
 
-    system_b = jnp.asarray(system.b, z.dtype)
     start = jnp.asarray(equality)
     y = z - _across(system, start, _excess(system, z))
     none = jnp.zeros(number, z.dtype)

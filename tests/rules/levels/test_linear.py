@@ -236,3 +236,22 @@ def test_too_many_bounds_are_refused_with_a_remedy():
     got = rules.project_linear(constraints, z)
     bound = allowed(constraints, np.maximum(np.abs(got), np.abs(z)))
     assert (reference_violation(constraints, got) <= bound).all()
+
+
+def test_contradictions_below_the_tolerance_of_the_solver_are_found_exactly():
+    regression = models.mlp([4], 2, outputs="regression")
+    for text in ("a >= 1\na <= b\nb <= 0.99999999999", "a == b\na == b + 1e-12"):
+        with pytest.raises(RuleError, match="no outputs satisfy all constraints exactly"):
+            enforce_linear(regression, linear_constraints(text, ("a", "b")))
+    # Decimal numbers are exact: 0.1 + 0.2 is 0.3 here.
+    enforce_linear(regression, linear_constraints("a >= 0.3\na <= 0.1 + 0.2", ("a", "b")))
+
+
+def test_many_outputs_in_a_loop():
+    names = [f"x{i}" for i in range(12)]
+    chain = [f"{a} <= {b}" for a, b in zip(names, names[1:], strict=False)]
+    constraints = linear_constraints([*chain, " + ".join(names) + " == 1"], names)
+    z = predictions(500, 12)
+    for corrected in (jax.jit(enforced(constraints))(z), project(constraints, z)):
+        bound = allowed(constraints, np.maximum(np.abs(corrected), np.abs(z)))
+        assert (reference_violation(constraints, corrected) <= bound).all()
