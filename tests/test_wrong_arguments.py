@@ -93,6 +93,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     folder = tmp_path_factory.mktemp("files")
     training.sweep(_trial, {"a": [1.0]}, key=key, progress=False, file=folder / "sweep.jsonl")
     rules.write_rules(rules.parse(TEXT), folder / "rules.csv")
+    rules.write_schema(schema, folder / "schema.json")
     return Parts(
         key=key,
         inputs=inputs,
@@ -112,6 +113,16 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
 
 
 LINEAR = rules.linear_constraints("u >= v + w", ("u", "v", "w"))
+PMML = """<PMML version="4.4"><DataDictionary>
+  <DataField name="K" optype="continuous" dataType="double"/>
+</DataDictionary>
+<RuleSetModel functionName="classification"><RuleSet defaultScore="y">
+  <RuleSelectionMethod criterion="firstHit"/>
+  <SimpleRule score="b" confidence="0.9">
+    <SimplePredicate field="K" operator="greaterThan" value="0.5"/>
+  </SimpleRule>
+</RuleSet></RuleSetModel></PMML>"""
+
 TEXT = "[w=2] a > 0 => u\n[w=1] b > 0 => v"
 
 
@@ -291,6 +302,20 @@ CASES: dict[str, Callable[[Parts], dict[str, Any]]] = {
     "rules.from_rule_strings": lambda p: {"strings": ["a > 0.5"], "then": "u"},
     "rules.from_table": lambda p: {"rows": [{"rule": "a > 0 => u"}]},
     "rules.imitation": lambda p: {"steps_per_epoch": 10.0},
+    "rules.from_association_rules": lambda p: {
+        "frame": {"antecedents": [{"a"}], "consequents": [{"b"}], "confidence": [0.8]}
+    },
+    "rules.from_decision_table": lambda p: {"table": {"a": ["< 1", ">= 1"], "then": ["u", "v"]}},
+    "rules.from_pmml": lambda p: {"source": PMML},
+    "rules.from_tree_text": lambda p: {
+        "text": "|--- x <= 2.00\n|   |--- class: 0\n|--- x >  2.00\n|   |--- class: 1\n",
+        "classes": {"0": "low", "1": "high"},
+    },
+    "rules.gaps": lambda p: {"rules": TEXT},
+    "rules.overlaps": lambda p: {"rules": TEXT},
+    "rules.read_schema": lambda p: {"path": p.folder / "schema.json"},
+    "rules.write_schema": lambda p: {"schema": p.schema, "path": p.folder / "written.json"},
+    "rules.to_decision_table": lambda p: {"rules": rules.parse("a > 0 => u\nb > 0 => v")},
     "rules.implies": lambda p: {"body": rules.col("a") > 0, "head": rules.label("u")},
     "rules.infer_schema": lambda p: {"table": p.frame, "classes": ("u", "v", "w")},
     "rules.label": lambda p: {"name": "u"},
@@ -353,6 +378,7 @@ ELSEWHERE = {
         # Each takes formulas, or things that other functions have made.
         *("all_of", "any_of", "at_least", "at_most", "clause", "exactly_one", "iff"),
         *("drift", "from_rule_frame", "from_tree", "learned", "max_constraint_loss", "remainder"),
+        *("otherwise", "score"),
         "pull_to_start",
     },
     "training": {"replicate", "max_norm"},
