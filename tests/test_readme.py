@@ -13,7 +13,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "docs/guide.md", "docs/rules.md", "docs/rules_language.md", "docs/scaling.md"],
+    [
+        "README.md",
+        "docs/guide.md",
+        "docs/rules.md",
+        "docs/rules_language.md",
+        "docs/rules_exchange.md",
+        "docs/scaling.md",
+    ],
 )
 @pytest.mark.usefixtures("compiled_hastily")
 def test_python_blocks_run(page: str) -> None:

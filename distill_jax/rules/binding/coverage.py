@@ -84,8 +84,9 @@ def overlaps(
 
     Args:
       rules: Rules ``body => head`` whose bodies are about columns alone.
-      schema: The columns. If None, each column is what the bodies compare it with: numbers, texts,
-        times. Needed for ordered categories.
+      schema: The columns, whose categories are then all that there are. If None, each column is
+        what the bodies compare it with: numbers, texts, times; and a category that no rule names
+        may occur, too. Needed for ordered categories.
       most: How many overlaps to find at most.
 
     Returns:
@@ -142,8 +143,7 @@ def gaps(
 
     Args:
       rules: As for ``overlaps``. With an ``else`` there are no gaps.
-      schema: The columns, whose categories are then all that there are. If None, as for
-        ``overlaps``; then a category that no rule names may occur, too.
+      schema: As for ``overlaps``.
       most: How many gaps to find at most.
 
     Returns:
@@ -217,6 +217,8 @@ class _Bodies:
                     RuleWarning,
                     stacklevel=4,
                 )
+            if schema is not None:
+                found = [box for box in map(self._declared, found) if box is not None]
             self.boxes += found
             self.owner += [i] * len(found)
         self.registers = sorted({bound[0] for box in self.boxes for bound in box})
@@ -229,6 +231,19 @@ class _Bodies:
         ends = [_known(self.book, cases, r, schema is not None) for r in self.registers]
         self.least, self.most = np.reshape(np.array(ends, float), (-1, 2)).T
         self.whole = np.array([r in cases.whole for r in self.registers], bool)
+
+    def _declared(self, box: _regions.Box) -> _regions.Box | None:
+        """A box without categories that the schema does not have; None if nothing is left."""
+        bounds = []
+        for register, low, high in box:
+            encoded = self.book.schema.encoded
+            column = self.book.schema.column(encoded[register]) if register < len(encoded) else None
+            if column is not None and column.categories and high == len(column.categories):
+                high -= 1.0
+                if low > high:
+                    return None
+            bounds.append((register, low, high))
+        return tuple(bounds)
 
     def box(self, low: np.ndarray, high: np.ndarray) -> _regions.Box:
         """A box, without bounds where all known values lie between them."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from distill_jax import _text
@@ -29,7 +27,7 @@ class Table(NamedTuple):
 
 
 def is_empty(row: TableRow) -> bool:
-    return all(cell == "" or says_nothing(cell) and cell != "-" for cell in row.cells.values())
+    return all(says_nothing(x) and not (isinstance(x, str) and x) for x in row.cells.values())
 
 
 # Tables
@@ -85,35 +83,56 @@ def _check_names(names: Sequence[Any], where: str) -> None:
 
 
 def _read_csv(text: str, path: str) -> Table:
-    """The rows of a text, between whose cells are commas, semicolons or tabs."""
+    """The rows of a text, between whose cells are commas, semicolons or tabs.
+
+    Quotes around a whole cell are those of CSV, and doubled in it. In a cell that has them
+    elsewhere, as in ``"New York", Boston`` between semicolons, they are the cell's own.
+    """
     header = next((line for line in text.splitlines() if line.strip()), "")
     outside = re.sub(r'"[^"]*"', "", header)
     delimiter = max(",;\t", key=outside.count)
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     names: list[str] | None = None
     rows = []
-    try:
-        for cells in reader:
-            where = f"{path}line {reader.line_num}"
-            if not any(cell.strip() for cell in cells):
-                continue
-            if names is None:
-                names = [cell.strip() for cell in cells]
-                _check_names(names, f"{where}: ")
-            elif len(cells) != len(names):
-                raise RuleError(
-                    f"{where}: {len(cells)} cells under {len(names)} columns: quote a cell that "
-                    f'contains {delimiter!r}, and double the quotes in it, as in """a"",""b"""'
-                )
-            else:
-                values = (_text.from_cell(cell).strip() for cell in cells)
-                row = dict(zip(names, values, strict=True))
-                rows.append(TableRow(where, reader.line_num, row))
-    except csv.Error as error:
-        raise RuleError(f"{path}line {reader.line_num}: not valid CSV: {error}") from None
+    for number, cells in _csv_lines(text, delimiter):
+        where = f"{path}line {number}"
+        if not any(cells):
+            continue
+        if names is None:
+            names = cells
+            _check_names(names, f"{where}: ")
+        elif len(cells) != len(names):
+            raise RuleError(
+                f"{where}: {len(cells)} cells under {len(names)} columns: quote a cell that "
+                f'contains {delimiter!r}, and double the quotes in it, as in """a"",""b"""'
+            )
+        else:
+            row = dict(zip(names, map(_text.from_cell, cells), strict=True))
+            rows.append(TableRow(where, number, row))
     return Table(names or [], rows)
+
+
+def _csv_lines(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each line, without the white space around them, and the line's number."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    end = re.escape(delimiter)
+    whole = re.compile(rf'[ ]*"((?:[^"]|"")*+)"[ ]*(?={end}|\n|\Z)')
+    loose = re.compile(rf'(?:"(?:[^"\\\n]|\\[^\n])*+"|[^{end}\n])*+')
+    i, number, cells = 0, 1, []
+    while i < len(text):
+        match = whole.match(text, i)
+        if match is not None:
+            cells.append(match[1].replace('""', '"').strip())
+        else:
+            match = loose.match(text, i)
+            assert match is not None  # it matches the empty text, too
+            cells.append(match[0].strip())
+        last, i = number + match[0].count("\n"), match.end()
+        if i == len(text) or text[i] == "\n":
+            yield last, cells
+            cells, last = [], last + 1
+        elif i + 1 == len(text):  # a delimiter at the end of the text
+            yield last, [*cells, ""]
+        number, i = last, i + 1
 
 
 class Layout(NamedTuple):

@@ -86,6 +86,9 @@ def test_what_a_schema_says_of_the_columns() -> None:
     assert gaps("sex == 'F' => a\nsex == 'M' => b", schema) == []
     (other,) = gaps("sex == 'F' => a\nsex == 'M' => b")  # nobody says that there are no others
     assert other.region == "sex not in ['F', 'M']"
+    others = "sex != 'F' => a\nsex != 'M' => b"
+    assert overlaps(others, schema) == [] and gaps(others, schema) == []
+    assert [x.example for x in overlaps(others)] == [{"sex": "other"}]
     assert [x.indices for x in overlaps(text, schema)] == [(0, 2), (1, 2)]
     assert [x.same_head for x in overlaps(text, schema)] == [True, False]
 

@@ -12,6 +12,7 @@ import pytest
 
 from distill_jax.rules.binding import Column, RuleWarning, Schema, bind, encode
 from distill_jax.rules.exchange import from_decision_table, to_decision_table
+from distill_jax.rules.exchange._decision_inputs import read_rows
 from distill_jax.rules.language import RuleError, label, parse
 from distill_jax.rules.logic import fires
 
@@ -308,6 +309,16 @@ def test_from_files_and_other_tables(tmp_path: pathlib.Path) -> None:
     assert from_decision_table(quoted, hit_policy="collect") == parse(
         "age == 3 and city in ['a', 'b'] => k\nage == 4 and city != 'a' => k"
     )
+    loose = 'x; y; then\n"a; b", c; "d, e"; k\n"-, ""x"""; "f\ng"; "k"\n-;O"Neil\'s, x;k'
+    assert [row.cells for row in read_rows(loose).rows] == [
+        {"x": '"a; b", c', "y": "d, e", "then": "k"},
+        {"x": '-, "x"', "y": "f\ng", "then": "k"},
+        {"x": "-", "y": "O\"Neil's, x", "then": "k"},
+    ]
+    assert [row.number for row in read_rows(loose).rows] == [2, 4, 5]
+    assert read_rows("x,then\n3,").rows[0].cells == {"x": "3", "then": ""}
+    missing = pd.DataFrame({"x": ["> 3", pd.NA, None], "then": ["k", pd.NA, np.nan]})
+    assert from_decision_table(missing) == parse("x > 3 => k")
     path.write_text(TABLE + "> 3;-;what?\n")
     with pytest.raises(RuleError, match="table.csv, line 6: 3 cells under 4 columns"):
         from_decision_table(str(path))
