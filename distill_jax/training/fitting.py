@@ -304,7 +304,7 @@ def _check_stop(stop: Any, evaluate_every: Any, checkpoints: Checkpoints | None)
 
 def _evaluated_before(stop: EarlyStopping | None, saver: Saver | None, done: int) -> dict[str, Any]:
     """What the runs before have evaluated, for ``BetweenCalls``."""
-    watched = {} if saver is None else saver.watched() or {"evaluated": done}
+    watched: dict[str, Any] = {} if saver is None else saver.watched() or {"evaluated": done}
     found: dict[str, Any] = {"evaluated": int(watched["evaluated"])} if watched else {}
     if stop is not None and watched.get("metric") == stop.metric:
         found["watched"] = [(int(step), float(figure)) for step, figure in watched["figures"]]
