@@ -94,6 +94,17 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     training.sweep(_trial, {"a": [1.0]}, key=key, progress=False, file=folder / "sweep.jsonl")
     rules.write_rules(rules.parse(TEXT), folder / "rules.csv")
     rules.write_schema(schema, folder / "schema.json")
+    training.fit(
+        model,
+        objectives.weighted_sum(objectives.term("labels", 1.0, losses.cross_entropy)),
+        optax.sgd(0.1),
+        {"inputs": inputs, "labels": np.arange(8) % 3},
+        key=key,
+        steps=1,
+        batch_size=8,
+        checkpoints=training.Checkpoints(folder / "saved"),
+        progress=False,
+    )
     return Parts(
         key=key,
         inputs=inputs,
@@ -181,6 +192,12 @@ CASES: dict[str, Callable[[Parts], dict[str, Any]]] = {
     "objectives.term": lambda p: {"name": "a", "weight": 1.0, "loss": losses.cross_entropy},
     "optimizers.max_norm": lambda p: {"limit": 1.0},
     "optimizers.pull_to_start": lambda p: {"strength": 0.1},
+    "training.EarlyStopping": lambda p: {"metric": "x", "better": "higher", "patience": 2},
+    "training.load": lambda p: {
+        "folder": p.folder / "saved",
+        "model": p.model,
+        "inputs": p.inputs,
+    },
     "training.warmed_up": lambda p: {"decay": 0.9},
     "training.best": lambda p: {"rows": [{"x": 1.0}], "by": "x", "better": "higher"},
     "training.run": lambda p: {**_loop(p), "steps": 2},
@@ -430,6 +447,8 @@ def test_names_the_argument(
 
 
 ACCEPTED = {
+    "teachers.monte_carlo": {"params", "state"},
+    "teachers.precompute": {"key"},  # is for teachers that draw
     "teachers.from_function": {"params"},  # any tree, which only predict knows
     "teachers.teacher": {"params", "state"},
 }

@@ -63,6 +63,7 @@ def evaluator(
                 "average is True, and the state has no moving average: pass average_decay= to run "
                 "or fit"
             )
-        return evaluate(model, *variables, data, **how)
+        params, own_state = variables
+        return evaluate(model, params, own_state, data, **how)
 
     return evaluate_state

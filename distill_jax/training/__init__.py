@@ -2,7 +2,7 @@
 
 from distill_jax.optimizers import max_norm
 from distill_jax.training.averaging import warmed_up
-from distill_jax.training.checkpoints import CheckpointError, Checkpoints
+from distill_jax.training.checkpoints import CheckpointError, Checkpoints, Loaded, load
 from distill_jax.training.devices import (
     Layout,
     data_parallel,
@@ -11,6 +11,7 @@ from distill_jax.training.devices import (
     shard_by_name,
     shard_by_size,
 )
+from distill_jax.training.ending import EarlyStopping
 from distill_jax.training.fitting import fit
 from distill_jax.training.profiling import Breakdown, breakdown
 from distill_jax.training.running import run
@@ -31,7 +32,9 @@ __all__ = [
     "Breakdown",
     "CheckpointError",
     "Checkpoints",
+    "EarlyStopping",
     "Layout",
+    "Loaded",
     "NonFiniteLoss",
     "Recipe",
     "TrainState",
@@ -42,6 +45,7 @@ __all__ = [
     "fsdp",
     "integers",
     "json_lines",
+    "load",
     "log_uniform",
     "max_norm",
     "read_sweep",

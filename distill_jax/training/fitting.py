@@ -27,8 +27,10 @@ from distill_jax.training._between_calls import BetweenCalls
 from distill_jax.training._preparing import Prepared
 from distill_jax.training.averaging import Decay
 from distill_jax.training.checkpoints import Checkpoints
+from distill_jax.training.checkpoints.saving import Saver
 from distill_jax.training.devices import Layout, _hosts
 from distill_jax.training.devices._preemption import Stopping, stopping
+from distill_jax.training.ending import EarlyStopping
 from distill_jax.training.step import TrainState
 from distill_jax.training.step._compiled import steps_of
 from distill_jax.training.step._forward import Augment
@@ -69,6 +71,7 @@ def fit(
     prefetch: int | None = None,
     evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
     evaluate_every: int | None = None,
+    stop: EarlyStopping | None = None,
     callbacks: Sequence[Callable[[TrainState, Mapping[str, np.ndarray]], None]] = (),
     log: logs_.Log | Sequence[logs_.Log] = (),
     trace: str | os.PathLike[str] | None = None,
@@ -108,9 +111,14 @@ def fit(
         step holds a convolution.
       prefetch: Batches that a thread draws and transfers ahead. None takes 2 for a stream, and 0,
         no thread, for arrays in memory.
-      evaluate: ``state -> {name: number}``, added to the history.
+      evaluate: ``state -> {name: number}``, added to the history; for example
+        ``evaluation.evaluator(model, validation)``. Arrays of numbers are allowed too, and what
+        ``evaluation.evaluate`` returns: its list ``per_class`` becomes "per_class/errors" and so
+        on, ``[classes]``. Logs get each entry of an array by its place, "per_class/errors/0".
       evaluate_every: Steps between evaluations, rounded up to whole calls; the last state is
         always evaluated.
+      stop: Ends training once a number that ``evaluate`` returns stops improving, and may return
+        the best state in place of the last one; see ``training.EarlyStopping``.
       callbacks: Called after each call with the state and that call's metrics, each ``[steps]``:
         this waits for the device. The state's arrays are donated to the next call: copy what you
         keep.
@@ -120,9 +128,10 @@ def fit(
       progress: Whether to show a progress bar on a terminal.
 
     Returns:
-      The state after the last step, and the history of the steps that this call took: ``loss`` and
-      each term's mean, ``[steps]``; what ``evaluate`` returned, ``[evaluations]`` per name, and
-      ``evaluated_at``, the steps at which it did.
+      The state after the last step (with ``restore_best`` of ``stop``, the best one), and the
+      history of the steps that this call took: ``loss`` and each term's mean, ``[steps]``; what
+      ``evaluate`` returned, ``[evaluations, ...]`` per name, and ``evaluated_at``, the steps at
+      which it did.
 
     Raises:
       NonFiniteLoss: as soon as a loss is NaN or infinite, naming step and terms; also for
@@ -140,6 +149,7 @@ def fit(
     if prefetch is not None:
         prefetch = _checks.count("prefetch", prefetch, least=0)
     _check_what_watches(checkpoints, layout, evaluate, evaluate_every, callbacks)
+    _check_stop(stop, evaluate_every, checkpoints)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_preparing.opened(data, batch_size))
         ready = _preparing.prepared(
@@ -174,11 +184,11 @@ def fit(
             stack.enter_context(_hosts.together())
 
         # Around the folder, whose closing waits for the last save.
-        stop = stack.enter_context(stopping(checkpoints is not None))
+        ending = stack.enter_context(stopping(checkpoints is not None))
         saver = (
             None if checkpoints is None else stack.enter_context(checkpoints.open(configuration))
         )
-        with stop.at_once():
+        with ending.at_once():
             found = None if saver is None else saver.restore(ready.expected)
         state, position = (ready.start(), None) if found is None else found
         done = int(state.step) - ready.steps_before
@@ -210,22 +220,28 @@ def fit(
             callbacks=callbacks,
             saver=saver,
             save_evaluated=checkpoints is not None and checkpoints.best is not None,
-            stop=stop,
+            stop=ending,
+            early=stop,
+            **_evaluated_before(stop, None if found is None else saver, done),
         )
-        watch.begin(done, state)
+        watch.begin(done, state, position)
         call = functools.partial(steps_of, ready.recipe, unroll, layout)
         rest = ready.objective, ready.teachers, ready.decay
         with watch.saving():
-            for group, position in _groups(_waited_for(batches, stop), steps_per_call):
+            groups = _groups(_waited_for(batches, ending), steps_per_call)
+            for group, position in () if watch.ended else groups:
                 # Compiling may take minutes, and before the first call there is nothing to lose.
-                with stop.at_once() if watch.last is None else contextlib.nullcontext():
+                with ending.at_once() if watch.last is None else contextlib.nullcontext():
                     state, metrics = tracer.call(watch.step + 1, call, state, group, *rest)
                 watch.after_call(len(group), state, metrics, position)
-            if watch.done < steps:
+                if watch.ended:
+                    break
+            if watch.done < steps and not watch.ended:
                 watch.history.settle()  # a loss that is not finite comes first
                 warnings.warn(f"data ended after {watch.done} of {steps} steps", stacklevel=2)
             counted.warn(watch.done - done)
             watch.end(state, position)
+            state = watch.returned(state, ready.expected)
     return state, watch.history.arrays()
 
 
@@ -262,6 +278,37 @@ def _check_what_watches(
             "checkpoints of several processes need a layout over the devices of all: pass "
             "layout=training.data_parallel()"
         )
+
+
+def _check_stop(stop: Any, evaluate_every: Any, checkpoints: Checkpoints | None) -> None:
+    if stop is None:
+        return
+    if not isinstance(stop, EarlyStopping):
+        raise TypeError(
+            f"stop must be an EarlyStopping, got {type(stop).__name__}: pass "
+            f"{EarlyStopping.made_by}"
+        )
+    if evaluate_every is None:
+        raise ValueError(
+            f"stop watches {stop.metric!r}, and nothing is evaluated before the end: pass "
+            "evaluate= and evaluate_every="
+        )
+    kept = checkpoints and (checkpoints.best, checkpoints.better)
+    if stop.restore_best and checkpoints is not None and kept != (stop.metric, stop.better):
+        raise ValueError(
+            "stop is to restore the best state, which must be among the checkpoints: pass "
+            f"Checkpoints(folder, best={stop.metric!r}, better={stop.better!r}), got "
+            f"best={checkpoints.best!r}, better={checkpoints.better!r}"
+        )
+
+
+def _evaluated_before(stop: EarlyStopping | None, saver: Saver | None, done: int) -> dict[str, Any]:
+    """What the runs before have evaluated, for ``BetweenCalls``."""
+    watched: dict[str, Any] = {} if saver is None else saver.watched() or {"evaluated": done}
+    found: dict[str, Any] = {"evaluated": int(watched["evaluated"])} if watched else {}
+    if stop is not None and watched.get("metric") == stop.metric:
+        found["watched"] = [(int(step), float(figure)) for step, figure in watched["figures"]]
+    return found
 
 
 def _call_length(*steps: int | None) -> int:

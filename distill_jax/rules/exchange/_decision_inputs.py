@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from distill_jax import _text
@@ -58,7 +58,7 @@ def read_rows(table: Any) -> Table:
     else:
         names = column_names(table)
         _check_names(names, "")
-        lists = {name: _listed(x) for name, x in columns_of(table, names).items()}
+        lists = {name: _listed(name, x) for name, x in columns_of(table, names).items()}
         lengths = {name: len(x) for name, x in lists.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the columns of the table must have one length, got {lengths}")
@@ -67,10 +67,12 @@ def read_rows(table: Any) -> Table:
     return Table(names, [TableRow(f"row {i}", i, row) for i, row in enumerate(found, 1)])
 
 
-def _listed(column: Any) -> list[Any]:
+def _listed(column_name: str, column: Any) -> list[Any]:
     for name in ("to_pylist", "to_list", "tolist"):
         if hasattr(column, name):
             return list(getattr(column, name)())
+    if not isinstance(column, Iterable) or isinstance(column, str):
+        raise TypeError(f"column {column_name!r} must hold a cell a row, got {column!r}")
     return list(column)
 
 

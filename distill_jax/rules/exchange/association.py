@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from distill_jax._arguments import checked
 from distill_jax.rules.binding._tables import column_names, columns_of
 from distill_jax.rules.exchange._decision_cells import CellProblem, Subject, condition
@@ -124,6 +126,10 @@ class _Table:
     """
 
     def __init__(self, frame: Any):
+        if isinstance(frame, np.ndarray) and frame.dtype.names is None:
+            raise TypeError(
+                "frame must be a data frame or a dictionary of columns, got an array without names"
+            )
         names = column_names(frame)
         self._sides = next((x for x in _SIDES if set(x) <= set(names)), None)
         texts = next((x for x in _TEXTS if x in names), None)

@@ -36,6 +36,8 @@ def description(
     *,
     step: int,
     run: str,
+    best: tuple[str, str] | None = None,
+    watched: Any = None,
 ) -> dict[str, Any]:
     """What is written beside the arrays, as values of JSON.
 
@@ -43,6 +45,8 @@ def description(
       state, position, metrics: What ``save`` was given.
       step: Steps taken, which the folder's name must equal when it is read.
       run: The hash of the run's configuration.
+      best: The metric by which checkpoints are kept, and whether "higher" or "lower" is better.
+      watched: What decides when the run ends, as values of JSON.
     """
     try:
         json.dumps(position)
@@ -57,6 +61,8 @@ def description(
         "run": run,
         "positions": _positions(position),
         "metrics": {name: float(x) for name, x in (metrics or {}).items()},
+        "best": best,
+        "watched": watched,
         "arrays": shapes(state),
         "checksums": checksums(state),
     }

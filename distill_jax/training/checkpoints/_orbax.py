@@ -138,10 +138,30 @@ def read_about(manager: Any, step: int) -> dict[str, Any]:
     return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
 
 
+@contextlib.contextmanager
+def reader(folder: pathlib.Path) -> Iterator[Any]:
+    """A ``CheckpointManager`` that changes nothing in the folder."""
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(
+        read_only=True, create=False, enable_async_checkpointing=False
+    )
+    with contextlib.closing(ocp.CheckpointManager(folder, options=options)) as made:
+        yield made
+
+
 def read_arrays(
-    manager: Any, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]
+    manager: Any,
+    step: int,
+    wanted: Mapping[str, jax.ShapeDtypeStruct],
+    *,
+    partial: bool = False,
 ) -> dict[str, Any]:
-    """Arrays by path: on the devices of their sharding, or in NumPy where there is none."""
+    """Arrays by path: on the devices of their sharding, or in NumPy where there is none.
+
+    Args:
+      partial: Whether the checkpoint may hold others.
+    """
     import orbax.checkpoint as ocp
 
     def onto(x: jax.ShapeDtypeStruct) -> Any:
@@ -152,6 +172,7 @@ def read_arrays(
     tree = ocp.args.PyTreeRestore(
         item={name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in wanted.items()},
         restore_args={name: onto(x) for name, x in wanted.items()},
+        transforms={} if partial else None,  # none, of what is not among these
     )
     return manager.restore(step, args=ocp.args.Composite(state=tree))["state"]
 

@@ -70,7 +70,7 @@ class Checkpoints:
     asynchronous: bool = True
 
     def __post_init__(self) -> None:
-        _check_folder(self.folder)
+        check_folder(self.folder)
         if not (self.best is None or isinstance(self.best, str)):
             raise TypeError(f"best must be the name of a metric, got {self.best!r}")
         if not isinstance(self.asynchronous, bool):
@@ -160,12 +160,13 @@ class Saver:
         """Whether a multiple of ``every`` steps has been reached since the last save."""
         return step // self._options.every > self._last_asked // self._options.every
 
-    def restore(self, state: PyTree) -> tuple[PyTree, Any] | None:
-        """The latest checkpoint, bit for bit, or None if there is none.
+    def restore(self, state: PyTree, step: int | None = None) -> tuple[PyTree, Any] | None:
+        """The latest checkpoint, or that of a step, bit for bit; None if there is none.
 
         Args:
           state: The expected state: arrays or ``jax.ShapeDtypeStruct``. A leaf with a sharding over
             several devices is placed accordingly, whatever devices it was saved from.
+          step: Which checkpoint; None for the latest.
 
         Returns:
           The state, and the position in the data that was saved with it.
@@ -176,7 +177,12 @@ class Saver:
           CheckpointError: if a file of it is damaged or missing; names an older intact one.
         """
         self.wait()
-        step = self.latest()
+        if step is not None and step not in self.steps():
+            raise CheckpointError(
+                f"the checkpoint of step {step} is missing in {self._folder}, which has those of "
+                f"{self.steps()}"
+            )
+        step = self.latest() if step is None else step
         if step is None:
             return None
         try:
@@ -191,14 +197,22 @@ class Saver:
         except Exception as error:
             raise CheckpointError(self._damage(step, state, error)) from error
 
+    def watched(self) -> Any:
+        """What ``save`` was given as ``watched`` with the latest checkpoint, or None."""
+        step = self.latest()
+        return None if step is None else self._about(step).get("watched")
+
     def save(
         self,
         step: int,
         state: PyTree,
         position: Any,
         metrics: Mapping[str, float] | None = None,
+        watched: Any = None,
+        *,
+        replace: bool = False,
     ) -> None:
-        """Saves a checkpoint; does nothing if this step has one.
+        """Saves a checkpoint; does nothing if this step has one, unless that is to be replaced.
 
         When it returns, ``state`` has been copied and may be donated. An error that occurs later,
         while files are written, is raised by the next ``save`` or ``wait``.
@@ -209,6 +223,8 @@ class Saver:
           position: The position in the data to resume from, as values of JSON. If several processes
             train together, each has its own.
           metrics: What ``evaluate`` returned for this state.
+          watched: What decides when the run ends, as values of JSON.
+          replace: Whether to delete one of this step before.
 
         Raises:
           CheckpointError: if saving failed, this time or the last, and ``on_failure`` is "raise".
@@ -219,10 +235,21 @@ class Saver:
         self._last_asked = step
         self._settle(self._options.on_failure)
         if step in self._manager.all_steps():
-            return
+            if not replace:
+                return
+            self._manager.delete(step)
         self._delete_leftovers()
         arrays = _contents.contents(state)
-        about = _contents.description(state, position, metrics, step=step, run=self._run)
+        best = self._options.best
+        about = _contents.description(
+            state,
+            position,
+            metrics,
+            step=step,
+            run=self._run,
+            best=None if best is None else (best, self._options.better),
+            watched=watched,
+        )
         if not self._has_room(step, arrays):
             return
         self._saving = step
@@ -427,7 +454,8 @@ _ON_TRUST = (
 )
 
 
-def _check_folder(folder: Any) -> None:
+def check_folder(folder: Any) -> None:
+    """Raises TypeError or ValueError for what is no path on a file system."""
     if not isinstance(folder, str | os.PathLike) or not isinstance(os.fspath(folder), str):
         raise TypeError(f"folder must be a path, as a string or a pathlib.Path, got {folder!r}")
     # pathlib turns two slashes into one. A single letter before the colon is a drive.

@@ -60,6 +60,13 @@ def agree(**named: Any) -> None:
     )
 
 
+def of_the_first(number: float) -> float:
+    """The number that the first process was given, in all of them. All must call it."""
+    if jax.process_count() == 1:
+        return number
+    return float(np.frombuffer(_gathered(np.array([number], np.float64))[0], np.float64)[0])
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Inside it, an error of the runtime notes that another process may have caused it."""

@@ -5,7 +5,7 @@ Steps are counted as logs count them: by the number of optimizer steps taken, 1 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from distill_jax.objectives import Objective
 from distill_jax.training.watching import logs as logs_
+from distill_jax.training.watching._figures import Figures, as_scalars
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -46,7 +47,7 @@ class History:
         self.calls: list[dict[str, np.ndarray]] = []
         self.steps = 0
         self.pending: Any = None
-        self.evaluations: list[tuple[int, dict[str, float]]] = []
+        self.evaluations: list[tuple[int, Figures]] = []
 
     @property
     def latest(self) -> dict[str, float]:
@@ -105,7 +106,7 @@ class History:
         terms = () if self.objective is None else self.objective.terms
         return [t.name for t in terms if t.weight_at(jnp.asarray(taken, jnp.int32)) == 0]
 
-    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+    def evaluated(self, step: int, values: Figures) -> None:
         taken = {"evaluated_at", *(self.calls[0] if self.calls else ())} & values.keys()
         if taken:
             raise ValueError(f"evaluate must not use the names of metrics, got {sorted(taken)}")
@@ -114,9 +115,16 @@ class History:
                 f"evaluate must return the same names each time: {sorted(values)} after "
                 f"{sorted(self.evaluations[0][1])}"
             )
+        shapes = [{n: np.shape(x) for n, x in v.items()} for _, v in self.evaluations[:1]]
+        changed = [n for n, x in values.items() if shapes and np.shape(x) != shapes[0][n]]
+        if changed:
+            raise ValueError(
+                f"evaluate must return arrays of the same shapes each time: {changed[0]!r} has the "
+                f"shape {np.shape(values[changed[0]])} after {shapes[0][changed[0]]}"
+            )
         self.evaluations.append((step, dict(values)))
         for log in self.logs:
-            log(step, dict(values))
+            log(step, as_scalars(values))
 
     def arrays(self) -> dict[str, np.ndarray]:
         out = {}

@@ -52,7 +52,10 @@ SPLIT = "|--- x <= 3.00\n|   |--- class: a\n|--- x >  3.00\n|   |--- class: b\n"
     ("text", "message"),
     [
         (export_text(TREE, max_depth=1), r"line 5, column 14: a branch is missing"),
-        (export_text(DecisionTreeRegressor(max_depth=1).fit(INPUTS, LABELS)), "regression tree"),
+        (
+            export_text(DecisionTreeRegressor(max_depth=1, random_state=0).fit(INPUTS, LABELS)),
+            "regression tree",
+        ),
         (
             "|--- x <= 1\n|   |--- x <= 1\n|   |   |--- class: a\n|   |--- x >  1\n"
             "|   |   |--- class: b\n|--- x >  1\n|   |--- class: a\n",

@@ -220,6 +220,7 @@ def test_settings_of_any_kind(base):
     assert settings == json.loads(json.dumps(settings)) == of(**values)
     policy, drawn = settings.pop("policy"), settings.pop("drawn")
     assert settings.pop("data") is None and settings.pop("initial") is None
+    assert settings.pop("start") is None
     assert policy.startswith("jax.") and " at 0x" not in policy
     assert drawn == f"key<fry>[] with hash {digest(key)}"
     assert settings == {

@@ -28,15 +28,18 @@ from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.objectives import term, weighted_sum
 from distill_jax.training import (
     Checkpoints,
+    EarlyStopping,
     Layout,
     Recipe,
     TrainState,
     data_parallel,
     fit,
     fsdp,
+    load,
     replicate,
     shard_by_name,
     shard_by_size,
+    warmed_up,
 )
 from distill_jax.training.step._compiled import steps_of
 from tests.training import sequences
@@ -192,6 +195,36 @@ def check_streams_dropout_and_microbatches_equal_one_device():
     got = trained(fsdp(least=96), **how)
     close(got, trained(None, **how))
     assert part(got[0].params["hidden"]["kernel"]) == (16, 8)
+
+
+def check_a_stage_from_given_weights_trains_a_part_and_is_read():
+    first = alone()[0]
+    figures = {"evaluate": lambda state: {"step": state.step}, "evaluate_every": 1}
+    how = {
+        "start": (first.params, first.state),
+        "trainable": {"hidden": {"0": False, "1": True}, "head": True},
+        "average_decay": warmed_up(0.9),
+        "steps": 3,
+        "steps_per_call": 1,
+        "stop": EarlyStopping("step", better="lower", patience=1, restore_best=True),
+        **figures,
+    }
+    want = trained(None, **how)
+    layout, kept = fsdp(least=96), Checkpoints(FOLDER / "stage", best="step", better="lower")
+    for checkpoints in (None, kept):  # the best state from memory, and read again
+        got = trained(layout, **how, checkpoints=checkpoints)
+        close(got, want)
+        assert int(got[0].step) == 1 and len(got[1]["loss"]) == 2
+        np.testing.assert_array_equal(
+            got[0].params["hidden"]["0"]["kernel"], first.params["hidden"]["0"]["kernel"]
+        )
+        assert part(got[0].params["hidden"]["0"]["kernel"]) == (16, 4)
+        momentum = got[0].opt_state[1][0].trace["hidden"]
+        assert part(momentum["1"]["kernel"]) == (4, 32) and not jax.tree.leaves(momentum["0"])
+    found = load(FOLDER / "stage", STUDENT, jnp.zeros((1, 16)), step="best")
+    for name in ("params", "average"):
+        pair = getattr(found, name), getattr(got[0], name)
+        jax.tree.map(np.testing.assert_array_equal, *pair)
 
 
 def check_checkpoints_of_eight_devices_serve_four_and_one():
