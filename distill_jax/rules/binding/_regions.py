@@ -456,7 +456,8 @@ def _sampled_values(
         out[0] = low
     else:
         middle = [low / 2 + high / 2] if low > -MAX and high < MAX else []
-        candidates = [column.mean, *middle, low + 1, high - 1]
+        ends = [low + 1] * (low > -MAX) + [high - 1] * (high < MAX)
+        candidates = [column.mean, *middle, *ends]
         candidates = [y for x in candidates for y in (round(x), x)]
         first = next(x for x in map(np.float32, (*candidates, low)) if low <= x <= high)
         scale = column.std * 10.0 ** random.integers(-1, 4, draws)

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from distill_jax import _text
 from distill_jax.rules.binding._tables import column_names, columns_of, nearest
 from distill_jax.rules.exchange._decision_cells import says_nothing
@@ -68,6 +70,9 @@ def read_rows(table: Any) -> Table:
 
 
 def _listed(column_name: str, column: Any) -> list[Any]:
+    """The cells of a column as Python's values, or NumPy's: times keep their kind."""
+    if isinstance(column, np.ndarray) and column.ndim:  # its tolist makes nanoseconds integers
+        return list(column)
     for name in ("to_pylist", "to_list", "tolist"):
         if hasattr(column, name):
             return list(getattr(column, name)())

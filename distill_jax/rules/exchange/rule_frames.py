@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from distill_jax._arguments import checked
+from distill_jax.rules.binding._tables import column_names
 from distill_jax.rules.binding.binding import RuleWarning
 from distill_jax.rules.exchange.mined import from_rule_strings, smoothed
 from distill_jax.rules.language import formulas as f
@@ -123,7 +124,7 @@ class _Frame:
 
     def __init__(self, frame: Any):
         try:
-            names = set(map(str, frame.keys()))
+            names = set(column_names(frame))
             self.kind = next(x for x in ("coef", "weight", "prediction") if x in names)
             texts = [str(x) for x in frame["rule"]]
             values = [float(x) for x in frame[self.kind]]

@@ -317,6 +317,9 @@ def test_from_files_and_other_tables(tmp_path: pathlib.Path) -> None:
     ]
     assert [row.number for row in read_rows(loose).rows] == [2, 4, 5]
     assert read_rows("x,then\n3,").rows[0].cells == {"x": "3", "then": ""}
+    times = np.array(["2024-01-31", "NaT"], "M8[ns]")
+    held = {"x": times, "b": np.array([True, False]), "then": np.array(["k", "n"])}
+    assert from_decision_table(held) == parse("x == date '2024-01-31' and b => k\nnot b => n")
     missing = pd.DataFrame({"x": ["> 3", pd.NA, None], "then": ["k", pd.NA, np.nan]})
     assert from_decision_table(missing) == parse("x > 3 => k")
     path.write_text(TABLE + "> 3;-;what?\n")
