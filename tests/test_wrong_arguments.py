@@ -392,6 +392,7 @@ def test_names_the_argument(
 
 ACCEPTED = {
     "teachers.from_function": {"params"},  # any tree, which only predict knows
+    "teachers.monte_carlo": {"params", "state"},
     "teachers.teacher": {"params", "state"},
 }
 """Arguments that may be any object, as far as the function can know."""
