@@ -361,7 +361,7 @@ def precompute(
     for number, start in enumerate(range(0, n, batch_size)):
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)
         batch = jax.tree.map(lambda x, rows=rows: x[rows], inputs)
-        own = None if key is None or not teacher.draws else jax.random.fold_in(key, number)
+        own = None if key is None else jax.random.fold_in(key, number)
         batches.append(np.asarray(_logits(teacher, batch, own)))
     return np.concatenate(batches)[:n]
 
