@@ -152,8 +152,8 @@ def _areas(found: Found, rows: dict[str, Any], xp: Any) -> dict[str, Any]:
 
 def _mean(values: Any, where: Any, xp: Any) -> Any:
     """The mean of some values; NaN of none."""
-    count = where.sum()
-    mean = xp.where(where, values, 0.0).sum() / xp.where(count > 0, count, 1)
+    count = xp.where(where, 1.0, 0.0).sum()
+    mean = xp.where(where, values, 0.0).sum() / xp.where(count > 0, count, 1.0)
     return xp.where(count > 0, mean, xp.nan)
 
 

@@ -11,7 +11,7 @@ import pytest
 from distill_jax import data, evaluation, models, rules, teachers
 from distill_jax.losses import cross_entropy, soft_targets
 from distill_jax.objectives import term, weighted_sum
-from distill_jax.training import breakdown, fit, run, sweep
+from distill_jax.training import breakdown, fit, run, sweep, warmed_up
 
 KEY = jax.random.key(0)
 INPUTS = np.sin(np.arange(40.0, dtype=np.float32)).reshape(8, 5)
@@ -38,9 +38,15 @@ def taught():
     return {"big": teachers.teacher(LARGE, *LARGE.init(jax.random.key(1), INPUTS))}
 
 
+def _is_kernel(path, leaf):
+    return path.endswith("kernel")
+
+
 def trial(key, *, rate, data, teacher):
     how = {**HOW, "key": key, "teachers": {"big": teacher}}
-    return {"loss": run(STUDENT, OBJECTIVE, optax.adam(rate), data, **how)[1]["loss"][-1]}
+    state, metrics = run(STUDENT, OBJECTIVE, optax.adam(rate), data, **how)
+    found = evaluation.evaluate(STUDENT, state.params, state.state, data)
+    return {"loss": metrics["loss"][-1], "errors": found["per_class/errors"]}
 
 
 @MODE
@@ -52,7 +58,8 @@ def test_run_fit_and_evaluate(mode):
         # The rest of the step: dropout, pieces, an average, a compute dtype, a stream.
         stream = data.batches(DATA, key=KEY, batch_size=4)
         del how["batch_size"]
-        how |= {"average_decay": 0.9, "microbatches": 2, "compute_dtype": jnp.bfloat16}
+        how |= {"average_decay": warmed_up(0.9), "trainable": _is_kernel}
+        how |= {"microbatches": 2, "compute_dtype": jnp.bfloat16}
         _, history = fit(LARGE, OBJECTIVE, optax.adam(0.1), stream, **how)
     for value in (*metrics["loss"], *history["loss"], found["nll"]):
         assert np.isfinite(value)
