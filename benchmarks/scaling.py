@@ -67,7 +67,7 @@ class Setting:
         )
         self.optimizer = optax.sgd(1e-2, momentum=0.9)
         recipe = training.Recipe(self.student, self.optimizer)
-        self.start = init(recipe, None, self.objective, row, self.teachers, jax.random.key(2))
+        self.start = init(recipe, None, self.objective, row, self.teachers, jax.random.key(2), None)
 
 
 class Task:

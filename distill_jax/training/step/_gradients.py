@@ -28,6 +28,10 @@ from distill_jax.training.step._forward import Forward
 from distill_jax.types import Batch, State
 
 
+_PIECES = 1 << 20
+"""Folded into the keys of pieces."""
+
+
 class Gradients(NamedTuple):
     """What an optimizer step needs; ``grads`` has the structure ``{"student", "terms"}``."""
 
@@ -85,6 +89,14 @@ def join(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
+def _piece_key(key: Array, i: Array | int) -> Array:
+    """The key of a piece of a batch.
+
+    Far from small numbers: ``split(key)[1]``, the key of the terms, is ``fold_in(key, 1)``.
+    """
+    return jax.random.fold_in(key, i + _PIECES)
+
+
 def _whole(forward, objective, trainable, state, term_state, columns, step, key) -> Gradients:
     taught = forward.teach(columns, key)
     key_model, key_terms = jax.random.split(key)
@@ -108,7 +120,7 @@ def _one_pass(
     counts = objective.counts(columns)
 
     def piece(state, i, rows):
-        own = jax.random.fold_in(key, i)
+        own = _piece_key(key, i)
         taught = forward.teach(rows, own)
         key_model, key_terms = jax.random.split(own)
 
@@ -135,7 +147,7 @@ def _two_passes(
     params, cut = trainable["student"], split(columns, pieces)
 
     def piece_key(i):
-        return jax.random.fold_in(key, i)
+        return _piece_key(key, i)
 
     def model_key(i):  # the terms see the whole batch, and its key
         return jax.random.split(piece_key(i))[0]

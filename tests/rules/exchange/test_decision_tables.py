@@ -333,7 +333,7 @@ def test_from_files_and_other_tables(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"hit_policy": "any"}, ValueError, "hit_policy must be one of unique, first"),
+        ({"hit_policy": "any"}, ValueError, "hit_policy must be one of .unique., .first."),
         ({"hit_policy": "priority"}, ValueError, "needs priority="),
         ({"priority": "age"}, ValueError, "other hit policies take none"),
         (
