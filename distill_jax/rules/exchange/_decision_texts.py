@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from distill_jax.rules.exchange._decision_cells import Subject, condition, pieces
+from distill_jax.rules.exchange._decision_cells import CellProblem, Subject, condition, pieces
 from distill_jax.rules.language import formulas as f
 from distill_jax.rules.language._spelling import escaped, quoted
 from distill_jax.rules.language._times import DAY, SECOND, clock, spelled
@@ -18,7 +18,12 @@ def cell_text(x: f.Formula, name: str) -> str:
     """
     subject = Subject(f.Name(name))
     text = _unary(x, subject.value)
-    return text if text is not None and condition(text, subject) == x else _question(x, name)
+    try:
+        if text is not None and condition(text, subject) == x:
+            return text
+    except CellProblem:  # not(…) does not stand within a list
+        pass
+    return _question(x, name)
 
 
 def _unary(x: f.Formula, column: f.Value) -> str | None:

@@ -76,6 +76,7 @@ def said(cell: Any, column: str = "x", schema: Schema | None = None) -> str:
         ("not([1..3])", "not 1 <= x <= 3"),
         ("null", "x is missing"),
         ("not(null)", "x is not missing"),
+        ("!= 3, 4", "x != 3 or x == 4"),
         ("TRUE", "x"),
         ("false", "not x"),
         ("not(true)", "not x"),
