@@ -113,7 +113,8 @@ class BetweenCalls:
         self._check(state)
         self.bar.update(self.done, self.history.latest)
         if self.done < self.steps and not self.ended:
-            values = None if self.evaluated == self.done else self._evaluated(state)
+            made = self.history.evaluations
+            values = None if made and made[-1][0] == self.step else self._evaluated(state)
             self._save(state, position, values)
 
     def returned(self, state: TrainState, expected: TrainState) -> TrainState:
