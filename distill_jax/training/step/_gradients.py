@@ -27,7 +27,6 @@ from distill_jax.objectives import Context, Objective, Part
 from distill_jax.training.step._forward import Forward
 from distill_jax.types import Batch, State
 
-
 _PIECES = 1 << 20
 """Folded into the keys of pieces."""
 
