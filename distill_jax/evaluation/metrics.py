@@ -340,7 +340,7 @@ def _traced(
             "are ranked on the host"
         )
     data, _ = _columns(model, data, teacher)
-    n = len(data["inputs"])
+    n = _batches.rows(data)
     batch_size = min(batch_size, n)
     number = -(-n // batch_size)
     whole = pad(jax.tree.map(jnp.asarray, data), number * batch_size)
