@@ -474,7 +474,7 @@ def term(
         loss=loss,
         where=where,
         init=init,
-        coupled=coupled or _couples(loss, settings),
+        coupled=coupled or _couples(loss, {**settings, **{o: options[o] for o in chosen}}),
         reads=tuple(sorted(reads.items())),
         schedules=tuple(sorted(schedules.items())),
         settings=tuple(sorted(settings.items())),

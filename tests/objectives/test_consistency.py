@@ -129,6 +129,8 @@ def test_views_that_augment_makes_train_in_run_fit_and_pieces(over):
 def test_the_mean_over_kept_rows_makes_a_term_coupled():
     assert [t.coupled for t in objective("kept").terms] == [False, True]
     assert not objective("all").terms[1].coupled
+    named = {"reads": {"teacher_logits": "view:weak"}, "static": ("over",)}
+    assert term("own", 1.0, losses.pseudo_labels, over="kept", **named).coupled
 
 
 def test_a_step_is_that_of_the_loss_written_out():
